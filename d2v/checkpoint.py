@@ -1,0 +1,193 @@
+"""Checkpoints as Hugging Face writes them: `config.json` and safetensors, from a folder or the hub.
+
+Our parameter names differ from Hugging Face's inside the Transformer blocks, since all modalities share them. A model's
+`renames` is a table of (ours, theirs) pieces of names in which `*` stands for a number. It has to be a bijection on the
+model's weights; the tests check every model's.
+"""
+
+import json
+import os
+import pickle
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from d2v.errors import InputError
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+def fetch_file(source: str | Path, name: str) -> Path | None:
+    """The local path of a file of a folder or hub repository (downloaded if need be), or None if it has no such file."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), name))
+    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: offline, or the hub out of reach
+        raise InputError(f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)") from error
+    except EntryNotFoundError:
+        return None
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise InputError(f"{source}: neither a folder nor a hub repository that can be read") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; InputError if it is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all: to a temporary file first, which then takes the place of the old one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def load_config(source: str | Path) -> dict[str, Any]:
+    """The entries of a checkpoint's `config.json`."""
+    path = fetch_file(source, "config.json")
+    if path is None:
+        raise InputError(f"{source}: no config.json; a model is a folder with config.json and {WEIGHTS}, or a hub id")
+    return read_json(path)
+
+
+def rename(key: str, table: tuple[tuple[str, str], ...], *, to_ours: bool = False) -> str:
+    """A weight's name on the other side of the table; names that no row matches stay."""
+    for ours, theirs in table:
+        old, new = (theirs, ours) if to_ours else (ours, theirs)
+        pattern = r"(?<![^.])" + re.escape(old).replace(r"\*", r"(\d+)")  # a piece begins where a part of the name does
+        renamed, found = re.subn(pattern, new.replace("*", r"\1"), key, count=1)
+        if found:
+            return renamed
+    return key
+
+
+@dataclass
+class Report:
+    """What loading did not find, did not use, or found in another shape, under Hugging Face's names."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = (
+            ("newly initialised, since the checkpoint lacks them", self.missing),
+            ("in the checkpoint but not used", self.unexpected),
+            ("of another shape in the checkpoint", self.resized),
+        )
+        return "\n".join(f"Weights {what}: {', '.join(sorted(names))}" for what, names in lines if names)
+
+
+def read_weights(source: str | Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint, by Hugging Face's names: safetensors first, pickles without running their code."""
+    for name, index in ((WEIGHTS, WEIGHTS_INDEX), (PICKLED, PICKLED_INDEX)):
+        if path := fetch_file(source, name):
+            return read_weights_file(path)
+        if path := fetch_file(source, index):
+            weights = {}
+            for shard in sorted(set(read_json(path)["weight_map"].values())):
+                if (shard_path := fetch_file(source, shard)) is None:
+                    raise InputError(f"{path}: names {shard}, which is not there")
+                weights |= read_weights_file(shard_path)
+            return weights
+    raise InputError(f"{source}: no weights; {WEIGHTS}, {WEIGHTS_INDEX}, {PICKLED} or {PICKLED_INDEX} is needed")
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors or PyTorch file."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path}: damaged, or holds more than tensors; such a pickle is not opened") from error
+
+
+def load_weights(model: nn.Module, source: str | Path) -> Report:
+    """Load a checkpoint into a model and say what did not fit.
+
+    A checkpoint of the model without a head fits one with a head, and the other way round. Weights of another shape are
+    left as initialised where they belong to a head; in the model itself they are an InputError.
+    """
+    base = model.base_model_prefix + "."
+    has_head = hasattr(model, model.base_model_prefix)
+    found = {rename(legacy(key), model.renames, to_ours=True): value for key, value in read_weights(source).items()}
+    if has_head and not any(key.startswith(base) for key in found):
+        found = {base + key: value for key, value in found.items()}
+    elif not has_head:
+        found = {key.removeprefix(base): value for key, value in found.items()}
+
+    own, report, fitting = model.state_dict(), Report(), {}
+    if not own.keys() & found.keys():
+        raise InputError(f"{source}: not one weight of {type(model).__name__} is in this checkpoint")
+    for key, value in found.items():
+        theirs = rename(key, model.renames)
+        if key not in own:
+            report.unexpected.append(theirs)
+        elif value.shape == own[key].shape:
+            fitting[key] = value
+        elif has_head and not key.startswith(base):
+            report.resized.append(f"{theirs} {tuple(value.shape)} instead of {tuple(own[key].shape)}")
+        else:
+            raise InputError(
+                f"{source}: {theirs} has shape {tuple(value.shape)}; the configuration asks for {tuple(own[key].shape)}"
+            )
+    report.missing = [rename(key, model.renames) for key in own.keys() - found.keys()]
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def legacy(key: str) -> str:
+    """The present name of a weight that TensorFlow-era checkpoints call otherwise."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{'weight' if m[1] == 'gamma' else 'bias'}", key)
+
+
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file({key: value.contiguous() for key, value in weights.items()}, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}); what was saved before is untouched") from error
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write a model's `config.json` and `model.safetensors` under Hugging Face's names."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {rename(key, model.renames): value for key, value in model.state_dict().items()}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    write_weights(weights, folder / WEIGHTS)
+    write_json(folder / "config.json", model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": dtype})
+
+
+def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload what `save` writes to a hub repository, created if need be; returns the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        return api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url

@@ -1,0 +1,438 @@
+"""data2vec for speech: the waveform front end, its positions, and the model that puts them before the encoder.
+
+A padded batch of clips is never computed as such. The clips are laid one after another on a single long waveform, and
+later, with gaps, on a single row of frames, so that no convolution works on padding and none sees a neighbour: a clip's
+output does not depend on what it is batched with. Convolutions keep channels last; norms and activations then work on
+contiguous memory.
+
+Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C channels, H heads.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
+from d2v.models.masking import span_mask
+from d2v.models.outputs import AudioModelOutput
+from d2v.models.transformer import ACTIVATIONS, Encoder, Packing
+
+
+@dataclass(kw_only=True)
+class Data2VecAudioConfig(Config):
+    """Configuration of the audio models; the defaults are data2vec audio base's (Baevski et al., 2022, section 4.1).
+
+    Attributes:
+        vocab_size: classes of the CTC head, the blank included.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: size of the encoder.
+        hidden_dropout, activation_dropout, attention_dropout: after each branch and the positions, inside the
+            feed-forward, and on the attention weights.
+        feat_proj_dropout: after the projection of the waveform features.
+        final_dropout: before the CTC head.
+        layerdrop: chance that a layer is skipped in training.
+        layer_norm_eps: of the encoder's norms.
+        feat_extract_activation: activation of the front end and the positions.
+        conv_dim, conv_stride, conv_kernel, conv_bias: the front end's convolutions; one entry each.
+        num_conv_pos_embeddings, conv_pos_kernel_size, num_conv_pos_embedding_groups: number, kernel size and groups of
+            the positional convolutions.
+        mask_time_prob, mask_time_length, mask_time_min_masks: SpecAugment in training, over frames; see
+            `d2v.models.masking.span_mask`.
+        mask_feature_prob, mask_feature_length, mask_feature_min_masks: the same over channels.
+        ctc_loss_reduction: "sum" over the batch, or "mean" over labels and clips.
+        ctc_zero_infinity: labels longer than their clip's frames count as 0 instead of infinity.
+        use_weighted_layer_sum, classifier_proj_size: of the classification heads.
+        tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim: of the x-vector head.
+        pad_token_id, bos_token_id, eos_token_id: of the CTC vocabulary; the pad token is the blank.
+        add_adapter, adapter_kernel_size, adapter_stride, num_adapter_layers, output_hidden_size: strided
+            convolutions after the encoder that shorten its output.
+    """
+
+    model_type: ClassVar[str] = "data2vec-audio"
+
+    vocab_size: int = 32
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    feat_proj_dropout: float = 0.0
+    final_dropout: float = 0.1
+    layerdrop: float = 0.1
+    layer_norm_eps: float = 1e-5
+    feat_extract_activation: str = "gelu"
+    conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_bias: bool = False
+    num_conv_pos_embedding_groups: int = 16
+    conv_pos_kernel_size: int = 19
+    num_conv_pos_embeddings: int = 5
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+    mask_feature_min_masks: int = 0
+    ctc_loss_reduction: str = "sum"
+    ctc_zero_infinity: bool = False
+    use_weighted_layer_sum: bool = False
+    classifier_proj_size: int = 256
+    tdnn_dim: tuple[int, ...] = (512, 512, 512, 512, 1500)
+    tdnn_kernel: tuple[int, ...] = (5, 3, 3, 1, 1)
+    tdnn_dilation: tuple[int, ...] = (1, 2, 3, 1, 1)
+    xvector_output_dim: int = 512
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    add_adapter: bool = False
+    adapter_kernel_size: int = 3
+    adapter_stride: int = 2
+    num_adapter_layers: int = 3
+    output_hidden_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
+            sizes = len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)
+            raise ValueError("conv_dim, conv_stride and conv_kernel should be equally long, not {} {} {}".format(*sizes))
+        self.output_hidden_size = self.output_hidden_size or self.hidden_size
+
+    @property
+    def inputs_to_logits_ratio(self) -> int:
+        """Samples from one frame to the next, before adapters: 320, or 20 ms, in the released models."""
+        return math.prod(self.conv_stride)
+
+    def frames(self, samples, *, adapter: bool | None = None):
+        """Frames that so many samples give; an int or a tensor of ints. Adapters count if the model has them."""
+        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        for _ in range(self.num_adapter_layers if (self.add_adapter if adapter is None else adapter) else 0):
+            samples = (samples - 1) // self.adapter_stride + 1
+        return samples
+
+    @property
+    def shortest_clip(self) -> int:
+        """Samples that give one frame: 400, or 25 ms, in the released models."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+
+def conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A 1-d convolution of (B, T, C), contiguous in and out: as a 2-d one of height 1, whose channels may come last."""
+    image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T), stored as (B, 1, T, C)
+    image = F.conv2d(
+        image,
+        conv.weight.unsqueeze(2),
+        conv.bias,
+        stride=(1, *conv.stride),
+        padding=(0, *conv.padding),
+        groups=conv.groups,
+    )
+    return image.squeeze(2).transpose(1, 2)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, LayerNorm over channels, activation."""
+
+    def __init__(self, config: Data2VecAudioConfig, index: int):
+        super().__init__()
+        before = config.conv_dim[index - 1] if index else 1
+        kernel, stride = config.conv_kernel[index], config.conv_stride[index]
+        self.conv = nn.Conv1d(before, config.conv_dim[index], kernel, stride, bias=config.conv_bias)
+        self.layer_norm = nn.LayerNorm(config.conv_dim[index])
+        self.activation = ACTIVATIONS[config.feat_extract_activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T', C')"""
+        return self.activation(self.layer_norm(conv_channels_last(x, self.conv)))
+
+
+class FeatureEncoder(nn.Module):
+    """The waveform front end: seven strided convolutions, one frame every 20 ms."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        self.config = config
+        self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
+
+    def forward(self, input_values: Tensor, samples: list[int]) -> Tensor:
+        """Features of the real frames.
+
+        Args:
+            input_values: (B, S).
+            samples: real samples of each row.
+
+        Returns:
+            (N, C), row after row.
+        """
+        frames, hop = [self.config.frames(n) for n in samples], self.config.inputs_to_logits_ratio
+        padded = min(samples) < input_values.shape[1]
+        if padded:
+            # Each clip begins at a multiple of the hop, so its frames are those it would have alone, and lie apart from
+            # the ones that overlap two clips, which are left out below.
+            slots = [math.ceil(n / hop) * hop for n in samples]
+            clips = [F.pad(row[:n], (0, slot - n)) for row, n, slot in zip(input_values, samples, slots, strict=True)]
+            input_values = torch.cat(clips)[None]
+        x = input_values[:, :, None]  # (B or 1, S, 1)
+        for layer in self.conv_layers:
+            x = layer(x)
+        if not padded:
+            return x.flatten(0, 1)
+        starts = [start // hop for start in accumulate(slots, initial=0)]
+        return torch.cat([x[0, start : start + n] for start, n in zip(starts, frames, strict=False)])
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm and linear map from the front end's channels to the encoder's width."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) -> hidden states (N, D) and normalised features (N, C)."""
+        normed = self.layer_norm(x)
+        return self.dropout(self.projection(normed)), normed
+
+
+class PositionalConvLayer(nn.Module):
+    """Grouped convolution that keeps the length, LayerNorm without parameters, activation."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        width, kernel, groups = config.hidden_size, config.conv_pos_kernel_size, config.num_conv_pos_embedding_groups
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+        self.layer_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.activation = ACTIVATIONS[config.feat_extract_activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        # An even kernel gives one frame too many.
+        return self.activation(self.layer_norm(conv_channels_last(x, self.conv)[:, : x.shape[1]]))
+
+
+class PositionalConvEmbedding(nn.Module):
+    """Positions relative to the neighbours: a stack of convolutions over the frames."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        self.gap = config.conv_pos_kernel_size // 2
+        self.layers = nn.ModuleList(PositionalConvLayer(config) for _ in range(config.num_conv_pos_embeddings))
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, D) -> (N, D)"""
+        if packing.indices is None:
+            rows = packing.unpack(x)
+            for layer in self.layers:
+                rows = layer(rows)
+            return packing.pack(rows)
+        # All clips on one row with a gap of zeros after each, as wide as a kernel reaches: what a clip alone would see.
+        clip = torch.arange(packing.batch, device=x.device)
+        places = torch.arange(len(x), device=x.device) + self.gap * packing.spread(clip)
+        size = len(x) + self.gap * packing.batch
+        row = x.new_zeros(size, x.shape[1]).index_copy(0, places, x)[None]
+        real = torch.zeros(size, 1, dtype=torch.bool, device=x.device).index_fill(0, places, True)
+        for layer in self.layers:
+            row = layer(row).masked_fill(~real, 0)
+        return row[0].index_select(0, places)
+
+
+class AudioEncoder(Encoder):
+    """The shared encoder with positions and a norm before its first block."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__(
+            config.num_hidden_layers,
+            layerdrop=config.layerdrop,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            hidden=config.intermediate_size,
+            pre_norm=False,
+            activation=config.hidden_act,
+            norm_eps=config.layer_norm_eps,
+            dropout=config.hidden_dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            layer_scale=0.0,
+            key_bias=True,
+            implementation=config.attn_implementation,
+        )
+        self.pos_conv_embed = PositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x: Tensor, packing: Packing, **options):
+        """As `Encoder.forward`."""
+        x = self.dropout(self.layer_norm(x + self.pos_conv_embed(x, packing)))
+        return super().forward(x, packing, **options)
+
+
+class AdapterLayer(nn.Module):
+    """Strided convolution with a gated linear unit."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        width = config.output_hidden_size
+        self.conv = nn.Conv1d(width, 2 * width, config.adapter_kernel_size, config.adapter_stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T', D)"""
+        return F.glu(conv_channels_last(x, self.conv), dim=-1)
+
+
+class Adapter(nn.Module):
+    """Shortens the encoder's output, for use before a decoder."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__()
+        resize = config.output_hidden_size != config.hidden_size
+        self.proj = nn.Linear(config.hidden_size, config.output_hidden_size) if resize else None
+        self.proj_layer_norm = nn.LayerNorm(config.output_hidden_size) if resize else None
+        self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_adapter_layers))
+        self.layerdrop = config.layerdrop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T', D'), without padding."""
+        if self.proj is not None:
+            x = self.proj_layer_norm(self.proj(x))
+        for layer in self.layers:
+            if not self.training or torch.rand(()).item() > self.layerdrop:
+                x = layer(x)
+        return x
+
+
+class AudioPreTrainedModel(PreTrainedModel):
+    """What the audio models share: names, initialisation, input checks."""
+
+    config_class = Data2VecAudioConfig
+    base_model_prefix = "data2vec_audio"
+    renames = (
+        ("encoder.layers.*.attn.", "encoder.layers.*.attention."),
+        ("encoder.layers.*.attn_norm.", "encoder.layers.*.layer_norm."),
+        ("encoder.layers.*.ffn.fc1.", "encoder.layers.*.feed_forward.intermediate_dense."),
+        ("encoder.layers.*.ffn.fc2.", "encoder.layers.*.feed_forward.output_dense."),
+        ("encoder.layers.*.ffn_norm.", "encoder.layers.*.final_layer_norm."),
+    )
+
+    def freeze_feature_encoder(self) -> None:
+        """Train the waveform front end no further (the default when fine-tuning; fairseq: `feature_grad_mult: 0`)."""
+        self.base_model.feature_extractor.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Initialise as fairseq's wav2vec 2.0: Kaiming for convolutions, uniform for the feature projection."""
+        for module in self.modules():
+            init_linear(module, self.config.initializer_range)
+            if isinstance(module, nn.Conv1d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    bound = math.sqrt(module.groups / (module.in_channels * module.kernel_size[0]))
+                    nn.init.uniform_(module.bias, -bound, bound)
+            elif isinstance(module, FeatureProjection):
+                bound = module.projection.in_features**-0.5
+                nn.init.uniform_(module.projection.weight, -bound, bound)
+                nn.init.uniform_(module.projection.bias, -bound, bound)
+
+
+class Data2VecAudioModel(AudioPreTrainedModel):
+    """Waveforms to contextual frames, one every 20 ms."""
+
+    def __init__(self, config: Data2VecAudioConfig):
+        super().__init__(config)
+        self.feature_extractor = FeatureEncoder(config)
+        self.feature_projection = FeatureProjection(config)
+        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+            self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
+        self.encoder = AudioEncoder(config)
+        self.adapter = Adapter(config) if config.add_adapter else None
+        self.init_weights()
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> AudioModelOutput | tuple:
+        """Encode a batch of clips.
+
+        Args:
+            input_values: (B, S) float, each clip normalised to zero mean and unit variance, padded on the right.
+            attention_mask: (B, S), 1 at real samples; without it all are.
+            mask_time_indices: (B, T) bool, frames to replace by the mask embedding; in training drawn as the
+                configuration says when not given.
+            head_mask: (H,) or (layers, H), a factor for each head's output.
+            output_attentions: return attention weights, which takes the eager path in every layer.
+            output_hidden_states: return all layers' outputs.
+            return_dict: False for a tuple of the fields that are set.
+
+        Raises:
+            ValueError: the input has the wrong shape or dtype, or a clip is too short for a single frame.
+        """
+        check_float(input_values, "input_values", 2)
+        samples = [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
+        if min(samples) < self.config.shortest_clip:
+            raise ValueError(f"a clip has {min(samples)} samples; one frame takes {self.config.shortest_clip}")
+        frames = torch.tensor([self.config.frames(n, adapter=False) for n in samples], device=input_values.device)
+        packing = packing_of_lengths(frames, self.config.frames(input_values.shape[1], adapter=False))
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
+            x, features = self.feature_projection(self.feature_extractor(input_values, samples))
+            x, hidden_states, attentions = self.encoder(
+                self.mask(x, packing, mask_time_indices),
+                packing,
+                head_mask=head_mask,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
+            if self.adapter is not None:
+                clips = [self.adapter(clip[None])[0] for clip in x.split(packing.lengths)]
+                packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
+                x = torch.cat(clips)
+        output = AudioModelOutput(packing.unpack(x), packing.unpack(features), hidden_states, attentions)
+        return output if return_dict else output.to_tuple()
+
+    def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
+        """SpecAugment: frames become the mask embedding, channels become 0. Only in training, unless frames are given."""
+        config = self.config
+        if frames_to_mask is None and self.training and config.mask_time_prob > 0:
+            frames_to_mask = span_mask(
+                packing.lengths,
+                packing.length,
+                config.mask_time_prob,
+                config.mask_time_length,
+                config.mask_time_min_masks,
+            )
+        if frames_to_mask is not None:
+            masked = packing.pack(frames_to_mask.to(x.device))[:, None]  # (N, 1)
+            x = torch.where(masked, self.masked_spec_embed.to(x.dtype), x)
+        if self.training and config.mask_feature_prob > 0:
+            channels = span_mask(
+                [config.hidden_size] * packing.batch,
+                config.hidden_size,
+                config.mask_feature_prob,
+                config.mask_feature_length,
+                config.mask_feature_min_masks,
+            )
+            x = x.masked_fill(packing.spread(channels.to(x.device)), 0)
+        return x
+
+
+def packing_of_lengths(lengths: Tensor, longest: int | None = None) -> Packing:
+    """Packing of rows with so many real positions each, (B,), padded to `longest`."""
+    longest = int(lengths.max()) if longest is None else longest
+    return Packing.of(torch.arange(longest, device=lengths.device) < lengths[:, None], len(lengths), longest)
