@@ -36,7 +36,9 @@ def fetch_file(source: str | Path, name: str) -> Path | None:
     try:
         return Path(hf_hub_download(str(source), name))
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: offline, or the hub out of reach
-        raise InputError(f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)") from error
+        raise InputError(
+            f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)"
+        ) from error
     except EntryNotFoundError:
         return None
     except (HFValidationError, HfHubHTTPError) as error:
@@ -179,7 +181,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
     weights = {rename(key, model.renames): value for key, value in model.state_dict().items()}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     write_weights(weights, folder / WEIGHTS)
-    write_json(folder / "config.json", model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": dtype})
+    write_json(
+        folder / "config.json", model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": dtype}
+    )
 
 
 def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

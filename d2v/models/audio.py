@@ -1,26 +1,20 @@
-"""data2vec for speech: the waveform front end, its positions, and the model that puts them before the encoder.
-
-A padded batch of clips is never computed as such. The clips are laid one after another on a single long waveform, and
-later, with gaps, on a single row of frames, so that no convolution works on padding and none sees a neighbour: a clip's
-output does not depend on what it is batched with. Convolutions keep channels last; norms and activations then work on
-contiguous memory.
+"""data2vec for speech: its configuration, and the model that puts waveform features before the shared encoder.
 
 Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C channels, H heads.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
-from d2v.models.transformer import ACTIVATIONS, Encoder, Packing
+from d2v.models.transformer import Encoder, Packing
+from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding
 
 
 @dataclass(kw_only=True)
@@ -102,7 +96,9 @@ class Data2VecAudioConfig(Config):
         super().__post_init__()
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
             sizes = len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)
-            raise ValueError("conv_dim, conv_stride and conv_kernel should be equally long, not {} {} {}".format(*sizes))
+            raise ValueError(
+                "conv_dim, conv_stride and conv_kernel should be equally long, not {} {} {}".format(*sizes)
+            )
         self.output_hidden_size = self.output_hidden_size or self.hidden_size
 
     @property
@@ -125,128 +121,6 @@ class Data2VecAudioConfig(Config):
         for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
-
-
-def conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A 1-d convolution of (B, T, C), contiguous in and out: as a 2-d one of height 1, whose channels may come last."""
-    image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T), stored as (B, 1, T, C)
-    image = F.conv2d(
-        image,
-        conv.weight.unsqueeze(2),
-        conv.bias,
-        stride=(1, *conv.stride),
-        padding=(0, *conv.padding),
-        groups=conv.groups,
-    )
-    return image.squeeze(2).transpose(1, 2)
-
-
-class ConvLayer(nn.Module):
-    """Convolution, LayerNorm over channels, activation."""
-
-    def __init__(self, config: Data2VecAudioConfig, index: int):
-        super().__init__()
-        before = config.conv_dim[index - 1] if index else 1
-        kernel, stride = config.conv_kernel[index], config.conv_stride[index]
-        self.conv = nn.Conv1d(before, config.conv_dim[index], kernel, stride, bias=config.conv_bias)
-        self.layer_norm = nn.LayerNorm(config.conv_dim[index])
-        self.activation = ACTIVATIONS[config.feat_extract_activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T', C')"""
-        return self.activation(self.layer_norm(conv_channels_last(x, self.conv)))
-
-
-class FeatureEncoder(nn.Module):
-    """The waveform front end: seven strided convolutions, one frame every 20 ms."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        self.config = config
-        self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
-
-    def forward(self, input_values: Tensor, samples: list[int]) -> Tensor:
-        """Features of the real frames.
-
-        Args:
-            input_values: (B, S).
-            samples: real samples of each row.
-
-        Returns:
-            (N, C), row after row.
-        """
-        frames, hop = [self.config.frames(n) for n in samples], self.config.inputs_to_logits_ratio
-        padded = min(samples) < input_values.shape[1]
-        if padded:
-            # Each clip begins at a multiple of the hop, so its frames are those it would have alone, and lie apart from
-            # the ones that overlap two clips, which are left out below.
-            slots = [math.ceil(n / hop) * hop for n in samples]
-            clips = [F.pad(row[:n], (0, slot - n)) for row, n, slot in zip(input_values, samples, slots, strict=True)]
-            input_values = torch.cat(clips)[None]
-        x = input_values[:, :, None]  # (B or 1, S, 1)
-        for layer in self.conv_layers:
-            x = layer(x)
-        if not padded:
-            return x.flatten(0, 1)
-        starts = [start // hop for start in accumulate(slots, initial=0)]
-        return torch.cat([x[0, start : start + n] for start, n in zip(starts, frames, strict=False)])
-
-
-class FeatureProjection(nn.Module):
-    """LayerNorm and linear map from the front end's channels to the encoder's width."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C) -> hidden states (N, D) and normalised features (N, C)."""
-        normed = self.layer_norm(x)
-        return self.dropout(self.projection(normed)), normed
-
-
-class PositionalConvLayer(nn.Module):
-    """Grouped convolution that keeps the length, LayerNorm without parameters, activation."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        width, kernel, groups = config.hidden_size, config.conv_pos_kernel_size, config.num_conv_pos_embedding_groups
-        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
-        self.layer_norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.activation = ACTIVATIONS[config.feat_extract_activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        # An even kernel gives one frame too many.
-        return self.activation(self.layer_norm(conv_channels_last(x, self.conv)[:, : x.shape[1]]))
-
-
-class PositionalConvEmbedding(nn.Module):
-    """Positions relative to the neighbours: a stack of convolutions over the frames."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        self.gap = config.conv_pos_kernel_size // 2
-        self.layers = nn.ModuleList(PositionalConvLayer(config) for _ in range(config.num_conv_pos_embeddings))
-
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(N, D) -> (N, D)"""
-        if packing.indices is None:
-            rows = packing.unpack(x)
-            for layer in self.layers:
-                rows = layer(rows)
-            return packing.pack(rows)
-        # All clips on one row with a gap of zeros after each, as wide as a kernel reaches: what a clip alone would see.
-        clip = torch.arange(packing.batch, device=x.device)
-        places = torch.arange(len(x), device=x.device) + self.gap * packing.spread(clip)
-        size = len(x) + self.gap * packing.batch
-        row = x.new_zeros(size, x.shape[1]).index_copy(0, places, x)[None]
-        real = torch.zeros(size, 1, dtype=torch.bool, device=x.device).index_fill(0, places, True)
-        for layer in self.layers:
-            row = layer(row).masked_fill(~real, 0)
-        return row[0].index_select(0, places)
 
 
 class AudioEncoder(Encoder):
@@ -277,40 +151,6 @@ class AudioEncoder(Encoder):
         """As `Encoder.forward`."""
         x = self.dropout(self.layer_norm(x + self.pos_conv_embed(x, packing)))
         return super().forward(x, packing, **options)
-
-
-class AdapterLayer(nn.Module):
-    """Strided convolution with a gated linear unit."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        width = config.output_hidden_size
-        self.conv = nn.Conv1d(width, 2 * width, config.adapter_kernel_size, config.adapter_stride, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T', D)"""
-        return F.glu(conv_channels_last(x, self.conv), dim=-1)
-
-
-class Adapter(nn.Module):
-    """Shortens the encoder's output, for use before a decoder."""
-
-    def __init__(self, config: Data2VecAudioConfig):
-        super().__init__()
-        resize = config.output_hidden_size != config.hidden_size
-        self.proj = nn.Linear(config.hidden_size, config.output_hidden_size) if resize else None
-        self.proj_layer_norm = nn.LayerNorm(config.output_hidden_size) if resize else None
-        self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_adapter_layers))
-        self.layerdrop = config.layerdrop
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T', D'), without padding."""
-        if self.proj is not None:
-            x = self.proj_layer_norm(self.proj(x))
-        for layer in self.layers:
-            if not self.training or torch.rand(()).item() > self.layerdrop:
-                x = layer(x)
-        return x
 
 
 class AudioPreTrainedModel(PreTrainedModel):
@@ -384,7 +224,9 @@ class Data2VecAudioModel(AudioPreTrainedModel):
             ValueError: the input has the wrong shape or dtype, or a clip is too short for a single frame.
         """
         check_float(input_values, "input_values", 2)
-        samples = [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
+        samples = (
+            [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
+        )
         if min(samples) < self.config.shortest_clip:
             raise ValueError(f"a clip has {min(samples)} samples; one frame takes {self.config.shortest_clip}")
         frames = torch.tensor([self.config.frames(n, adapter=False) for n in samples], device=input_values.device)

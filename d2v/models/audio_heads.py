@@ -18,7 +18,9 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
         super().__init__(config)
         self.data2vec_audio = Data2VecAudioModel(config)
         self.dropout = nn.Dropout(config.final_dropout)
-        self.lm_head = nn.Linear(config.output_hidden_size if config.add_adapter else config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(
+            config.output_hidden_size if config.add_adapter else config.hidden_size, config.vocab_size
+        )
         self.init_weights()
 
     def forward(
@@ -67,5 +69,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
     def output_lengths(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B,) real frames of each clip: the part of the logits that means something."""
         if attention_mask is None:
-            return torch.full((len(input_values),), self.config.frames(input_values.shape[1]), device=input_values.device)
+            return torch.full(
+                (len(input_values),), self.config.frames(input_values.shape[1]), device=input_values.device
+            )
         return self.config.frames(attention_mask.sum(dim=1))

@@ -177,5 +177,6 @@ def init_linear(module: nn.Module, std: float) -> None:
 def check_float(values: Tensor, name: str, ndim: int) -> None:
     """Raise ValueError unless `values` is a float tensor with `ndim` dimensions."""
     if values.ndim != ndim or not values.is_floating_point():
-        raise ValueError(f"{name} should be a float tensor with {ndim} dimensions, not {values.dtype} {tuple(values.shape)}")
-
+        raise ValueError(
+            f"{name} should be a float tensor with {ndim} dimensions, not {values.dtype} {tuple(values.shape)}"
+        )

@@ -289,4 +289,8 @@ class Encoder(nn.Module):
             if output_hidden_states:
                 hidden_states.append(packing.unpack(x))
             attentions.append(weights)
-        return x, tuple(hidden_states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
+        return (
+            x,
+            tuple(hidden_states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )

@@ -1,0 +1,1 @@
+"""Data: loading any `datasets` source, collation, length-bucketed sampling, and the embedded demo sets."""

@@ -1,0 +1,84 @@
+"""Clips: how long they are, and which cannot be used."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from d2v.errors import InputError
+from d2v.processors.audio import CTCTokenizer, audio_seconds
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def check_clips(
+    split: "Dataset",
+    name: str,
+    audio_column: str,
+    *,
+    shortest: float,
+    longest: float = float("inf"),
+    problem: Callable[[dict[str, Any], float], str | None] = lambda row, seconds: None,
+    bad_rows: Literal["refuse", "skip"],
+) -> tuple["Dataset", list[float]]:
+    """Look at every row once, without decoding its sound.
+
+    Args:
+        split: rows with a column of sound.
+        name: of the split, for messages.
+        audio_column: the column's name.
+        shortest, longest: seconds that a clip may have.
+        problem: `problem(row, seconds)` says what else is wrong with a row, or None.
+        bad_rows: "refuse" the split at its first bad row, or "skip" such rows and say how many.
+
+    Returns:
+        The good rows and their clips' durations in seconds.
+
+    Raises:
+        InputError: a bad row while refusing, or no good one; the message names split and row.
+    """
+
+    def check(row: dict[str, Any]) -> tuple[float, str | None]:
+        try:
+            seconds = audio_seconds(row[audio_column])
+        except InputError as error:
+            return 0.0, str(error)
+        if not shortest <= seconds <= longest:
+            return seconds, f"{seconds:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
+        return seconds, problem(row, seconds)
+
+    checked = []
+    for i, row in enumerate(split):
+        checked.append(check(row))
+        if bad_rows == "refuse" and (reason := checked[-1][1]):
+            raise InputError(f"{name}, row {i}: {reason} (--data.bad_rows skip leaves such rows out)")
+    good = [i for i, (_, reason) in enumerate(checked) if reason is None]
+    if len(good) < len(checked):
+        first = next(i for i, (_, reason) in enumerate(checked) if reason)
+        left_out = (
+            f"{len(checked) - len(good)} of {len(checked)} rows left out; the first is row {first}: {checked[first][1]}"
+        )
+        if not good:
+            raise InputError(f"{name}: {left_out}")
+        print(f"{name}: {left_out}")
+    return split.select(good), [checked[i][0] for i in good]
+
+
+def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str | None:
+    """Why CTC cannot learn from a transcript of so many frames, or None."""
+    if not isinstance(text, str):
+        return f"a transcript should be text, not {text!r}"
+    if unknown := tokenizer.unknown(text):
+        return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see data.case and data.remove"
+    labels = tokenizer.encode(text)
+    if not labels:
+        return "empty transcript"
+    needed = len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))  # a blank between equal ones
+    return f"{len(labels)} labels need {needed} frames; the clip has {frames}" if needed > frames else None
+
+
+def clip_names(split: "Dataset", audio_column: str) -> list[str]:
+    """What to call each row: its `id`, or else its file, or else its number."""
+    if "id" in split.column_names:
+        return [str(name) for name in split["id"]]
+    paths = (audio["path"] if isinstance(audio, dict) else audio for audio in split[audio_column])
+    return [str(path or i) for i, path in enumerate(paths)]

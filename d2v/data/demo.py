@@ -1,0 +1,203 @@
+"""The embedded demo sets: what a recipe runs on when it is given no data.
+
+Speech is synthesised on the spot by eSpeak NG, whose library and voices lie in the wheel of the PyPI package
+`espeakng-loader`: no system package, no network. The numbers passed to it are those of eSpeak NG's `speak_lib.h`.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from d2v.errors import InputError
+
+SAMPLE_RATE = 16_000
+NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+    "hundred",
+]
+# <accent>+<variant>; "en" is British. Of eSpeak NG's hundred variants these are among the clearest to a recogniser
+# (pocketsphinx, number words), and their pitches spread from 70 Hz (announcer) over 205 (f5) to 270 (anika).
+TRAIN_VOICES = [
+    "en-us+f5",
+    "en-us+klatt4",
+    "en-gb-x-rp+f1",
+    "en-gb-scotland+benjamin",
+    "en-us+anika",
+    "en+m6",
+    "en-us+Nguyen",
+    "en-us+announcer",
+    "en-us-nyc+mike2",
+    "en-gb-x-gbclan+sandro",
+]
+TEST_VOICES = ["en-us+f2", "en-us+edward"]
+_SIZES = {"train": 1600, "validation": 100, "test": 150}
+
+
+def speak(text: str, voice: str, *, rate: int = 150, pitch: int = 50) -> np.ndarray:
+    """Synthesises one utterance.
+
+    eSpeak NG's state is global to the process and carries over: call from one thread only, and expect slightly other
+    samples from a repeated call. The same calls in a new process give the same samples.
+
+    Args:
+        text: English text.
+        voice: an accent of eSpeak NG, with or without a variant: "en-us", "en-gb-scotland+f2".
+        rate: words a minute, 80 to 450.
+        pitch: 0 to 100; 50 is the voice's own.
+
+    Returns:
+        (S,) float32 within about [-1, 1], mono at 16 kHz.
+
+    Raises:
+        InputError: the package is not installed, or it has no such voice.
+    """
+    import soxr
+
+    library, native_rate, variants, chunks = _espeak()
+    variant = voice.partition("+")[2]
+    # eSpeak NG reads an unknown variant as none, which would silently make two speakers one
+    unknown = variant and not (variants / variant).is_file()
+    if unknown or library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise InputError(f"voice: {voice!r} is not one of eSpeak NG's, which are like 'en-us' or 'en-gb-scotland+f2'")
+    # 1 is the rate, 3 the pitch, 2 the volume: at the default of 100 several voices saturate
+    for parameter, value in (1, rate), (2, 60), (3, pitch):
+        library.espeak_SetParameter(parameter, value, 0)
+    chunks.clear()
+    data = text.encode() + b"\0"
+    # from character 0 (of position type 1) to the end (0), as UTF-8 (flag 1); returns when all samples are there
+    library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, 1, None, None)
+    waveform = np.frombuffer(b"".join(chunks), np.int16).astype(np.float32) / 32768
+    return soxr.resample(waveform, native_rate, SAMPLE_RATE)
+
+
+@functools.cache
+def _espeak() -> tuple[ctypes.CDLL, int, Path, list[bytes]]:
+    """Opens eSpeak NG: the library, its sample rate, the folder of its variants, the list that gets the samples."""
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise InputError(
+            'the speech demo needs espeakng-loader: pip install "d2v[demo]", or from a clone pip install -e ".[demo]"'
+        ) from None
+    library, data = ctypes.CDLL(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    # 2 hands the samples over synchronously; 0x8000 returns on failure, where the default exits the process
+    native_rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)
+    if native_rate <= 0:  # eSpeak NG 1.52 keeps 160 characters of the path
+        raise InputError(f"{data}: eSpeak NG cannot open its voices; their path must be shorter than 160 characters")
+    library.espeak_ng_SetRandSeed(1)  # of breath and hiss; Initialize took the time
+    chunks: list[bytes] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    def receive(samples, count, events):
+        if samples:
+            chunks.append(ctypes.string_at(samples, 2 * count))
+        return 0  # go on
+
+    library.espeak_SetSynthCallback(receive)
+    library.receive = receive  # else it is collected and eSpeak NG calls freed memory
+    return library, native_rate, data / "voices" / "!v", chunks
+
+
+def number_words(cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: dict[str, int] = _SIZES) -> dict:
+    """Spoken number words ("forty two seven"), one to four an utterance, for speech recognition.
+
+    Made by the first call in seconds, and kept. On one platform the content is a pure function of the seed and of the
+    installed packages. `validation` has other utterances of the training voices; `test` has two voices of its own.
+
+    Args:
+        cache_dir: the folder to keep it in; else the environment variable `D2V_CACHE`, else `~/.cache/d2v`.
+        seed: of the texts, rates, pitches and noise.
+
+    Returns:
+        Split name -> `datasets.Dataset` with the columns `audio` ({bytes, path}: mono 16-bit FLAC at 16 kHz), `text`
+        (lower case) and `speaker` (the voice).
+
+    Raises:
+        InputError: the package is not installed, or the folder cannot be written.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    _espeak()  # raises here, rather than in the child, what a user can mend
+    cache = Path(cache_dir or os.environ.get("D2V_CACHE") or "~/.cache/d2v").expanduser().resolve() / "demo"
+    version = Path(__file__).read_bytes() + repr((importlib.metadata.version("espeakng-loader"), seed, _sizes)).encode()
+    folder = cache / f"number_words-{hashlib.sha256(version).hexdigest()[:12]}"
+    if not folder.exists():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as temporary:
+                built = f"{temporary}/built"
+                # in a new process, where eSpeak NG always starts from the same state (see speak)
+                call = f"from d2v.data import demo; demo._write_number_words({built!r}, {_sizes!r}, {seed!r})"
+                environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+                subprocess.run([sys.executable, "-c", call], check=True, env=environment)
+                os.rename(built, folder)
+        except OSError as error:
+            if not folder.exists():  # else another process was faster, and its copy is as good
+                raise InputError(f"{cache}: cannot keep the demo set there ({error}); set D2V_CACHE") from None
+    return {split: datasets.Dataset(pq.read_table(folder / f"{split}.parquet")) for split in _sizes}
+
+
+def _write_number_words(folder: str, sizes: dict[str, int], seed: int) -> None:
+    """Writes `<split>.parquet` for every split into `folder`, which must not exist."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import soundfile
+
+    os.mkdir(folder)
+    string = datasets.Value("string")
+    schema = datasets.Features({"audio": datasets.Audio(decode=False), "text": string, "speaker": string}).arrow_schema
+    rng = np.random.default_rng(seed)
+    for split, size in sizes.items():
+        voices = TEST_VOICES if split == "test" else TRAIN_VOICES
+        rows = []
+        for i in range(size):
+            voice = voices[i % len(voices)]
+            text = " ".join(rng.choice(NUMBER_WORDS, rng.integers(1, 5)))
+            clip = speak(text, voice, rate=int(rng.integers(120, 171)), pitch=int(rng.integers(35, 66)))
+            noise_rms = np.sqrt(np.mean(clip**2)) * 10 ** -rng.uniform(1, 2)  # 20 to 40 dB below the speech
+            clip = np.pad(clip, rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 5, 2))  # 50 to 200 ms at either end
+            clip = clip + noise_rms * rng.standard_normal(len(clip))
+            flac = io.BytesIO()
+            soundfile.write(flac, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            audio = {"bytes": flac.getvalue(), "path": f"{split}-{i:04d}.flac"}
+            rows.append({"audio": audio, "text": text, "speaker": voice})
+        # the schema carries the features, so that `datasets.load_dataset(folder)` reads the same
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{folder}/{split}.parquet")

@@ -1,0 +1,126 @@
+"""Any source that `datasets` reads, as splits with the columns a recipe needs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2v.config import Data
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
+
+
+def choose_splits(
+    found: dict[str, "Dataset"], data: Data, seed: int, columns: dict[str, str], *, training: bool
+) -> dict[str, "Dataset"]:
+    """The splits a run works on.
+
+    Args:
+        found: all splits of the source, from `read` or the demo.
+        data: what the splits are called, and how much of them to use.
+        seed: of the rows drawn for `max_*_samples` and of the share of train that is held out.
+        columns: what a column is for -> its name; a missing one is an error.
+        training: train and validation are needed besides test.
+
+    Returns:
+        `train`, `validation` and `test`, as far as they were asked for and are there. While training there always are
+        the first two; without a validation split, validation is a share of train.
+
+    Raises:
+        InputError: a split or a column is missing, or a split is empty.
+    """
+    splits = {}
+    for role in ("train", "validation", "test") if training else ("test",):
+        split = getattr(data, f"{role}_split")
+        parts = [name for name in split.split("+") if name in found]
+        if not parts or len(parts) < len(split.split("+")):
+            if role == "validation" or (training and role == "test"):
+                continue
+            raise InputError(
+                f"{data.path or 'demo'}: no split {split!r} (data.{role}_split); there are {', '.join(found)}"
+            )
+        splits[role] = join([found[name] for name in parts])
+    if training and "validation" not in splits:
+        if not 0 < data.validation_share < 1:
+            raise InputError(f"data.validation_share should be between 0 and 1, not {data.validation_share}")
+        halves = splits["train"].train_test_split(data.validation_share, seed=seed)
+        splits |= {"train": halves["train"], "validation": halves["test"]}
+    for role, split in splits.items():
+        for purpose, name in columns.items():
+            if name not in split.column_names:
+                raise InputError(
+                    f"{data.path or 'demo'}, {role}: no column {name!r} (data.{purpose}_column); there are {', '.join(split.column_names)}"
+                )
+        most = getattr(data, f"max_{role}_samples")
+        if most is not None and most < len(split):
+            splits[role] = split.shuffle(seed=seed).select(range(most))
+        if not len(splits[role]):
+            raise InputError(f"{data.path or 'demo'}, {role}: no rows")
+    return splits
+
+
+def join(parts: list["Dataset"]) -> "Dataset":
+    """One data set of several."""
+    import datasets
+
+    return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def read(data: Data) -> dict[str, "Dataset"]:
+    """All splits of a source, sound left undecoded."""
+    import datasets
+
+    path = Path(data.path)
+    if path.suffix in BUILDERS and not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.is_dir() and (tables := audio_tables(path)):
+            splits = {split: read_audio_folder(table, datasets) for split, table in tables.items()}
+        elif path.is_file():
+            if path.suffix not in BUILDERS:
+                raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(BUILDERS)}")
+            splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path))
+        else:
+            splits = datasets.load_dataset(data.path, data.name)
+    except InputError:
+        raise
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({error})") from error
+    return {name: undecoded(split) for name, split in splits.items()}
+
+
+def undecoded(split: "Dataset") -> "Dataset":
+    """The split with sound as bytes and path: soundfile decodes it where it is used, without FFmpeg."""
+    import datasets
+
+    for name, feature in split.features.items():
+        if isinstance(feature, datasets.Audio) and feature.decode:
+            split = split.cast_column(name, datasets.Audio(decode=False))
+    return split
+
+
+def audio_tables(folder: Path) -> dict[str, Path]:
+    """The folders of sound files, by split: `train/`, `validation/`, `test/`, or else the folder itself.
+
+    Read here rather than by the `audiofolder` loader, which wants a decoder that needs FFmpeg.
+    """
+    named = {split: folder / split for split in ("train", "validation", "test") if (folder / split).is_dir()}
+    tables = named or {"train": folder, "test": folder}
+    has_audio = any(file.suffix.lower() in AUDIO for table in tables.values() for file in table.rglob("*"))
+    return tables if has_audio else {}
+
+
+def read_audio_folder(folder: Path, datasets) -> "Dataset":
+    """A folder of sound files; `metadata.csv` or `metadata.jsonl` may add columns by `file_name`."""
+    for name, builder in (("metadata.csv", "csv"), ("metadata.jsonl", "json")):
+        if (folder / name).is_file():
+            table = datasets.load_dataset(builder, data_files=str(folder / name), split="train")
+            if "file_name" not in table.column_names:
+                raise InputError(f"{folder / name}: no column 'file_name'; there are {', '.join(table.column_names)}")
+            paths = [str(folder / file) for file in table["file_name"]]
+            return table.remove_columns("file_name").add_column("audio", paths)
+    files = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in AUDIO)
+    return datasets.Dataset.from_dict({"audio": files})

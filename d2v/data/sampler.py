@@ -1,0 +1,97 @@
+"""Which rows make which batch: rows of similar length together, in an order that only the seed and the epoch decide."""
+
+import torch
+from torch.utils.data import Sampler
+
+from d2v.errors import InputError
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches bounded in rows and in padded length, for training.
+
+    Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches and
+    shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and the
+    order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch.
+
+    An update takes the next `processes * accumulation` batches, whoever computes them: splitting it among more processes
+    instead of accumulating changes nothing.
+    """
+
+    def __init__(
+        self,
+        lengths: list[float],
+        *,
+        max_rows: int,
+        max_length: float | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        accumulation: int = 1,
+    ):
+        """Sort rows into buckets.
+
+        Args:
+            lengths: of each row, in any unit.
+            max_rows: most rows in a batch.
+            max_length: most padded length of a batch: rows times the longest, in the same unit. A longer row is a
+                batch of its own.
+            seed: of the order.
+            rank: the process this sampler is for.
+            processes: how many there are.
+            accumulation: batches of each process for an update.
+
+        Raises:
+            InputError: fewer rows than batches for one update.
+        """
+        self.seed, self.rank, self.processes, self.accumulation = seed, rank, processes, accumulation
+        self.epoch = self.skip = 0
+        group = processes * accumulation
+        if len(lengths) < group:
+            raise InputError(
+                f"{len(lengths)} rows to train on are too few for {processes} processes x optim.accumulation {accumulation}"
+            )
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        # Twenty buckets at the most: within one, lengths differ little and there are still many rows to shuffle.
+        count = max(1, min(20, len(order) // (8 * max_rows)))
+        bounds = [round(len(order) * i / count) for i in range(count + 1)]
+        self.buckets = [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        self.sizes = []  # of each bucket's batches
+        for bucket in self.buckets:
+            rows = max_rows if max_length is None else min(max_rows, max(1, int(max_length // lengths[bucket[-1]])))
+            self.sizes.append([len(bucket[i : i + rows]) for i in range(0, len(bucket), rows)])
+        while sum(map(len, self.sizes)) % group:  # all updates have their full number of batches: halve the largest
+            sizes = max(self.sizes, key=max)
+            largest = sizes.pop(sizes.index(max(sizes)))
+            sizes += [largest - largest // 2, largest // 2]
+
+    @property
+    def sampler(self) -> "LengthBatches":
+        """Where Accelerate looks for `set_epoch` when it has wrapped a batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """The next pass is this epoch's, without its first `skip` batches of this process."""
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
+        return sum(map(len, self.sizes)) // self.processes
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(
+            self.seed * 1_000_003 + self.epoch
+        )  # a prime: no two runs share epochs
+        batches = []
+        for bucket, sizes in zip(self.buckets, self.sizes, strict=True):
+            shuffled = torch.tensor(bucket)[torch.randperm(len(bucket), generator=generator)]
+            batches += [rows.tolist() for rows in shuffled.split(sizes)]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        mine = order[self.rank :: self.processes]
+        for i in mine[self.skip :]:
+            yield batches[i]
+
+
+def eval_batches(lengths: list[float], max_rows: int, rank: int = 0, processes: int = 1) -> list[list[int]]:
+    """Batches of a process's share of the rows for evaluation, longest first, each row in one batch of one process."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[rank::processes]
+    return [order[i : i + max_rows] for i in range(0, len(order), max_rows)]

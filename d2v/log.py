@@ -1,0 +1,86 @@
+"""What a run says while it goes on: a line of `log.jsonl` now and then, the same to trackers, a progress bar."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; a last line that a kill cut short is left out."""
+    entries = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+class Log:
+    """Adds up what updates report and says it every so often; on one process, the main one.
+
+    Args:
+        path: of `log.jsonl`. Lines later than `step`, from a run that was cut off, are removed.
+        step: updates done before.
+        total: updates of the whole run.
+        unit: what batch sizes count.
+        accelerator: whose trackers get the values too.
+    """
+
+    def __init__(self, path: Path, step: int, total: int, unit: str, accelerator):
+        from tqdm import tqdm
+
+        self.path, self.unit, self.accelerator = path, unit, accelerator
+        self.main = accelerator.is_main_process
+        if self.main:
+            kept = [entry for entry in read_log(path) if entry["step"] <= step]
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
+        # Not a terminal: no bar, only the lines of evaluations.
+        self.bar = tqdm(
+            total=total, initial=step, disable=None if self.main else True, unit="update", dynamic_ncols=True
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new average."""
+        self.loss = self.items = self.size = self.waited = 0.0
+        self.since = time.monotonic()
+
+    def add(self, loss: float, items: float, size: float, waited: float) -> None:
+        """Count an update: its summed loss over so many items, its size, the seconds it waited for data."""
+        self.loss, self.items, self.size, self.waited = (
+            self.loss + loss,
+            self.items + items,
+            self.size + size,
+            self.waited + waited,
+        )
+        self.bar.update()
+
+    def say(self, step: int, **values: float) -> None:
+        """Write the averages since the last time, and these values."""
+        seconds, rate = time.monotonic() - self.since, f"{self.unit.replace(' ', '_')}_per_second"
+        values = {"loss": self.loss / max(self.items, 1), rate: self.size / seconds} | values
+        self.write(step, values | {"waiting_for_data": self.waited / seconds})
+        self.bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values[rate]:.0f} {self.unit}/s")
+        self.reset()
+
+    def say_evaluation(self, step: int, values: dict[str, float], best: str) -> None:
+        """Write an evaluation's metrics, and show them above the bar."""
+        self.write(step, {f"eval_{key}": value for key, value in values.items()})
+        if self.main:
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+            self.bar.write(f"update {step}: {shown} (best so far: {best})")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write a line to `log.jsonl` and to the trackers."""
+        if self.main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        """Close bar and trackers."""
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

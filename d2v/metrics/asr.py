@@ -1,0 +1,37 @@
+"""Word and character error rates, by jiwer: edits of the whole set over words of the whole set."""
+
+from d2v.errors import InputError
+
+
+def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float]:
+    """`wer` and `cer` of a set.
+
+    Args:
+        references: what was said, normalised as it is to be compared; an empty one counts insertions alone.
+        hypotheses: what was recognised, in the same order.
+
+    Raises:
+        InputError: no reference has a word, so that no rate is defined.
+    """
+    import jiwer
+
+    if not any(reference.strip() for reference in references):
+        raise InputError("no reference has a word; an error rate needs at least one")
+    return {"wer": jiwer.wer(references, hypotheses), "cer": jiwer.cer(references, hypotheses)}
+
+
+def show_errors(references: list[str], hypotheses: list[str], most: int = 10) -> str:
+    """The first pairs above one another, with S, D and I under substituted, deleted and inserted words."""
+    import jiwer
+
+    blocks = []
+    for reference, hypothesis in list(zip(references, hypotheses, strict=True))[:most]:
+        if not reference.strip():
+            blocks.append(f"REF: (nothing)\nHYP: {hypothesis}")
+            continue
+        aligned = jiwer.process_words(reference, hypothesis)
+        lines = jiwer.visualize_alignment(aligned, show_measures=False, skip_correct=False).splitlines()
+        blocks.append(
+            "\n".join(line.rstrip() for line in lines if line.startswith(("REF", "HYP", "   ")) and line.strip())
+        )
+    return "\n\n".join(blocks)

@@ -1,0 +1,70 @@
+"""The optimiser's parameter groups and the learning rate's course."""
+
+import math
+import re
+
+import torch
+from torch import nn
+
+from d2v.config import Optim
+from d2v.errors import InputError
+
+
+def param_groups(model: nn.Module, optim: Optim) -> list[dict]:
+    """Trainable parameters by learning rate and weight decay.
+
+    One-dimensional parameters (biases, norms, scales) have no weight decay. With layer decay, block i of L learns
+    `layer_decay ** (L - i)` times as fast as the head and what lies before the first block `layer_decay ** (L + 1)`
+    times, as in BEiT (`optim_factory.py`), and whatever the weight decay is.
+
+    Returns:
+        Groups for a torch optimiser; `lr` is the group's peak, which `peak_lr` keeps.
+    """
+    depth = len(model.base_model.encoder.layers)
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lr = optim.lr * optim.layer_decay ** (depth + 1 - layer_of(name, model.base_model_prefix, depth))
+            decay = optim.weight_decay if parameter.ndim > 1 else 0.0
+            group = {"params": [], "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            groups.setdefault((lr, decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_of(name: str, base_prefix: str, depth: int) -> int:
+    """0 for what lies before the first block, i + 1 for block i, depth + 1 for the head."""
+    if match := re.search(r"encoder\.layers\.(\d+)\.", name):
+        return int(match[1]) + 1
+    return 0 if name.startswith(base_prefix) else depth + 1
+
+
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW in its fused form: one pass over memory, on a CPU too."""
+    return torch.optim.AdamW(param_groups(model, optim), betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def lr_scale(step: int, total: int, optim: Optim) -> float:
+    """The learning rate of an update as a share of its peak: a pure function, so that there is no state to resume.
+
+    Args:
+        step: updates done before, from 0.
+        total: updates of the whole run.
+        optim: schedule, warm-up, and so on.
+    """
+    warmup = round(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
+    if step < warmup:
+        # fairseq's tri-stage begins at its start scale, its other schedules one step up from it.
+        risen = step if optim.schedule == "tri_stage" else step + 1
+        return optim.start_scale + (1 - optim.start_scale) * risen / warmup
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "tri_stage":
+        warmup += round(optim.hold * total)
+    gone = min(max((step - warmup) / max(total - warmup, 1), 0.0), 1.0)
+    final = optim.final_scale
+    if optim.schedule == "tri_stage":
+        if final <= 0:
+            raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
+        return math.exp(math.log(final) * gone)
+    left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2, "polynomial": (1 - gone) ** optim.power}
+    return final + (1 - final) * left[optim.schedule]

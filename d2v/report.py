@@ -1,0 +1,121 @@
+"""What a run leaves for people: results, predictions, curves, a model card, and the last lines on the terminal."""
+
+import json
+import resource
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2v.checkpoint import write_json
+from d2v.log import read_log
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has used, in MB: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux kilobytes
+
+
+def write_results(out: Path, metrics: dict[str, float], *, split: str, seconds: float, examples: int) -> dict[str, Any]:
+    """Write `results.json` and return its content.
+
+    Args:
+        out: the run's folder.
+        metrics: fractions, not per cent.
+        split: that they were taken on.
+        seconds: that taking them took.
+        examples: in the split.
+    """
+    results = {key: float(value) for key, value in metrics.items()} | {
+        "split": split,
+        "examples": examples,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(examples / seconds, 3),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+    }
+    write_json(out / "results.json", results)
+    return results
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def plot_curves(out: Path, metric: str) -> None:
+    """Draw `curves.png` from `log.jsonl`: the training loss and the metric on validation over updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    log = read_log(out / "log.jsonl")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, key, title in (
+        (axes[0], "loss", "training loss"),
+        (axes[1], f"eval_{metric}", f"{metric} on validation"),
+    ):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        axis.set(xlabel="updates", title=title, ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.savefig(out / "curves.png", dpi=100)
+    pyplot.close(figure)
+
+
+def write_model_card(
+    folder: Path, *, recipe: str, task: str, data: str, results: dict[str, Any], metrics: list[str]
+) -> None:
+    """Write `README.md` with a `model-index` that the hub reads.
+
+    Args:
+        folder: of the model.
+        recipe: name of the recipe.
+        task: the hub's name of the task, such as "automatic-speech-recognition".
+        data: hub id or folder of the data.
+        results: content of `results.json`.
+        metrics: keys of `results` to list.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    common = {"task_type": task, "dataset_type": data, "dataset_name": data, "dataset_split": results["split"]}
+    card = ModelCardData(
+        model_name=folder.resolve().parent.name,
+        pipeline_tag=task,
+        tags=["data2vec", "d2v"],
+        eval_results=[EvalResult(metric_type=key, metric_value=results[key], **common) for key in metrics],
+    )
+    figures = ", ".join(f"{key} {results[key]:.4f}" for key in metrics)
+    (folder / "README.md").write_text(
+        f"---\n{card.to_yaml()}\n---\n\n# {folder.resolve().parent.name}\n\n"
+        f"A Data2Vec model from `recipes/{recipe}.py` of d2v, trained on `{data}`.\n"
+        f"On the split `{results['split']}` ({results['examples']} examples): {figures}.\n"
+        "`config.yaml` beside the model's folder repeats the run.\n",
+        "utf-8",
+    )
+
+
+FILES = {
+    "results.json": "the figures",
+    "predictions.jsonl": "every prediction",
+    "best": "the best model",
+    "curves.png": "loss and metric over updates",
+    "log.jsonl": "the same in numbers",
+    "checkpoints": "to go on from with --run.resume true",
+    "config.yaml": "to repeat the run with --config",
+}
+
+
+def summary(out: Path, results: dict[str, Any], metrics: list[str]) -> str:
+    """The end of a run on the terminal: its figures, and where everything is."""
+    rows = [(key, f"{results[key]:.4f}") for key in metrics]
+    rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]
+    rows += [(str(out / name), what) for name, what in FILES.items() if (out / name).exists()]
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"{left:<{width}}  {right}" for left, right in rows)

@@ -1,0 +1,469 @@
+"""Sound files, feature extractor and CTC tokenizer; the files and numbers of the last two against transformers."""
+
+import io
+import json
+import logging
+import random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from d2v.errors import InputError
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, audio_seconds, load_audio
+
+transformers = pytest.importorskip("transformers")
+
+RATE = 16_000
+SEEDED = settings(derandomize=True, deadline=None)
+# facebook/data2vec-audio-base-960h: 32 entries, letters by frequency.
+HUB_VOCAB = {c: i for i, c in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"])}
+
+
+def tone(rate=RATE, seconds=0.5, hertz=1000.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def encoded(samples, rate=RATE, kind="WAV", subtype=None):
+    """The bytes of a sound file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def dominant_hertz(samples):
+    return np.abs(np.fft.rfft(samples * np.hanning(len(samples)))).argmax() * RATE / len(samples)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sound files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "atol"), [("WAV", "PCM_16", 4e-5), ("WAV", "FLOAT", 0), ("FLAC", "PCM_24", 2e-7)]
+)
+def test_every_source_gives_the_samples_that_were_written(tmp_path, kind, subtype, atol):
+    samples = tone()
+    data = encoded(samples, kind=kind, subtype=subtype)
+    path = tmp_path / f"clip.{kind.lower()}"
+    path.write_bytes(data)
+    sources = [path, str(path), data, {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
+    for source in [*sources, {"bytes": data, "path": "inside/an/archive.wav"}]:
+        loaded = load_audio(source)
+        assert loaded.dtype == np.float32 and loaded.shape == samples.shape
+        np.testing.assert_allclose(loaded, samples, rtol=0, atol=atol)
+        assert audio_seconds(source) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["OGG", "MP3"])
+def test_lossy_files(kind):
+    data = encoded(tone(), kind=kind)
+    loaded = load_audio(data)
+    assert abs(len(loaded) - RATE // 2) <= 1152  # an MP3 frame
+    assert abs(dominant_hertz(loaded) - 1000) <= 2
+    assert audio_seconds(data) == pytest.approx(0.5, abs=0.08)
+
+
+def test_channels_are_averaged():
+    left, right = tone(hertz=440), tone(hertz=880)
+    np.testing.assert_allclose(
+        load_audio(encoded(np.stack([left, right], axis=1), subtype="FLOAT")), (left + right) / 2, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_resampling_keeps_length_pitch_and_level(rate):
+    data = encoded(tone(rate), rate)
+    loaded = load_audio(data)
+    assert loaded.dtype == np.float32 and len(loaded) == RATE // 2
+    assert abs(dominant_hertz(loaded) - 1000) <= 2
+    middle = slice(1000, -1000)  # the filter rings at the ends
+    np.testing.assert_allclose(loaded[middle], tone()[middle], atol=1e-3)
+    assert audio_seconds(data) == 0.5  # by its own rate
+    assert len(load_audio(data, sampling_rate=rate)) == rate // 2
+
+
+def test_resampling_does_not_alias():
+    """A tone above half the new rate must vanish, not fold down to 16 - 12 = 4 kHz."""
+    assert np.abs(load_audio(encoded(tone(48_000, hertz=12_000), 48_000)))[1000:-1000].max() < 1e-3
+
+
+@pytest.mark.parametrize("read", [load_audio, audio_seconds])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not readable as audio"),
+        (b"<html>404</html>" * 50, "not readable as audio"),
+        (encoded(tone()[:0]), "says 0 samples"),
+        (encoded(tone())[:-3000], "cut off"),
+        (encoded(tone(), kind="AIFF")[:-3000], "cut off"),
+        (encoded(tone(seconds=5), kind="OGG")[:-20], "cut off"),
+    ],
+)
+def test_bad_files_are_named_by_their_header(tmp_path, read, data, message):
+    path = tmp_path / "bad clip.wav"
+    path.write_bytes(data)
+    for source, name in [
+        (path, str(path)),
+        (data, "<bytes>"),
+        ({"bytes": data, "path": "a/b.flac"}, "a/b.flac"),
+        ({"bytes": None, "path": str(path)}, str(path)),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            read(source)
+        assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [load_audio, audio_seconds])
+def test_missing_and_headerless_files(tmp_path, read):
+    for source in (tmp_path / "none.wav", str(tmp_path), {"bytes": None, "path": str(tmp_path / "none.wav")}):
+        with pytest.raises(InputError, match="no such file") as caught:
+            read(source)
+        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(InputError, match="<bytes>: no such file"):
+        read({"bytes": None, "path": None})
+    (tmp_path / "clip.raw").write_bytes(bytes(1000))
+    with pytest.raises(InputError, match=r"clip\.raw: not readable as audio"):
+        read(tmp_path / "clip.raw")
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.99])
+def test_cut_off_flac_is_an_error_when_decoded(keep):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)
+    data = encoded(noise, kind="FLAC")
+    assert len(load_audio(data)) == RATE
+    with pytest.raises(InputError, match="<bytes>: damaged or cut-off"):
+        load_audio(data[: int(len(data) * keep)])
+
+
+def test_flac_without_a_length_is_an_error():
+    data = bytearray(encoded(tone(), kind="FLAC"))
+    data[21] &= 0xF0  # the 36 bits of STREAMINFO's total samples
+    data[22:26] = bytes(4)
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(InputError, match="known length"):
+            read(bytes(data))
+
+
+@pytest.mark.parametrize("claimed", [0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_whole(claimed):
+    """eSpeak and FFmpeg write these sizes to standard output."""
+    data = bytearray(encoded(tone()))
+    at = data.find(b"data") + 4
+    data[at : at + 4] = claimed.to_bytes(4, "little")
+    np.testing.assert_array_equal(load_audio(bytes(data)), load_audio(encoded(tone())))
+    assert audio_seconds(bytes(data)) == 0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_non_finite_samples(value):
+    samples = tone().astype(np.float64)
+    samples[100] = value  # 1e300 is infinite as float32
+    with pytest.raises(InputError, match="<bytes>: has NaN or infinite"):
+        load_audio(encoded(samples, subtype="DOUBLE"))
+
+
+def test_one_sample_may_vanish_in_resampling():
+    with pytest.raises(InputError, match="no samples at 100 Hz"):
+        load_audio(encoded(tone()[:1]), sampling_rate=100)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Feature extractor
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=5),
+    offset=st.floats(-10, 10),
+    scale=st.sampled_from([0.0, 1e-5, 1.0, 3e4]),
+    do_normalize=st.booleans(),
+    padding_value=st.sampled_from([0.0, -1.0]),
+)
+@SEEDED
+def test_batches_equal_transformers(lengths, offset, scale, do_normalize, padding_value):
+    rng = np.random.default_rng(sum(lengths))
+    clips = [(offset + scale * rng.standard_normal(n)).astype(np.float32) for n in lengths]
+    options = {"do_normalize": do_normalize, "padding_value": padding_value, "return_attention_mask": True}
+    theirs = transformers.Wav2Vec2FeatureExtractor(**options)(
+        clips, sampling_rate=RATE, padding=True, return_tensors="pt"
+    )
+    ours = AudioFeatureExtractor(**options)(clips)
+    assert ours.keys() == theirs.keys() == {"input_values", "attention_mask"}
+    assert ours["input_values"].dtype == torch.float32 and ours["attention_mask"].dtype == torch.int64
+    assert torch.equal(ours["input_values"], theirs["input_values"])  # to the last bit
+    assert torch.equal(ours["attention_mask"], theirs["attention_mask"].long())
+
+
+def test_a_clip_is_normalised_over_its_own_samples():
+    out = AudioFeatureExtractor()([np.array([3.0, 5.0]), np.array([1.0, 1.0, 4.0, 4.0])])
+    assert torch.allclose(out["input_values"], torch.tensor([[-1.0, 1, 0, 0], [-1, -1, 1, 1]]), atol=1e-6)
+    assert out["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("clip", [np.zeros((2, 5)), np.zeros(0), 1.0])
+def test_clips_of_a_wrong_shape(clip):
+    with pytest.raises(InputError, match="clip 1 has shape"):
+        AudioFeatureExtractor()([np.ones(3), clip])
+
+
+@pytest.mark.parametrize("save", ["processor_config.json", "preprocessor_config.json", "both"])
+def test_feature_extractor_files_both_ways(tmp_path, save):
+    """transformers opens either of our files, and we either of theirs; no field is lost."""
+    fields = {"sampling_rate": 8_000, "padding_value": -1.0, "do_normalize": False, "return_attention_mask": False}
+    ours = AudioFeatureExtractor(**fields)
+    ours.save_pretrained(tmp_path / "ours")
+    names = ["processor_config.json", "preprocessor_config.json"]
+    for name in names:
+        if save not in (name, "both"):
+            (tmp_path / "ours" / name).unlink()
+    assert AudioFeatureExtractor.from_pretrained(tmp_path / "ours") == ours
+    theirs = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "ours")
+    assert type(theirs) is transformers.Wav2Vec2FeatureExtractor
+    expected = transformers.Wav2Vec2FeatureExtractor(**fields)
+    assert {k: theirs.to_dict()[k] for k in expected.to_dict()} == expected.to_dict()
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert AudioFeatureExtractor.from_pretrained(str(tmp_path / "theirs")) == ours
+
+
+def test_feature_extractor_files_that_do_not_fit(tmp_path):
+    with pytest.raises(InputError, match=r"no preprocessor_config\.json"):
+        AudioFeatureExtractor.from_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    transformers.WhisperFeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'WhisperFeatureExtractor'; must be 'Wav2Vec2FeatureExtractor'"):
+        AudioFeatureExtractor.from_pretrained(tmp_path)
+    for entries in ({"feature_size": 80}, {"padding_side": "left"}):
+        file.write_text(json.dumps(entries))
+        with pytest.raises(InputError, match="feature_size must be 1 and padding_side 'right'"):
+            AudioFeatureExtractor.from_pretrained(tmp_path)
+    file.write_text("{")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: not a readable JSON"):
+        AudioFeatureExtractor.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CTC tokenizer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return CTCTokenizer.from_texts(["hello abba", "it's a çà, 'é'"], case="lower", remove=",")
+
+
+@pytest.fixture(scope="module")
+def theirs(ours, tmp_path_factory):
+    """transformers' tokenizer of our files."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ours.save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder as facebook/data2vec-audio-base-960h has it."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "vocab.json").write_text(json.dumps(HUB_VOCAB))
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    config = {"do_lower_case": False, "word_delimiter_token": "|", "tokenizer_class": "Wav2Vec2CTCTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens | config))
+    return folder
+
+
+def test_vocabulary_and_labels_by_hand():
+    tokenizer = CTCTokenizer.from_texts(["Cab  a", "\tbA!"], case="lower", remove="!")
+    assert tokenizer.vocab == {"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4, "c": 5}
+    assert len(tokenizer) == 6
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.word_delimiter_token_id) == (0, 1, 2)
+    assert tokenizer.encode(" A!b  caD ") == [3, 4, 2, 5, 3, 1]  # no delimiter at either end
+    assert tokenizer.unknown("A d|e!") == {"d", "e"}
+    assert tokenizer.encode("<pad>") == [1, 1, 3, 1, 1]  # a text cannot write special tokens
+    assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("group", "ids", "text"),
+    [
+        (True, [3, 3, 0, 3, 3, 4, 4], "aab"),  # a blank keeps double letters apart
+        (False, [3, 3, 4], "aab"),  # labels hold them as they are
+        (True, [2, 3, 2, 2, 0, 2, 4, 2, 0], "a b"),  # delimiters at the ends and in a row
+        (True, [3, 0, 4, 2, 3, -100, -100], "ab a"),  # padding of gathered predictions
+        (False, [3, 4, -100], "ab"),
+        (True, [0, 0, -100], ""),
+        (True, [3, 1, 1], "a<unk>"),
+    ],
+)
+def test_decoding_by_hand(group, ids, text):
+    tokenizer = CTCTokenizer.from_texts(["ab"])
+    for kind in (list, np.array, torch.tensor):
+        assert tokenizer.decode(kind(ids), group=group) == text
+
+
+def test_labels_outside_the_vocabulary():
+    for bad in (5, -1):
+        with pytest.raises(InputError, match=f"label {bad} is not in the vocabulary, which has 0 to 4"):
+            CTCTokenizer.from_texts(["ab"]).decode([3, bad])
+
+
+def test_characters_to_remove_are_no_pattern():
+    """In a regular expression's brackets `]^-` would close, negate or span."""
+    tokenizer = CTCTokenizer.from_texts(["a]b^c-d\\e.f"], remove="]^-\\")
+    assert "".join(c for c in tokenizer.vocab if len(c) == 1) == "|.abcdef"
+    assert tokenizer.normalize("]^-\\[x]") == "[x"
+
+
+def test_normalisation_by_hand():
+    def normalize(text, case="keep", remove=""):
+        return CTCTokenizer.from_texts(["a"], case=case, remove=remove).normalize(text)
+
+    assert normalize("e\N{COMBINING ACUTE ACCENT}") == "é"
+    assert normalize("\N{FULLWIDTH LATIN CAPITAL LETTER A}\u00a0\u3000b") == "A b"
+    assert normalize("a\N{FULLWIDTH COMMA}b", remove=",") == "ab"  # found after NFKC
+    assert normalize("a…b", remove="…") == "ab" and normalize("a…b") == "a...b"  # and as it was typed
+    assert normalize("don\N{ACUTE ACCENT}t", remove="\N{ACUTE ACCENT}") == "dont"  # NFKC would split the word
+    assert normalize("Straße", case="upper") == "STRASSE"
+    assert normalize("a|b | c") == "a b c"
+    with pytest.raises(InputError, match="case is 'title'; must be keep, lower, upper"):
+        normalize("", case="title")
+
+
+@given(text=st.text(), case=st.sampled_from(["keep", "lower", "upper"]), remove=st.text("]^-\\,.!?'aé", max_size=4))
+@example(text="ΐ", case="upper", remove="")
+@example(text="İ ẞ ŉ", case="lower", remove="")
+@SEEDED
+def test_round_trip(text, case, remove):
+    """Labels give back the normalised text, the normal form is stable, and nothing in the text is unknown."""
+    tokenizer = CTCTokenizer.from_texts([text, "b"], case=case, remove=remove)
+    normal = tokenizer.normalize(text)
+    labels = tokenizer.encode(text)
+    assert tokenizer.decode(labels, group=False) == normal
+    assert tokenizer.encode(normal) == labels and tokenizer.unknown(text) == set()
+    assert not set(normal) & set(remove)
+    blank = [i for label in labels for i in (label, label, 0)]  # a perfect model's output
+    assert tokenizer.decode(blank) == normal
+
+
+def test_size_is_that_of_transformers(ours, theirs):
+    """Its own default adds <s> and </s>: two classes that are never trained."""
+    assert type(theirs) is transformers.Wav2Vec2CTCTokenizer
+    assert len(theirs) == len(ours) and theirs.get_vocab() == ours.vocab
+    for name in ("pad", "unk", "word_delimiter"):
+        assert getattr(theirs, f"{name}_token_id") == getattr(ours, f"{name}_token_id")
+    assert theirs.bos_token is None and theirs.eos_token is None
+
+
+@given(data=st.data())
+@SEEDED
+def test_decoding_equals_transformers(ours, theirs, data):
+    label = st.integers(0, len(ours) - 1) | st.sampled_from([0, 0, 1, 2, 3])  # blanks, repeats and delimiters abound
+    ids = [i for i in data.draw(st.lists(label)) for _ in range(data.draw(st.integers(1, 2)))]
+    for group in (True, False):
+        expected = " ".join(theirs.decode(ids, group_tokens=group).split())  # it keeps spaces in a row
+        assert ours.decode(ids, group=group) == expected
+        assert ours.decode([*ids, -100, -100], group=group) == expected  # where it would write <unk>
+
+
+@given(text=st.text("helo abit's çàé|XYZ\t"))
+@SEEDED
+def test_encoding_equals_transformers(ours, theirs, text):
+    assert ours.encode(text) == theirs(ours.normalize(text)).input_ids
+
+
+def test_empty_transcripts():
+    with pytest.raises(InputError, match="hold no characters"):
+        CTCTokenizer.from_texts(["", " ", "..."], remove=".")
+
+
+def test_tokenizer_files_both_ways(tmp_path, ours, theirs, caplog):
+    transformers.utils.logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        ours.save_pretrained(tmp_path / "ours")
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    transformers.utils.logging.disable_propagation()
+    assert not caplog.records  # our two keys do not bother it
+    assert CTCTokenizer.from_pretrained(tmp_path / "ours") == ours
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert CTCTokenizer.from_pretrained(str(tmp_path / "theirs")) == ours  # they even come back
+    small = CTCTokenizer.from_texts(["ab"], case="keep")
+    small.save_pretrained(tmp_path / "small")
+    assert CTCTokenizer.from_pretrained(tmp_path / "small") == small  # the case is read, not guessed
+
+
+def test_opens_what_transformers_saved_with_its_defaults(tmp_path):
+    """Tokens in brackets, <s> and </s> added after the vocabulary: what its fine-tuning examples leave."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "|": 2, "[UNK]": 3, "[PAD]": 4}))
+    theirs = transformers.Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", unk_token="[UNK]", pad_token="[PAD]")
+    theirs.save_pretrained(tmp_path)
+    ours = CTCTokenizer.from_pretrained(tmp_path)
+    assert ours.vocab == theirs.get_vocab() and len(ours) == len(theirs) == 7
+    assert (ours.pad_token_id, ours.unk_token_id) == (4, 3)
+    assert ours.decode([5, 0, 0, 4, 0, 2, 1, 6]) == "aa b"
+    ours.save_pretrained(tmp_path / "again")
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "again")) == 7
+
+
+def test_hub_format(hub, tmp_path):
+    ours = CTCTokenizer.from_pretrained(hub)
+    theirs = transformers.AutoTokenizer.from_pretrained(hub)
+    assert len(ours) == len(theirs) == 32 and ours.pad_token_id == 0 and ours.word_delimiter_token_id == 4
+    assert ours.case == "upper"  # else transcripts in small letters would be <unk> throughout
+    assert ours.encode("it's a test") == theirs("IT'S A TEST").input_ids and ours.unknown("naïve") == {"Ï"}
+    ids = ours.encode("hello")
+    assert ours.decode([1, *ids[:3], 0, *ids[3:], 2]) == "HELLO"  # <s> and </s> are not written
+    ours.save_pretrained(tmp_path)
+    assert CTCTokenizer.from_pretrained(tmp_path) == ours
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).get_vocab() == theirs.get_vocab()
+
+
+@pytest.mark.parametrize(("letters", "case"), [("ABÉ'", "upper"), ("abé'", "lower"), ("aB", "keep"), ("他们", "keep")])
+def test_case_of_a_vocabulary_without_a_note(tmp_path, letters, case):
+    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", "|", *letters])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    token = {"__type": "AddedToken", "content": "<unk>", "lstrip": False}  # as older versions wrote it
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"unk_token": token, "bos_token": None, "eos_token": None})
+    )
+    tokenizer = CTCTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.case == case and tokenizer.vocab == vocab
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        (None, "no vocab.json"),
+        ({"<pad>": 0, "<unk>": 1, "a": 2}, r"vocab\.json: no '|'"),
+        ({"<pad>": 0, "<unk>": 1, "|": 3}, r"vocab\.json: must map 5 tokens to the numbers 0 to 4"),
+        ({"eng": {"<pad>": 0}}, r"vocab\.json: must map"),  # several languages
+    ],
+)
+def test_vocabularies_that_do_not_fit(tmp_path, vocab, message):
+    if vocab is not None:
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(InputError, match=message):
+        CTCTokenizer.from_pretrained(tmp_path)
+
+
+def test_auto_processor_opens_what_both_save(tmp_path, ours, theirs):
+    extractor = AudioFeatureExtractor()
+    extractor.save_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is transformers.Wav2Vec2Processor
+    clips, texts = [tone(seconds=0.02), tone(seconds=0.03, hertz=300)], ["Hello", "a  çà"]
+    out = processor(audio=clips, text=[ours.normalize(t) for t in texts], sampling_rate=RATE, padding=True)
+    batch = extractor(clips)
+    np.testing.assert_array_equal(np.stack(out["input_values"]), batch["input_values"].numpy())
+    labels = [ours.encode(t) for t in texts]
+    width = max(map(len, labels))
+    assert out["labels"] == [row + [ours.pad_token_id] * (width - len(row)) for row in labels]
+    predicted = random.Random(0).choices(range(len(ours)), k=50)
+    assert processor.batch_decode([predicted])[0].split() == ours.decode(predicted).split()
+
+    processor.save_pretrained(tmp_path / "theirs")
+    assert AudioFeatureExtractor.from_pretrained(tmp_path / "theirs") == extractor
+    assert CTCTokenizer.from_pretrained(tmp_path / "theirs") == ours
