@@ -151,7 +151,8 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        return print(peak_memory(args.memory_of, args))
+        print(peak_memory(args.memory_of, args))
+        return
     precisions = ("fp32", "bf16") if args.precision == "both" else (args.precision,)
     print(
         f"{args.size} size, {torch.cuda.get_device_name() if DEVICE == 'cuda' else 'cpu'}, {args.threads} threads,",

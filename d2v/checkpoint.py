@@ -7,7 +7,6 @@ model's weights; the tests check every model's.
 
 import json
 import os
-import pickle
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -26,16 +25,18 @@ PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def fetch_file(source: str | Path, name: str) -> Path | None:
-    """The local path of a file of a folder or hub repository (downloaded if need be), or None if it has no such file."""
+    """The local path of a file of a folder or hub repository, downloaded if need be; None if it has no such file."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(str(source), name))
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: offline, or the hub out of reach
+        if try_to_load_from_cache(str(source), name) is _CACHED_NO_EXIST:  # found missing when last there
+            return None
         raise InputError(
             f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)"
         ) from error
@@ -45,12 +46,15 @@ def fetch_file(source: str | Path, name: str) -> Path | None:
         raise InputError(f"{source}: neither a folder nor a hub repository that can be read") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; InputError if it is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if there is none."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: should hold a JSON object, not {value!r:.40}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,8 +106,10 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         if path := fetch_file(source, name):
             return read_weights_file(path)
         if path := fetch_file(source, index):
-            weights = {}
-            for shard in sorted(set(read_json(path)["weight_map"].values())):
+            weights, files = {}, read_json(path).get("weight_map")
+            if not isinstance(files, dict):
+                raise InputError(f"{path}: no weight_map, which says in what file each weight is")
+            for shard in sorted(set(files.values())):
                 if (shard_path := fetch_file(source, shard)) is None:
                     raise InputError(f"{path}: names {shard}, which is not there")
                 weights |= read_weights_file(shard_path)
@@ -117,11 +123,14 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # nearly anything can come of a damaged pickle
         raise InputError(f"{path}: damaged, or holds more than tensors; such a pickle is not opened") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{path}: should hold tensors by name and nothing else, as Hugging Face writes it")
+    return weights
 
 
 def load_weights(model: nn.Module, source: str | Path) -> Report:

@@ -5,6 +5,7 @@ jsonargparse reads both into dataclasses. An unknown key, a wrong type and an im
 
 import difflib
 import errno
+import itertools
 import re
 import sys
 import warnings
@@ -135,18 +136,25 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
 
     args = sys.argv[1:] if args is None else args
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=sys.modules[config_class.__module__].__doc__)
+    description = sys.modules[config_class.__module__].__doc__
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     parser.add_argument("--config", action="config", help="YAML file with differences from the defaults.")
     parser.add_class_arguments(config_class)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = parser.parse_args(args)
-            if demo is not None and values.data.path is None:
-                values = parser.parse_args(["--config", str(demo), *args])
-            values = parser.instantiate_classes(values)
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise InputError(explain(str(error), parser)) from error
+
+    def read(args: list[str], file: str = "") -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return parser.instantiate_classes(parser.parse_args(args))
+        except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+            raise InputError(file + explain(str(error), parser)) from error
+
+    for flag, file in itertools.pairwise(args):
+        if flag == "--config":
+            read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
+    values = read(args)
+    if demo is not None and values.data.path is None:
+        values = read(["--config", str(demo), *args])
     return config_class(**{field.name: values[field.name] for field in fields(config_class)})
 
 
@@ -154,7 +162,8 @@ def explain(message: str, parser) -> str:
     """A parser's complaint on one line; an unknown key comes with the known ones, a likely one first."""
     known = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
     if match := re.search(
-        r"(?:Group '([\w.]+)' does not accept option|[Kk]ey) '([\w.]+)'(?: is not expected)?", message
+        r"(?:Group '([\w.]+)' does not accept option|[Kk]ey|Option) '([\w.]+)'(?: is not (?:expected|accepted))?",
+        message,
     ):
         key = f"{match[1]}.{match[2]}" if match[1] else match[2]
     elif match := re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message):
@@ -163,7 +172,7 @@ def explain(message: str, parser) -> str:
         return re.sub(r"\s+", " ", message)
     group = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == group] or known
-    guess = difflib.get_close_matches(key, known, n=1)
+    guess = [name for name in known if name.endswith("." + key)] or difflib.get_close_matches(key, known, n=1)
     return (
         f"unknown option {key!r}; "
         + (f"did you mean {guess[0]!r}? " if guess else "")
@@ -186,7 +195,7 @@ def to_yaml(config: Any) -> str:
 
 
 def run(main: Callable[[Any], Any], config_class: type, demo: Path | None = None) -> None:
-    """Run a recipe from the command line and exit: 0 when done, 2 for bad input, 130 for an interrupt that was saved."""
+    """Run a recipe from the command line; exit code 0, 2 for bad input, 130 for an interrupt that was saved."""
     from d2v.train import Interrupted
 
     try:

@@ -18,7 +18,7 @@ def ctc(
 
     Args:
         logits: (B, T, C).
-        labels: (B, L); `IGNORE`, or the blank, where a row has ended.
+        labels: (B, L); `IGNORE` (as any negative number), or the blank, where a row has ended.
         lengths: (B,) real frames of each row.
         blank: id of the blank.
         zero_infinity: count 0, and no gradient, for labels that do not fit into their frames.
@@ -27,7 +27,7 @@ def ctc(
     Returns:
         Sum over rows and the number of rows.
     """
-    real = (labels != IGNORE) & (labels != blank)
+    real = (labels >= 0) & (labels != blank)
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)  # (T, B, C)
     target_lengths = real.sum(dim=1)
     # cuDNN's CTC is not deterministic and takes no labels longer than 256.

@@ -51,6 +51,8 @@ def lr_scale(step: int, total: int, optim: Optim) -> float:
         total: updates of the whole run.
         optim: schedule, warm-up, and so on.
     """
+    if optim.schedule == "tri_stage" and optim.final_scale <= 0:
+        raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
     warmup = round(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
     if step < warmup:
         # fairseq's tri-stage begins at its start scale, its other schedules one step up from it.
@@ -63,8 +65,6 @@ def lr_scale(step: int, total: int, optim: Optim) -> float:
     gone = min(max((step - warmup) / max(total - warmup, 1), 0.0), 1.0)
     final = optim.final_scale
     if optim.schedule == "tri_stage":
-        if final <= 0:
-            raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
         return math.exp(math.log(final) * gone)
     left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2, "polynomial": (1 - gone) ** optim.power}
     return final + (1 - final) * left[optim.schedule]

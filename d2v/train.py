@@ -158,6 +158,9 @@ def fit(
         log.say_evaluation(progress["step"], values, f"{progress['best']:.4f} at {progress['best_step']}")
         log.reset()
 
+    def asked_to_stop() -> list[bool]:
+        return [bool(signals), run.max_minutes is not None and time.monotonic() - begun > 60 * run.max_minutes]
+
     with stop_signals() as signals:
         updates = endless(batches, progress["step"], optim.accumulation)
         stop, asked = progress["step"] >= total, [0.0, 0.0]
@@ -170,9 +173,7 @@ def fit(
                 group["lr"] = group["peak_lr"] * scale
             plain.freeze_encoder(progress["step"] < optim.freeze_encoder_steps)
 
-            out_of_time = run.max_minutes is not None and time.monotonic() - begun > 60 * run.max_minutes
-            asked = torch.tensor([bool(signals), out_of_time], dtype=torch.float64, device=accelerator.device)
-            loss, items, size, *asked = accumulate(model, update, loss_fn, accelerator, extra=asked)
+            loss, items, size, *asked = accumulate(model, update, loss_fn, accelerator, extra=asked_to_stop)
             norm, finite = descend(model, optimizer, items, optim.clip, accelerator)
             finite = finite and math.isfinite(loss)
 
@@ -217,7 +218,7 @@ def endless(batches: DataLoader, done: int, accumulation: int) -> Iterator[list[
             done += 1
 
 
-def accumulate(model: nn.Module, update: list[dict], loss_fn: Callable, accelerator, extra: Tensor) -> list[float]:
+def accumulate(model: nn.Module, update: list[dict], loss_fn: Callable, accelerator, extra: Callable) -> list[float]:
     """Gradients of the summed loss of an update's batches.
 
     Args:
@@ -225,7 +226,7 @@ def accumulate(model: nn.Module, update: list[dict], loss_fn: Callable, accelera
         update: this process's batches.
         loss_fn: returns a sum and a number of items.
         accelerator: from `start`.
-        extra: numbers to be added up over processes on the way.
+        extra: returns numbers to be added up over processes on the way.
 
     Returns:
         Loss, items, size and the extra numbers, summed over batches and processes.
@@ -241,7 +242,7 @@ def accumulate(model: nn.Module, update: list[dict], loss_fn: Callable, accelera
                 loss, items = loss_fn(model, batch)
             accelerator.backward(loss)
         sums += torch.stack([loss.detach().double(), items.double(), sums.new_tensor(batch["size"])])
-    return accelerator.reduce(torch.cat([sums, extra])).tolist()
+    return accelerator.reduce(torch.cat([sums, sums.new_tensor(extra())])).tolist()
 
 
 def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator) -> tuple[float, bool]:

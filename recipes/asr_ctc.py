@@ -17,7 +17,7 @@ from typing import Any, Literal
 from d2v import losses
 from d2v.checkpoint import fetch_file
 from d2v.config import Data, Optim, Run, run
-from d2v.data.audio import check_clips, clip_names, transcript_problem
+from d2v.data.audio import check_clips, clip_names, load_clips, text_problem, transcript_problem
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.demo import number_words
 from d2v.data.load import choose_splits, read
@@ -27,7 +27,7 @@ from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, show_errors
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, load_audio
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
 from d2v.report import plot_curves, summary, write_jsonl, write_model_card, write_results
 from d2v.train import fit, predict, start
 
@@ -109,49 +109,58 @@ def main(config: Config) -> dict[str, Any]:
     if config.model and fetch_file(config.model, "vocab.json"):
         tokenizer = CTCTokenizer.from_pretrained(config.model)
     elif training:
-        tokenizer = CTCTokenizer.from_texts(splits["train"][data.text_column], case=data.case, remove=data.remove)
+        texts = (text for text in splits["train"][data.text_column] if isinstance(text, str))
+        tokenizer = CTCTokenizer.from_texts(texts, case=data.case, remove=data.remove)
     else:
         raise InputError(f"{config.model}: no vocab.json, so it cannot write yet; --mode train teaches it")
     extractor = AudioFeatureExtractor.from_pretrained(config.model) if config.model else AudioFeatureExtractor()
 
     # Model
-    changes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if training else {}
+    changes = {}
+    if training:
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        changes = FINE_TUNING | config.arch | vocabulary
     if config.model:
-        model = Data2VecAudioForCTC.from_pretrained(
-            config.model, **(FINE_TUNING | config.arch | changes if training else {})
-        )
+        model = Data2VecAudioForCTC.from_pretrained(config.model, **changes)
     else:
-        model = Data2VecAudioForCTC(Data2VecAudioConfig.from_dict({}, **FINE_TUNING | config.arch | changes))
+        model = Data2VecAudioForCTC(Data2VecAudioConfig.from_dict({}, **changes))
     if config.freeze_feature_encoder:
         model.freeze_feature_encoder()
-    frames_of, rate = model.config.frames, extractor.sampling_rate
+    settings, rate = model.config, extractor.sampling_rate
 
     # Rows
-    def problem(row: dict, seconds: float) -> str | None:
-        return transcript_problem(row[data.text_column], tokenizer, frames_of(int(seconds * rate)))
+    def can_learn(row: dict, seconds: float) -> str | None:
+        return transcript_problem(row[data.text_column], tokenizer, settings.frames(int(seconds * rate)))
 
-    check = partial(check_clips, audio_column=data.audio_column, bad_rows=data.bad_rows)
-    check = partial(check, shortest=model.config.shortest_clip / rate)
-    rows = {name: check(split, name) for name, split in splits.items() if name != "train"}
-    if training:
-        rows["train"] = check(splits["train"], "train", longest=data.max_seconds, problem=problem)
+    def can_score(row: dict, seconds: float) -> str | None:
+        return text_problem(row[data.text_column]) if labelled else None
+
+    check = partial(
+        check_clips, audio_column=data.audio_column, shortest=settings.shortest_clip / rate, bad_rows=data.bad_rows
+    )
+    rows = {
+        name: check(split, name, longest=data.max_seconds, problem=can_learn)
+        if name == "train"
+        else check(split, name, problem=can_score, decode=True)
+        for name, split in splits.items()
+    }
 
     def collate(rows: list[dict]) -> dict[str, Any]:
-        clips = [load_audio(row[data.audio_column], rate) for row in rows]
+        rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
         batch = extractor(clips) | {"size": sum(map(len, clips)) / rate}
-        return batch | (
-            {"labels": pad_labels([tokenizer.encode(row[data.text_column]) for row in rows])} if labelled else {}
-        )
+        if labelled:
+            batch["labels"] = pad_labels([tokenizer.encode(row[data.text_column]) for row in rows])
+        return batch
 
     # What is learnt, and how it is judged
     def forward(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
-        return logits, frames_of(batch["attention_mask"].sum(dim=1))
+        return logits, settings.frames(batch["attention_mask"].sum(dim=1))
 
     def loss_fn(model, batch):
         logits, frames = forward(model, batch)
-        zero_infinity = config.arch.get("ctc_zero_infinity", True)
-        return losses.ctc(logits, batch["labels"], frames, blank=tokenizer.pad_token_id, zero_infinity=zero_infinity)
+        options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
+        return losses.ctc(logits, batch["labels"], frames, **options)
 
     def hear(model, name: str) -> list[list[int]]:
         batches = eval_loader(*rows[name], collate, data.batch_size, data.workers, accelerator)
@@ -199,7 +208,7 @@ def main(config: Config) -> dict[str, Any]:
     metrics, references = score(frames, name) if labelled else ({}, [None] * len(frames))
     if not accelerator.is_main_process:
         return metrics
-    hop = model.config.inputs_to_logits_ratio / rate  # seconds from one frame to the next
+    hop = settings.inputs_to_logits_ratio / rate  # seconds from one frame to the next
     write_jsonl(
         out / "predictions.jsonl",
         (

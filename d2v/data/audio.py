@@ -1,10 +1,14 @@
 """Clips: how long they are, and which cannot be used."""
 
+import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from d2v.errors import InputError
-from d2v.processors.audio import CTCTokenizer, audio_seconds
+from d2v.processors.audio import CTCTokenizer, audio_seconds, load_audio
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,8 +23,9 @@ def check_clips(
     longest: float = float("inf"),
     problem: Callable[[dict[str, Any], float], str | None] = lambda row, seconds: None,
     bad_rows: Literal["refuse", "skip"],
+    decode: bool = False,
 ) -> tuple["Dataset", list[float]]:
-    """Look at every row once, without decoding its sound.
+    """Look at every row once.
 
     Args:
         split: rows with a column of sound.
@@ -29,6 +34,8 @@ def check_clips(
         shortest, longest: seconds that a clip may have.
         problem: `problem(row, seconds)` says what else is wrong with a row, or None.
         bad_rows: "refuse" the split at its first bad row, or "skip" such rows and say how many.
+        decode: decode the sound too, which finds all damage; else the header alone is read, which is quick, and
+            `load_clips` finds the rest.
 
     Returns:
         The good rows and their clips' durations in seconds.
@@ -40,6 +47,8 @@ def check_clips(
     def check(row: dict[str, Any]) -> tuple[float, str | None]:
         try:
             seconds = audio_seconds(row[audio_column])
+            if decode:
+                load_audio(row[audio_column])
         except InputError as error:
             return 0.0, str(error)
         if not shortest <= seconds <= longest:
@@ -63,16 +72,40 @@ def check_clips(
     return split.select(good), [checked[i][0] for i in good]
 
 
+def load_clips(
+    rows: list[dict[str, Any]], audio_column: str, rate: int, bad_rows: Literal["refuse", "skip"]
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Decode the sound of a batch; a damaged clip is an InputError that names its row, or left out with a warning."""
+    good, clips = [], []
+    for row in rows:
+        try:
+            clips.append(load_audio(row[audio_column], rate))
+            good.append(row)
+        except InputError as error:
+            message = f"{row.get('id', 'a row')}: {error}"
+            if bad_rows == "refuse":
+                raise InputError(f"{message} (--data.bad_rows skip leaves such rows out)") from error
+            warnings.warn(f"left out {message}", stacklevel=2)
+    if not good:
+        raise InputError(f"not one clip of a batch can be decoded; the last is {message}")
+    return good, clips
+
+
+def text_problem(text: Any) -> str | None:
+    """Why a transcript cannot be scored against, or None."""
+    return None if isinstance(text, str) else f"a transcript should be text, not {text!r}"
+
+
 def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str | None:
     """Why CTC cannot learn from a transcript of so many frames, or None."""
-    if not isinstance(text, str):
-        return f"a transcript should be text, not {text!r}"
+    if reason := text_problem(text):
+        return reason
     if unknown := tokenizer.unknown(text):
         return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see data.case and data.remove"
     labels = tokenizer.encode(text)
     if not labels:
         return "empty transcript"
-    needed = len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))  # a blank between equal ones
+    needed = len(labels) + sum(a == b for a, b in pairwise(labels))  # a blank between equal ones
     return f"{len(labels)} labels need {needed} frames; the clip has {frames}" if needed > frames else None
 
 

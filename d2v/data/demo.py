@@ -167,7 +167,7 @@ def number_words(cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: 
                 call = f"from d2v.data import demo; demo._write_number_words({built!r}, {_sizes!r}, {seed!r})"
                 environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
                 subprocess.run([sys.executable, "-c", call], check=True, env=environment)
-                os.rename(built, folder)
+                Path(built).rename(folder)
         except OSError as error:
             if not folder.exists():  # else another process was faster, and its copy is as good
                 raise InputError(f"{cache}: cannot keep the demo set there ({error}); set D2V_CACHE") from None
@@ -181,7 +181,7 @@ def _write_number_words(folder: str, sizes: dict[str, int], seed: int) -> None:
     import pyarrow.parquet as pq
     import soundfile
 
-    os.mkdir(folder)
+    Path(folder).mkdir()
     string = datasets.Value("string")
     schema = datasets.Features({"audio": datasets.Audio(decode=False), "text": string, "speaker": string}).arrow_schema
     rng = np.random.default_rng(seed)

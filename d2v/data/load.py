@@ -27,7 +27,8 @@ def choose_splits(
 
     Returns:
         `train`, `validation` and `test`, as far as they were asked for and are there. While training there always are
-        the first two; without a validation split, validation is a share of train.
+        the first two; without a validation split, validation is a share of train. Otherwise a source of a single split,
+        such as a file, is the test whatever the split is called.
 
     Raises:
         InputError: a split or a column is missing, or a split is empty.
@@ -35,25 +36,34 @@ def choose_splits(
     splits = {}
     for role in ("train", "validation", "test") if training else ("test",):
         split = getattr(data, f"{role}_split")
-        parts = [name for name in split.split("+") if name in found]
-        if not parts or len(parts) < len(split.split("+")):
-            if role == "validation" or (training and role == "test"):
+        parts = split.split("+")
+        if not found.keys() >= set(parts):
+            # The usual names need not be there; a name that somebody gave has to be.
+            usual = split == getattr(type(data), f"{role}_split")
+            if usual and training and role != "train":
                 continue
-            raise InputError(
-                f"{data.path or 'demo'}: no split {split!r} (data.{role}_split); there are {', '.join(found)}"
-            )
+            if not (usual and not training and len(found) == 1):
+                raise InputError(
+                    f"{data.path or 'demo'}: no split {split!r} (data.{role}_split); there are {', '.join(found)}"
+                )
+            parts = list(found)
         splits[role] = join([found[name] for name in parts])
     if training and "validation" not in splits:
         if not 0 < data.validation_share < 1:
             raise InputError(f"data.validation_share should be between 0 and 1, not {data.validation_share}")
-        halves = splits["train"].train_test_split(data.validation_share, seed=seed)
+        try:
+            halves = splits["train"].train_test_split(data.validation_share, seed=seed)
+        except ValueError as error:
+            count, share = len(splits["train"]), data.validation_share
+            message = f"{data.path or 'demo'}, train: {count} rows are too few to hold out a share of {share}"
+            raise InputError(message) from error
         splits |= {"train": halves["train"], "validation": halves["test"]}
     for role, split in splits.items():
         for purpose, name in columns.items():
             if name not in split.column_names:
-                raise InputError(
-                    f"{data.path or 'demo'}, {role}: no column {name!r} (data.{purpose}_column); there are {', '.join(split.column_names)}"
-                )
+                there_are = ", ".join(split.column_names)
+                where = f"{data.path or 'demo'}, {role}"
+                raise InputError(f"{where}: no column {name!r} (data.{purpose}_column); there are {there_are}")
         most = getattr(data, f"max_{role}_samples")
         if most is not None and most < len(split):
             splits[role] = split.shuffle(seed=seed).select(range(most))
@@ -82,7 +92,8 @@ def read(data: Data) -> dict[str, "Dataset"]:
         elif path.is_file():
             if path.suffix not in BUILDERS:
                 raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(BUILDERS)}")
-            splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path))
+            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+            splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), **options)
         else:
             splits = datasets.load_dataset(data.path, data.name)
     except InputError:
@@ -103,12 +114,12 @@ def undecoded(split: "Dataset") -> "Dataset":
 
 
 def audio_tables(folder: Path) -> dict[str, Path]:
-    """The folders of sound files, by split: `train/`, `validation/`, `test/`, or else the folder itself.
+    """The folders of sound files, by split: `train/`, `validation/`, `test/`, or else the folder itself as train.
 
     Read here rather than by the `audiofolder` loader, which wants a decoder that needs FFmpeg.
     """
     named = {split: folder / split for split in ("train", "validation", "test") if (folder / split).is_dir()}
-    tables = named or {"train": folder, "test": folder}
+    tables = named or {"train": folder}
     has_audio = any(file.suffix.lower() in AUDIO for table in tables.values() for file in table.rglob("*"))
     return tables if has_audio else {}
 

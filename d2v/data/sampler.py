@@ -1,5 +1,7 @@
 """Which rows make which batch: rows of similar length together, in an order that only the seed and the epoch decide."""
 
+from itertools import pairwise
+
 import torch
 from torch.utils.data import Sampler
 
@@ -9,12 +11,13 @@ from d2v.errors import InputError
 class LengthBatches(Sampler[list[int]]):
     """Batches bounded in rows and in padded length, for training.
 
-    Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches and
-    shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and the
-    order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch.
+    Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches
+    and shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and the
+    order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all batches
+    are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
 
-    An update takes the next `processes * accumulation` batches, whoever computes them: splitting it among more processes
-    instead of accumulating changes nothing.
+    An update takes the next `processes * accumulation` batches, whoever computes them: splitting it among more
+    processes instead of accumulating changes nothing.
     """
 
     def __init__(
@@ -48,21 +51,24 @@ class LengthBatches(Sampler[list[int]]):
         group = processes * accumulation
         if len(lengths) < group:
             raise InputError(
-                f"{len(lengths)} rows to train on are too few for {processes} processes x optim.accumulation {accumulation}"
+                f"{len(lengths)} rows to train on are too few for {processes} processes x optim.accumulation "
+                f"{accumulation}"
             )
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
         # Twenty buckets at the most: within one, lengths differ little and there are still many rows to shuffle.
         count = max(1, min(20, len(order) // (8 * max_rows)))
         bounds = [round(len(order) * i / count) for i in range(count + 1)]
-        self.buckets = [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        self.buckets = [order[start:end] for start, end in pairwise(bounds)]
         self.sizes = []  # of each bucket's batches
         for bucket in self.buckets:
             rows = max_rows if max_length is None else min(max_rows, max(1, int(max_length // lengths[bucket[-1]])))
             self.sizes.append([len(bucket[i : i + rows]) for i in range(0, len(bucket), rows)])
-        while sum(map(len, self.sizes)) % group:  # all updates have their full number of batches: halve the largest
+        # All updates have their full number of batches: halve the largest.
+        while sum(map(len, self.sizes)) % group and max(map(max, self.sizes)) > 1:
             sizes = max(self.sizes, key=max)
             largest = sizes.pop(sizes.index(max(sizes)))
             sizes += [largest - largest // 2, largest // 2]
+        self.total = sum(map(len, self.sizes)) // group * group  # batches of all processes in an epoch
 
     @property
     def sampler(self) -> "LengthBatches":
@@ -75,7 +81,7 @@ class LengthBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
-        return sum(map(len, self.sizes)) // self.processes
+        return self.total // self.processes
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(
@@ -86,7 +92,7 @@ class LengthBatches(Sampler[list[int]]):
             shuffled = torch.tensor(bucket)[torch.randperm(len(bucket), generator=generator)]
             batches += [rows.tolist() for rows in shuffled.split(sizes)]
         order = torch.randperm(len(batches), generator=generator).tolist()
-        mine = order[self.rank :: self.processes]
+        mine = order[self.rank : self.total : self.processes]
         for i in mine[self.skip :]:
             yield batches[i]
 

@@ -5,16 +5,17 @@ Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C chann
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
-from d2v.models.transformer import Encoder, Packing
-from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding
+from d2v.models.transformer import Activation, Encoder, Packing
+from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding, PositionalConvLayer
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,7 @@ class Data2VecAudioConfig(Config):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: str = "gelu"
+    hidden_act: Activation = "gelu"
     hidden_dropout: float = 0.1
     activation_dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -61,7 +62,7 @@ class Data2VecAudioConfig(Config):
     final_dropout: float = 0.1
     layerdrop: float = 0.1
     layer_norm_eps: float = 1e-5
-    feat_extract_activation: str = "gelu"
+    feat_extract_activation: Activation = "gelu"
     conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
     conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -75,7 +76,7 @@ class Data2VecAudioConfig(Config):
     mask_feature_prob: float = 0.0
     mask_feature_length: int = 10
     mask_feature_min_masks: int = 0
-    ctc_loss_reduction: str = "sum"
+    ctc_loss_reduction: Literal["sum", "mean"] = "sum"
     ctc_zero_infinity: bool = False
     use_weighted_layer_sum: bool = False
     classifier_proj_size: int = 256
@@ -95,10 +96,11 @@ class Data2VecAudioConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
-            sizes = len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)
-            raise ValueError(
-                "conv_dim, conv_stride and conv_kernel should be equally long, not {} {} {}".format(*sizes)
-            )
+            lengths = [len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)]
+            raise InputError(f"conv_dim, conv_stride and conv_kernel should be equally long, not {lengths}")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise InputError(f"hidden_size {self.hidden_size} is not a multiple of {name} {getattr(self, name)}")
         self.output_hidden_size = self.output_hidden_size or self.hidden_size
 
     @property
@@ -172,13 +174,15 @@ class AudioPreTrainedModel(PreTrainedModel):
 
     def init_weights(self) -> None:
         """Initialise as fairseq's wav2vec 2.0: Kaiming for convolutions, uniform for the feature projection."""
-        for module in self.modules():
+        for module in reversed(list(self.modules())):  # parts first, then what contains them
             init_linear(module, self.config.initializer_range)
             if isinstance(module, nn.Conv1d):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     bound = math.sqrt(module.groups / (module.in_channels * module.kernel_size[0]))
                     nn.init.uniform_(module.bias, -bound, bound)
+            elif isinstance(module, PositionalConvLayer):
+                nn.init.zeros_(module.conv.bias)
             elif isinstance(module, FeatureProjection):
                 bound = module.projection.in_features**-0.5
                 nn.init.uniform_(module.projection.weight, -bound, bound)
@@ -234,6 +238,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             x, features = self.feature_projection(self.feature_extractor(input_values, samples))
+            features = packing.unpack(features)
             x, hidden_states, attentions = self.encoder(
                 self.mask(x, packing, mask_time_indices),
                 packing,
@@ -245,11 +250,11 @@ class Data2VecAudioModel(AudioPreTrainedModel):
                 clips = [self.adapter(clip[None])[0] for clip in x.split(packing.lengths)]
                 packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
                 x = torch.cat(clips)
-        output = AudioModelOutput(packing.unpack(x), packing.unpack(features), hidden_states, attentions)
+        output = AudioModelOutput(packing.unpack(x), features, hidden_states, attentions)
         return output if return_dict else output.to_tuple()
 
     def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
-        """SpecAugment: frames become the mask embedding, channels become 0. Only in training, unless frames are given."""
+        """SpecAugment: frames become the mask embedding, channels 0. Only in training, unless frames are given."""
         config = self.config
         if frames_to_mask is None and self.training and config.mask_time_prob > 0:
             frames_to_mask = span_mask(

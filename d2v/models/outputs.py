@@ -31,7 +31,7 @@ class AudioModelOutput(ModelOutput):
         last_hidden_state: (B, T, D), zeros at padded frames.
         extract_features: (B, T, conv_dim[-1]), the normalised features of the waveform front end.
         hidden_states: with `output_hidden_states`, the encoder's input and each layer's output, (B, T, D) each.
-        attentions: with `output_attentions`, each layer's weights, (B, H, T, T); None for a layer that LayerDrop skipped.
+        attentions: with `output_attentions`, each layer's weights, (B, H, T, T); None where LayerDrop skipped one.
     """
 
     last_hidden_state: Tensor | None = None

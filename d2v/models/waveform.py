@@ -127,7 +127,8 @@ class FeatureEncoder(nn.Module):
         for layer in self.conv_layers:
             x = layer(x)
         starts = [start // hop for start in accumulate(slots, initial=0)]
-        return torch.cat([x[start : start + self.config.frames(n, adapter=False)] for start, n in zip(starts, samples)])
+        frames = [self.config.frames(n, adapter=False) for n in samples]
+        return torch.cat([x[start : start + n] for start, n in zip(starts, frames, strict=False)])
 
 
 class FeatureProjection(nn.Module):

@@ -74,7 +74,7 @@ def _open(source: AudioSource) -> tuple[str, soundfile.SoundFile]:
     else:
         data, path = (source, None) if isinstance(source, bytes) else (None, source)
     name = "<bytes>" if path is None else str(path)
-    if data is None and (path is None or not Path(path).is_file()):
+    if data is None and not (isinstance(path, str | os.PathLike) and Path(path).is_file()):
         raise InputError(f"{name}: no such file; audio is a file's path or its bytes")
     try:
         file = soundfile.SoundFile(path if data is None else io.BytesIO(data))

@@ -1,0 +1,205 @@
+"""Sources of data: files and folders to splits with the columns that a recipe asks for."""
+
+import json
+import shutil
+
+import pytest
+
+from d2v.config import Data
+from d2v.data.load import choose_splits, read
+from d2v.errors import InputError
+from d2v.processors.audio import load_audio
+from tests.tiny import flac, speech, tones
+
+COLUMNS = {"audio": "audio", "text": "text"}
+
+
+def complaint(function, *args, **options):
+    with pytest.raises(InputError) as caught:
+        function(*args, **options)
+    return str(caught.value)
+
+
+def table(rows):
+    """Splits of this many rows each; `number` tells rows apart."""
+    import datasets
+
+    def split(name, count):
+        numbers = [f"{name}{i}" for i in range(count)]
+        return datasets.Dataset.from_dict({"audio": numbers, "text": numbers})
+
+    return {name: split(name, count) for name, count in rows.items()}
+
+
+def chosen(rows, training=True, seed=0, **options):
+    """Role -> the texts that `choose_splits` gives it."""
+    splits = choose_splits(table(rows), Data(**options), seed, COLUMNS, training=training)
+    return {role: list(split["text"]) for role, split in splits.items()}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder with the sound files ab.flac and deep/ca.wav."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "deep").mkdir()
+    for text, name in (("ab", "ab.flac"), ("ca", "deep/ca.wav")):
+        (folder / name).write_bytes(flac(tones(text)))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# read
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_parquet(tmp_path):
+    import datasets
+
+    splits = read(Data(path=str(speech(tmp_path / "speech", train=3, test=2))))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 3, "test": 2}
+    assert splits["train"][0]["id"] == "train-0"
+    assert len(load_audio(splits["test"][1]["audio"])) == 1600 * len(splits["test"][1]["text"])
+
+    # What `datasets` stores as Audio stays undecoded, so nothing asks for its decoder.
+    rows = {"audio": [{"bytes": flac(tones("ab")), "path": "x.flac"}], "text": ["ab"]}
+    typed = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(16_000))
+    (tmp_path / "typed").mkdir()
+    typed.to_parquet(tmp_path / "typed/train.parquet")
+    split = read(Data(path=str(tmp_path / "typed")))["train"]
+    assert split.features["audio"].decode is False
+    assert split[0]["audio"] == rows["audio"][0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_single_file(tmp_path, clips, suffix):
+    import datasets
+
+    rows = {"audio": [str(clips / "ab.flac"), str(clips / "deep/ca.wav")], "text": ["ab", "c, a"]}
+    path = tmp_path / f"rows{suffix}"
+    whole = datasets.Dataset.from_dict(rows)
+    if suffix == ".parquet":
+        whole.to_parquet(path)
+    elif suffix.startswith(".json"):
+        whole.to_json(path)
+    else:
+        whole.to_csv(path, sep="\t" if suffix == ".tsv" else ",")
+    split = read(Data(path=str(path)))["train"]
+    assert split.column_names == ["audio", "text"] and list(split["text"]) == rows["text"]
+    assert [len(load_audio(audio)) for audio in split["audio"]] == [3200, 3200]
+
+
+@pytest.mark.parametrize("metadata", [None, "metadata.csv", "metadata.jsonl"])
+def test_folder_of_sound_files(tmp_path, clips, metadata):
+    for split in ("train", "test"):
+        shutil.copytree(clips, tmp_path / split)
+        if metadata == "metadata.csv":
+            (tmp_path / split / metadata).write_text("file_name,text\ndeep/ca.wav,ca\nab.flac,ab\n")
+        elif metadata:
+            lines = [{"file_name": "deep/ca.wav", "text": "ca"}, {"file_name": "ab.flac", "text": "ab"}]
+            (tmp_path / split / metadata).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    splits = read(Data(path=str(tmp_path)))
+    assert splits.keys() == {"train", "test"}
+    names = ["deep/ca.wav", "ab.flac"] if metadata else ["ab.flac", "deep/ca.wav"]
+    for name, split in splits.items():
+        assert list(split["audio"]) == [str(tmp_path / name / file) for file in names]
+        assert ("text" in split.column_names) == bool(metadata)
+
+
+def test_folder_without_splits_is_not_scored_on_what_it_learns_from(clips):
+    found = read(Data(path=str(clips)))
+    assert [len(split) for split in found.values()] == [2]
+    only = {"audio": "audio"}
+    heard = choose_splits(found, Data(), 0, only, training=False)["test"]
+    assert [path.rpartition("/")[2] for path in heard["audio"]] == ["ab.flac", "ca.wav"]
+    learnt = choose_splits(found, Data(validation_share=0.5), 0, only, training=True)
+    assert "test" not in learnt and {learnt["train"][0]["audio"], learnt["validation"][0]["audio"]} == set(
+        heard["audio"]
+    )
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    missing = tmp_path / "rows.parquet"
+    assert complaint(read, Data(path=str(missing))) == f"{missing}: no such file"
+    other = tmp_path / "rows.xlsx"
+    other.write_text("")
+    assert complaint(read, Data(path=str(other))).startswith(
+        f"{other}: should be a folder, or a file that ends in .parq"
+    )
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 not really")
+    assert complaint(read, Data(path=str(broken))).startswith(
+        f"{broken}: not a folder, file or hub id that can be read"
+    )
+    assert complaint(read, Data(path="nobody/nothing")).startswith("nobody/nothing: not a folder, file or hub id")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert complaint(read, Data(path=str(empty))).startswith(f"{empty}: not a folder, file or hub id")
+    (empty / "a.wav").write_bytes(b"")
+    (empty / "metadata.csv").write_text("name,text\na.wav,a\n")
+    assert complaint(read, Data(path=str(empty))) == (
+        f"{empty}/metadata.csv: no column 'file_name'; there are name, text"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# choose_splits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_splits_by_name():
+    rows = {"train": 3, "validation": 2, "test": 1, "other": 2}
+    found = chosen(rows)
+    assert {role: len(texts) for role, texts in found.items()} == {"train": 3, "validation": 2, "test": 1}
+    assert chosen(rows, training=False) == {"test": ["test0"]}
+    found = chosen(rows, train_split="train+other", test_split="validation", validation_split="test")
+    assert found["train"] == ["train0", "train1", "train2", "other0", "other1"]
+    assert (found["validation"], found["test"]) == (["test0"], ["validation0", "validation1"])
+
+
+def test_held_out_rows_are_seeded_and_not_learnt_from():
+    found = chosen({"train": 40, "test": 2}, validation_share=0.25)
+    assert len(found["validation"]) == 10 and len(found["train"]) == 30
+    assert not set(found["train"]) & set(found["validation"]) and len(set(found["train"] + found["validation"])) == 40
+    assert chosen({"train": 40, "test": 2}, validation_share=0.25) == found
+    assert chosen({"train": 40, "test": 2}, validation_share=0.25, seed=1)["validation"] != found["validation"]
+    assert "test" not in chosen({"train": 40})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0])
+def test_impossible_share(share):
+    assert "data.validation_share should be between 0 and 1" in complaint(chosen, {"train": 9}, validation_share=share)
+
+
+def test_too_few_rows_to_hold_some_out():
+    assert complaint(chosen, {"train": 1}) == "demo, train: 1 rows are too few to hold out a share of 0.1"
+
+
+def test_at_most_so_many_rows():
+    rows = {"train": 50, "validation": 50, "test": 50}
+    most = {"max_train_samples": 5, "max_validation_samples": 50, "max_test_samples": 99}
+    found = chosen(rows, **most)
+    assert [len(texts) for texts in found.values()] == [5, 50, 50]
+    assert found["test"] == [f"test{i}" for i in range(50)]  # whole: in its own order
+    assert found == chosen(rows, **most) and found["train"] != chosen(rows, seed=1, **most)["train"]
+    assert found["train"] != [f"train{i}" for i in range(5)]  # drawn, as files are often sorted
+    assert "demo, train: no rows" in complaint(chosen, rows, max_train_samples=0)
+
+
+def test_missing_splits_and_columns_are_named():
+    rows = {"train": 3, "test": 2}
+    assert complaint(chosen, {"dev": 3}, path="x") == "x: no split 'train' (data.train_split); there are dev"
+    assert complaint(chosen, {"dev": 3, "a": 1}, training=False) == (
+        "demo: no split 'test' (data.test_split); there are dev, a"
+    )
+    assert "no split 'train+more' (data.train_split)" in complaint(chosen, rows, train_split="train+more")
+    # The recipe's own name may be absent; one that somebody asked for may not.
+    for role in ("validation", "test"):
+        assert f"no split 'devv' (data.{role}_split)" in complaint(chosen, rows, **{f"{role}_split": "devv"})
+    message = complaint(choose_splits, table(rows), Data(path="x"), 0, {"text": "sentence"}, training=True)
+    assert message == "x, train: no column 'sentence' (data.text_column); there are audio, text"
+    assert complaint(chosen, {"train": 3, "test": 0}) == "demo, test: no rows"

@@ -1,0 +1,58 @@
+"""What several tests need: command lines as their own parsers read them, and a tiny checkpoint."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.recipe import load_recipe
+from d2v.config import parse
+from d2v.models.audio import Data2VecAudioConfig
+from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from tests.tiny import TINY_AUDIO
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.py"))
+
+
+def recipe_words(words: list[str]) -> list[str] | None:
+    """Script and arguments of a command that runs a recipe, else None; the launcher's parser takes what is its own."""
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables
+        words = words[1:]
+    if words[:2] == ["accelerate", "launch"]:
+        from accelerate.commands.launch import launch_command_parser
+
+        args = launch_command_parser().parse_args(words[2:])
+    elif words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        args = get_args_parser().parse_args(words[1:])
+    elif words[0] == "python" and words[1].startswith("recipes/"):
+        return words[1:]
+    else:
+        return None
+    return [args.training_script, *args.training_script_args]
+
+
+def parse_command(command: str) -> tuple[str, Any] | None:
+    """The recipe that a command runs and the configuration it gives it; None if it runs no recipe."""
+    words = recipe_words(shlex.split(command, comments=True))
+    if words is None:
+        return None
+    script, *args = (str(ROOT / word) if word.startswith("recipes/") else word for word in words)
+    name = Path(script).stem
+    assert script == str(ROOT / f"recipes/{name}.py"), f"{script}: no recipe"
+    return name, parse(load_recipe(name).Config, args, demo=ROOT / f"recipes/configs/{name}/demo.yaml")
+
+
+def tiny_recogniser(folder: Path) -> Path:
+    """A checkpoint of a tiny model with everything that recognition takes; returns its folder."""
+    tokenizer = CTCTokenizer.from_texts(["ABCDE"])
+    config = Data2VecAudioConfig(**TINY_AUDIO, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    for part in (Data2VecAudioForCTC(config), AudioFeatureExtractor(), tokenizer):
+        part.save_pretrained(folder)
+    return folder

@@ -1,0 +1,181 @@
+"""Configurations beside transformers': fields, defaults, types, round trips; what all models can do."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
+from d2v.models.audio_heads import Data2VecAudioForCTC
+from tests.tiny import TINY_AUDIO
+
+OURS_ALONE = {"num_labels", "attn_implementation", "extra"}  # not entries of the file, see `Config`
+FIELDS = [field.name for field in dataclasses.fields(Data2VecAudioConfig) if field.name not in OURS_ALONE]
+
+
+def complaint(make, *args, **options):
+    with pytest.raises(InputError) as caught:
+        make(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def other(name, value):
+    """A value that is not the default but is of its type and goes with the other defaults."""
+    if name == "id2label":
+        return {0: "no", 1: "perhaps", 2: "yes"}
+    if name in ("hidden_size", "num_attention_heads", "num_conv_pos_embedding_groups"):
+        return 2 * value if name == "hidden_size" else value // 2  # the first is a multiple of the others
+    if value is None:
+        return "regression" if name == "problem_type" else 24
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(item + 1 for item in value)
+    return {"gelu": "relu", "sum": "mean"}[value] if isinstance(value, str) else value + type(value)(1)
+
+
+def test_every_field_and_default_is_transformers():
+    from transformers import Data2VecAudioConfig as Theirs
+
+    their_own = {name for name in Theirs.__annotations__ if not name.startswith("_")} - {"model_type"}
+    of_their_base = {"id2label", "problem_type"}
+    assert set(FIELDS) == their_own | of_their_base
+    ours, theirs = Data2VecAudioConfig(), Theirs()
+    assert ours.model_type == theirs.model_type
+    for name in FIELDS:
+        expected = getattr(theirs, name)
+        assert getattr(ours, name) == (tuple(expected) if isinstance(expected, list) else expected), name
+    assert ours.num_labels == theirs.num_labels and ours.label2id == theirs.label2id
+    assert ours.inputs_to_logits_ratio == theirs.inputs_to_logits_ratio
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_survives_both_ways(name, tmp_path):
+    from transformers import Data2VecAudioConfig as Theirs
+
+    value = other(name, getattr(Data2VecAudioConfig(), name) if name != "output_hidden_size" else None)
+    ours = Data2VecAudioConfig(**{name: value})
+    assert getattr(ours, name) == value
+    (tmp_path / "config.json").write_text(json.dumps(ours.to_dict()))
+    again = Data2VecAudioConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == ours.to_dict() and getattr(again, name) == value
+
+    theirs = Theirs.from_pretrained(tmp_path)
+    expected = list(value) if isinstance(getattr(theirs, name), list) else value
+    assert getattr(theirs, name) == expected
+    Theirs(**{name: value}).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    loaded = Data2VecAudioConfig.from_pretrained(tmp_path)
+    assert getattr(loaded, name) == value
+    kept = json.loads(json.dumps(loaded.to_dict()))  # saving loses nothing of theirs
+    assert {key: kept[key] for key in written if written[key] is not None} == {
+        k: v for k, v in written.items() if v is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("hidden_size", "big", "int"),
+        ("hidden_size", 8.0, "int"),
+        ("num_hidden_layers", True, "int"),
+        ("layerdrop", "0.1", "float"),
+        ("add_adapter", 1, "bool"),
+        ("conv_dim", 512, "tuple[int, ...]"),
+        ("conv_dim", (512.0,) * 7, "tuple[int, ...]"),
+        ("pad_token_id", "0", "int | None"),
+        ("eos_token_id", 2.5, "int | list[int] | None"),
+        ("hidden_act", None, "Literal['gelu', 'gelu_new', "),
+        ("feat_extract_activation", "gelux", "Literal['gelu', "),
+        ("ctc_loss_reduction", "none", "Literal['sum', 'mean']"),
+        ("initializer_range", None, "float"),
+        ("attn_implementation", "flash_attention_2", "Literal['sdpa', 'eager']"),
+    ],
+)
+def test_types(name, value, wanted):
+    message = complaint(Data2VecAudioConfig, **{name: value})
+    assert message.startswith(f"Data2VecAudioConfig.{name} should be {wanted}") and message.endswith(f", not {value!r}")
+
+
+def test_types_that_pass():
+    config = Data2VecAudioConfig(layerdrop=0, conv_dim=[8] * 7, eos_token_id=[1, 2], pad_token_id=None)
+    assert config.conv_dim == (8,) * 7 and config.eos_token_id == [1, 2] and config.layerdrop == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"conv_dim": [8]}, {"num_attention_heads": 5}, {"num_conv_pos_embedding_groups": 5}]
+)
+def test_impossible_combinations_are_bad_input(changes):
+    message = complaint(Data2VecAudioConfig, **TINY_AUDIO | changes)
+    assert next(iter(changes)) in message
+
+
+def test_unknown_keys():
+    message = complaint(Data2VecAudioConfig.from_dict, {}, hiden_size=8)
+    assert "unknown configuration key 'hiden_size'" in message and "hidden_size, id2label" in message
+    # A file may have keys that only others read; they are kept, but no option.
+    config = Data2VecAudioConfig.from_dict({"transformers_version": "4.0", "hidden_size": 48}, layerdrop=0.5)
+    assert config.extra == {"transformers_version": "4.0"} and (config.hidden_size, config.layerdrop) == (48, 0.5)
+    assert config.to_dict()["transformers_version"] == "4.0"
+    assert "extra" in complaint(Data2VecAudioConfig.from_dict, {}, extra={})
+
+
+def test_another_architecture():
+    message = complaint(Data2VecAudioConfig.from_dict, {"model_type": "bert"})
+    assert message == "config.json: model_type is 'bert'; Data2VecAudioConfig reads 'data2vec-audio'"
+
+
+def test_labels():
+    config = Data2VecAudioConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}})
+    assert config.num_labels == 3 and config.label2id == {"a": 0, "b": 1, "c": 2}
+    fewer = Data2VecAudioConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}}, num_labels=1)
+    assert fewer.id2label == {0: "LABEL_0"}
+    assert Data2VecAudioConfig.from_dict({}, id2label={0: "x"}).num_labels == 1
+    assert "num_labels" not in fewer.to_dict() and "attn_implementation" not in fewer.to_dict()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What all models can do
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model():
+    return Data2VecAudioForCTC(Data2VecAudioConfig(**TINY_AUDIO))
+
+
+def test_frozen_encoder_is_a_region_without_gradients(model):
+    clips, labels = torch.randn(2, 2000), torch.tensor([[3, 4], [5, -100]])
+    model.train()
+    model.freeze_encoder()
+    model(clips, labels=labels).loss.backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learning == {"lm_head.weight", "lm_head.bias"}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.freeze_encoder(False)
+    model(clips, labels=labels).loss.backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert any("feature_extractor" in name for name in learning)
+
+
+def test_attention_can_be_chosen_at_any_time(model):
+    model.eval().set_attn_implementation("eager")
+    assert {layer.attn.implementation for layer in model.data2vec_audio.encoder.layers} == {"eager"}
+    clips = torch.randn(1, 3000)
+    eager = model(clips).logits
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(model(clips).logits, eager, rtol=1e-5, atol=1e-6)
+    assert "attn_implementation" in complaint(model.set_attn_implementation, "flash")
+
+
+def test_loading_prints_once_what_did_not_fit(model, tmp_path, capsys):
+    model.save_pretrained(tmp_path)
+    assert not capsys.readouterr().out
+    Data2VecAudioForCTC.from_pretrained(tmp_path, vocab_size=9)
+    assert "of another shape in the checkpoint: lm_head.bias (32,) instead of (9,), " in capsys.readouterr().out
+    Data2VecAudioForCTC.from_pretrained(tmp_path, vocab_size=9, verbose=False)
+    assert not capsys.readouterr().out
+    assert Data2VecAudioModel.from_pretrained(tmp_path, verbose=False).base_model_prefix == "data2vec_audio"

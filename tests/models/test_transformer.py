@@ -1,0 +1,197 @@
+"""The encoder beside the same mathematics written out, row by row and head by head, in plain torch."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.models.transformer import Encoder, Packing, eager_attention, sdpa_attention
+
+HEADS, WIDTH = 2, 8
+BLOCK = {
+    "width": WIDTH,
+    "heads": HEADS,
+    "hidden": 12,
+    "pre_norm": False,
+    "activation": "gelu",
+    "norm_eps": 1e-5,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "layer_scale": 0.0,
+    "key_bias": True,
+    "implementation": "sdpa",
+}
+LENGTHS = [5, 1, 3, 3, 1, 7]
+IMPLEMENTATIONS = ["sdpa", "eager", "sdpa, padded"]  # the last as on a GPU: one call with a mask
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def packing_of(lengths, padding=0, implementation=""):
+    mask = torch.arange(max(lengths) + padding) < torch.tensor(lengths)[:, None]
+    packing = Packing.of(mask, *mask.shape)
+    return Packing(*mask.shape, mask, packing.indices, None) if "padded" in implementation else packing
+
+
+def encoder(depth=3, implementation="sdpa", **changes):
+    """An encoder in evaluation mode, its norms, biases and scales no longer those of the start."""
+    model = Encoder(depth, **BLOCK | changes | {"implementation": implementation.partition(",")[0]})
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def attention_by_hand(layer, x, bias, head_mask):
+    """One row, (n, D)."""
+    outputs = []
+    for head, part in enumerate(torch.arange(WIDTH).split(WIDTH // HEADS)):
+        q, k, v = ((x @ p.weight.T + p.bias)[:, part] for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+        scores = q @ k.T / math.sqrt(WIDTH // HEADS) + bias[0, head, : len(x), : len(x)]
+        outputs.append(head_mask[head] * (scores.exp() / scores.exp().sum(1, keepdim=True)) @ v)
+    return torch.cat(outputs, 1) @ layer.out_proj.weight.T + layer.out_proj.bias
+
+
+def block_by_hand(block, x, bias, head_mask):
+    """One row, (n, D): BERT's order, or BEiT's with `pre_norm`."""
+
+    def norm(x, layer):
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
+
+    def feed(x):
+        return F.gelu(x @ block.ffn.fc1.weight.T + block.ffn.fc1.bias) @ block.ffn.fc2.weight.T + block.ffn.fc2.bias
+
+    a, b = (1 if scale is None else scale for scale in (block.attn_scale, block.ffn_scale))
+    if block.pre_norm:
+        x = x + a * attention_by_hand(block.attn, norm(x, block.attn_norm), bias, head_mask)
+        return x + b * feed(norm(x, block.ffn_norm))
+    x = norm(x + a * attention_by_hand(block.attn, x, bias, head_mask), block.attn_norm)
+    return norm(x + b * feed(x), block.ffn_norm)
+
+
+def by_hand(model, x, lengths, biases=None, head_masks=None):
+    """All blocks, (N, D) -> (N, D), each row for itself."""
+    biases = [torch.zeros(1, HEADS, 99, 99)] * len(model.layers) if biases is None else biases
+    head_masks = torch.ones(len(model.layers), HEADS) if head_masks is None else head_masks
+    rows = list(x.split(lengths))
+    for block, bias, head_mask in zip(model.layers, biases, head_masks, strict=True):
+        rows = [block_by_hand(block, row, bias, head_mask) for row in rows]
+    return torch.cat(rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+@SETTINGS
+def test_packing(batch, length, data):
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=batch * length, max_size=batch * length)))
+    mask = mask.view(batch, length)
+    packing = Packing.of(mask.long() * 7, batch, length)  # any number but 0 is real
+    values = torch.arange(1.0, batch * length * 3 + 1).view(batch, length, 3)
+    together = packing.pack(values)
+    assert torch.equal(together, values[mask])  # row after row
+    assert torch.equal(packing.unpack(together), values * mask[:, :, None])
+    assert torch.equal(packing.pack(packing.unpack(together)), together)
+    assert torch.equal(packing.pack(mask), torch.ones(len(together), dtype=torch.bool))  # without further dimensions
+    rows = torch.randn(batch, 2)
+    assert torch.equal(packing.spread(rows), rows[:, None].expand(-1, length, -1)[mask])
+    assert packing.lengths == tuple(mask.sum(1).tolist()) and sum(rows * n for rows, n in packing.runs) == mask.sum()
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=9))
+@SETTINGS
+def test_runs_are_neighbours_of_one_length(lengths):
+    runs = packing_of(lengths).runs
+    assert [length for rows, length in runs for _ in range(rows)] == lengths
+    assert all(a[1] != b[1] for a, b in itertools.pairwise(runs))
+
+
+def test_without_padding_nothing_is_gathered():
+    for packing in (Packing.of(None, 2, 3), Packing.of(torch.ones(2, 3), 2, 3)):
+        assert packing.mask is None and packing.indices is None and packing.runs == [(2, 3)]
+        x = torch.randn(2, 3, 4)
+        assert packing.pack(x).data_ptr() == x.data_ptr() and torch.equal(packing.unpack(packing.pack(x)), x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("pre_norm", "layer_scale"), [(False, 0.0), (True, 0.5), (True, 0.0)])
+def test_encoder_by_hand(implementation, biased, pre_norm, layer_scale):
+    model = encoder(implementation=implementation, pre_norm=pre_norm, layer_scale=layer_scale)
+    x = torch.randn(sum(LENGTHS), WIDTH)
+    biases = [torch.randn(1, HEADS, 9, 9) for _ in model.layers] if biased else None  # 7, and 2 of padding
+    packing = packing_of(LENGTHS, 2, implementation)
+    found, states, attentions = model(x, packing, biases, output_hidden_states=True)
+    close(found, by_hand(model, x, LENGTHS, biases))
+    assert attentions is None and len(states) == 4
+    assert torch.equal(states[0], packing.unpack(x)) and torch.equal(states[-1], packing.unpack(found))
+    assert not states[2][~packing.mask].any()
+
+
+def test_layer_scale_begins_where_it_is_told():
+    block = Encoder(1, **BLOCK | {"layer_scale": 0.125}).layers[0]
+    assert torch.equal(block.attn_scale.data, torch.full((WIDTH,), 0.125)) and block.ffn_scale.shape == (WIDTH,)
+    assert encoder(1).layers[0].attn_scale is None
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
+@SETTINGS
+def test_every_attention_is_the_padded_one_with_a_mask(lengths, biased):
+    q, k, v = torch.randn(3, sum(lengths), HEADS, 4).unbind()
+    packing = packing_of(lengths, 1)
+    bias = torch.randn(1, HEADS, packing.length, packing.length) if biased else None
+    dense = [packing.unpack(x).transpose(1, 2) for x in (q, k, v)]  # (B, H, T, K)
+    mask = torch.zeros(len(lengths), 1, 1, packing.length).masked_fill(~packing.mask[:, None, None], -torch.inf)
+    scores = dense[0] @ dense[1].mT / 2 + mask + (bias if biased else 0)
+    expected = packing.pack((scores.softmax(-1) @ dense[2]).transpose(1, 2))
+    found, weights = eager_attention(q, k, v, packing, bias, 0.0)
+    close(found, expected)
+    close(
+        weights[packing.mask[:, None].expand(-1, HEADS, -1)],
+        scores.softmax(-1)[packing.mask[:, None].expand(-1, HEADS, -1)],
+    )
+    for implementation in ("sdpa", "sdpa, padded"):
+        close(sdpa_attention(q, k, v, packing_of(lengths, 1, implementation), bias, 0.0), expected)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(HEADS,), (3, HEADS)])
+def test_head_mask_by_hand(implementation, shape):
+    model, x, head_mask = encoder(implementation=implementation), torch.randn(sum(LENGTHS), WIDTH), torch.rand(shape)
+    head_mask[..., 1] = 0
+    packing = packing_of(LENGTHS, implementation=implementation)
+    found, _, _ = model(x, packing, head_mask=head_mask)
+    close(found, by_hand(model, x, LENGTHS, head_masks=head_mask.expand(3, HEADS)))
+    _, _, weights = model(x, packing, head_mask=head_mask, output_attentions=True)
+    for layer, factors in zip(weights, head_mask.expand(3, HEADS), strict=True):  # (B, H, T, T)
+        sums = layer.sum(-1).transpose(1, 2)[packing.mask]  # (N, H): over keys, at real queries
+        close(sums, factors.expand(len(x), HEADS))
+        assert not layer.transpose(1, 3)[~packing.mask].any()  # no weight on padding
+
+
+def test_gradients_agree():
+    x, target = torch.randn(sum(LENGTHS), WIDTH), torch.randn(sum(LENGTHS), WIDTH)
+    model = encoder()
+    expected = torch.autograd.grad((by_hand(model, x, LENGTHS) * target).sum(), list(model.parameters()))
+    for implementation in IMPLEMENTATIONS:
+        for layer in model.layers:
+            layer.attn.implementation = implementation.partition(",")[0]
+        found, _, _ = model(x, packing_of(LENGTHS, 1, implementation))
+        for a, b in zip(torch.autograd.grad((found * target).sum(), list(model.parameters())), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,193 @@
+"""The command line: YAML and flags in, one dataclass or one line of complaint out."""
+
+import errno
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from d2v import config
+from d2v.config import Data, Optim, Run, parse, to_yaml
+from d2v.errors import InputError
+from d2v.train import Interrupted
+
+
+@dataclass
+class Config:
+    """A recipe's configuration."""
+
+    mode: Literal["train", "evaluate"] = "train"
+    arch: dict[str, Any] = field(default_factory=dict)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3))
+    run: Run = field(default_factory=lambda: Run(out="runs/test"))
+
+
+def complaint(*args):
+    """The one line that refuses these arguments."""
+    with pytest.raises(InputError) as caught:
+        parse(Config, list(args))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="config.yaml"):
+        (tmp_path / name).write_text(text, "utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_defaults_are_the_recipes_own():
+    assert parse(Config, []) == Config()
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(write):
+    file = write("optim: {lr: 0.5, clip: 2.0}\nrun: {seed: 7}")
+    for args in (["--config", file, "--optim.lr", "0.25"], ["--config", file, "--optim.lr=0.25"]):
+        found = parse(Config, args)
+        assert (found.optim.lr, found.optim.clip, found.run.seed) == (0.25, 2.0, 7)
+        assert (found.run.out, found.optim.eps) == ("runs/test", 1e-8)
+    # The last word counts: a file after a flag overrides it, a second file the first.
+    later = write("optim: {lr: 0.125}", "later.yaml")
+    assert parse(Config, ["--optim.lr", "0.25", "--config", file]).optim.lr == 0.5
+    found = parse(Config, ["--config", file, "--config", later])
+    assert (found.optim.lr, found.optim.clip) == (0.125, 2.0)
+
+
+def test_numbers_of_yaml(write):
+    # PyYAML itself reads 1e-4, without a point, as text.
+    found = parse(Config, ["--config", write("optim: {lr: 1e-4, betas: [0.9, 1]}\narch: {layer_norm_eps: 1e-6}")])
+    assert found.optim.lr == 1e-4 and found.optim.betas == (0.9, 1.0)
+    assert found.arch == {"layer_norm_eps": 1e-6} and type(found.arch["layer_norm_eps"]) is float
+    found = parse(Config, ["--optim.lr", "3e-5", "--arch.x", "2e-3", "--arch.conv_dim", "[8, 8]"])
+    assert found.optim.lr == 3e-5 and found.arch == {"x": 2e-3, "conv_dim": [8, 8]}
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False)])
+def test_booleans_and_nothing(text, value):
+    found = parse(Config, ["--run.resume", text, "--run.tracker", "null", "--run.max_steps", "null"])
+    assert found.run.resume is value and found.run.tracker is None and found.run.max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("yaml", "key", "suggestion"),
+    [
+        ("optim: {lrr: 1.0}", "optim.lrr", "optim.lr"),
+        ("optmi: {lr: 1.0}", "optmi.lr", "optim.lr"),
+        ("run: {max_step: 5}", "run.max_step", "run.max_steps"),
+        ("mod: train", "mod", "mode"),
+    ],
+)
+def test_unknown_key_in_a_file(write, yaml, key, suggestion):
+    message = complaint("--config", write(yaml))
+    assert f"unknown option {key!r}; did you mean {suggestion!r}? known: " in message
+    assert suggestion in message.split("known: ")[1].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("flag", "suggestion"),
+    [
+        ("--optim.lrr", "optim.lr"),
+        ("--optmi.lr", "optim.lr"),
+        ("--run.see", "run.seed"),  # no abbreviations: they would change their meaning with the next option
+        ("--data.max_train_sample", "data.max_train_samples"),
+        ("--lr", "optim.lr"),
+    ],
+)
+def test_unknown_flag(flag, suggestion):
+    message = complaint(flag, "3")
+    assert f"unknown option {flag[2:]!r}; did you mean {suggestion!r}? known: " in message
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--optim.lr", "fast"], ["optim.lr", "float", "fast"]),
+        (["--run.max_steps", "1.5"], ["run.max_steps", "int", "1.5"]),
+        (["--run.resume", "maybe"], ["run.resume", "bool", "maybe"]),
+        (["--run.resume"], ["run.resume", "expected one argument"]),
+        (["--run.precision", "fp8"], ["run.precision", "'fp32', 'bf16', 'fp16'", "fp8"]),
+        (["--mode", "trian"], ["mode", "'train', 'evaluate'", "trian"]),
+        (["--optim.betas", "[0.9]"], ["optim.betas", "2 elements"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "not exist"]),
+        (["train"], ["train"]),
+    ],
+)
+def test_wrong_values_are_named(args, parts):
+    message = complaint(*args)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("yaml", ["optim: {lr: fast}", "optim: [", "- 1", "optim: 3"])
+def test_wrong_files_are_named(write, yaml):
+    # Which of several files is wrong, the message should say.
+    assert "broken.yaml" in complaint("--config", write("run: {seed: 1}"), "--config", write(yaml, "broken.yaml"))
+
+
+def test_demo_defaults_only_without_a_path(tmp_path, write):
+    demo = tmp_path / "demo.yaml"
+    demo.write_text("optim: {lr: 0.5}\nrun: {epochs: 2, seed: 5}")
+    file = write("run: {seed: 6}")
+    with_path = write("data: {path: somewhere}", "path.yaml")
+    found = parse(Config, ["--config", file, "--run.epochs", "3"], demo=demo)
+    assert (found.optim.lr, found.run.epochs, found.run.seed) == (0.5, 3, 6)
+    for args in (["--data.path", "somewhere"], ["--config", with_path]):
+        found = parse(Config, args, demo=demo)
+        assert (found.optim.lr, found.run.epochs, found.run.seed) == (1e-3, 10, 0)
+
+
+def test_yaml_round_trip(write):
+    flags = ["--optim.lr=1e-7", "--optim.betas=[0.5, 0.75]", "--run.out=läufe/1", "--arch.a=[1, 2]", "--arch.b=x: y"]
+    for found in (Config(), parse(Config, [*flags, "--run.max_minutes", "0.5", "--data.path", "a b/#c"])):
+        assert parse(Config, ["--config", write(to_yaml(found))]) == found
+
+
+def test_write_config_can_be_read_again(tmp_path):
+    found = parse(Config, ["--optim.lr", "1e-9", "--run.out", str(tmp_path)])
+    config.write_config(found, tmp_path)
+    assert parse(Config, ["--config", str(tmp_path / "config.yaml")]) == found
+
+
+def raiser(error):
+    def main(found):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a.wav: bad\n  in two lines"), 2, "error: a.wav: bad in two lines"),
+        (Interrupted("saved at update 3"), 130, "interrupted: saved at update 3"),
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), 2, "error: x/y: No space left on device; "),
+    ],
+)
+def test_run_prints_one_line_and_exits(monkeypatch, capsys, error, code, line):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(SystemExit) as exit:
+        config.run(raiser(error), Config)
+    printed = capsys.readouterr()
+    assert exit.value.code == code
+    assert printed.err.startswith(line) and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_run_returns_when_done_and_hides_no_bug(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--run.seed", "3"])
+    config.run(seen.append, Config)  # so the process exits with 0
+    assert seen[0].run.seed == 3 and not capsys.readouterr().err
+    for error in (ZeroDivisionError(), OSError(errno.EIO, "Input/output error")):
+        with pytest.raises(type(error)):
+            config.run(raiser(error), Config)
+
+
+def test_run_refuses_a_wrong_command_line_before_anything_happens(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--optim.lrr", "3"])
+    with pytest.raises(SystemExit) as exit:
+        config.run(raiser(AssertionError("not reached")), Config)
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option 'optim.lrr'")

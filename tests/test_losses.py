@@ -1,0 +1,131 @@
+"""CTC against torch's own module, transformers' forward and a sum over all alignments."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from d2v.losses import IGNORE, ctc
+
+BLANK = 0
+
+
+def batch(blank=BLANK):
+    """Logits (4, 12, 6), ragged labels (4, 5) and lengths; the third row has no labels, the fourth has one."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 12, 6, generator=generator, requires_grad=True)
+    labels = torch.tensor([[1, 2, 2, 3, 4], [4, 4, 1, -100, -100], [-100] * 5, [3, -100, -100, -100, -100]])
+    return logits, labels.where(labels != blank, 0), torch.tensor([12, 9, 4, 1])
+
+
+def by_torch(logits, labels, lengths, blank, reduction, zero_infinity=False):
+    """`torch.nn.CTCLoss` with its own padded form of the labels."""
+    targets = labels.masked_fill(labels == IGNORE, 0 if blank else 1)
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    loss = torch.nn.CTCLoss(blank=blank, reduction=reduction, zero_infinity=zero_infinity)
+    return loss(log_probs, targets, lengths, (labels != IGNORE).sum(1))
+
+
+@pytest.mark.parametrize("blank", [0, 4])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_equals_torch(blank, reduction):
+    logits, labels, lengths = batch(blank)
+    total, count = ctc(logits, labels, lengths, blank=blank, reduction=reduction)
+    assert count == 4 and count.dtype == torch.int64
+    ours = total / count if reduction == "mean" else total
+    theirs = by_torch(logits, labels, lengths, blank, reduction)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    (gradient,), (expected,) = torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    for row, length in zip(gradient, lengths, strict=True):
+        assert not row[length:].any() and row[:length].any()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_equals_transformers(monkeypatch, reduction, zero_infinity):
+    from transformers import Data2VecAudioConfig, Data2VecAudioForCTC
+    from transformers.modeling_outputs import BaseModelOutput
+
+    config = Data2VecAudioConfig(
+        hidden_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=6,
+        conv_dim=(6,),
+        conv_kernel=(1,),
+        conv_stride=(1,),
+        num_conv_pos_embeddings=1,
+        num_conv_pos_embedding_groups=1,
+        vocab_size=6,
+        pad_token_id=BLANK,
+        ctc_loss_reduction=reduction,
+        ctc_zero_infinity=zero_infinity,
+    )
+    model = Data2VecAudioForCTC(config).eval()
+    model.lm_head.weight.data, model.lm_head.bias.data = torch.eye(6), torch.zeros(6)
+    logits, labels, lengths = batch()
+    lengths[0] = 5 if zero_infinity else 12  # five labels, two of them equal, do not fit into five frames
+    # Their loss on these logits: the body hands them on, the head is the identity, a sample is a frame.
+    monkeypatch.setattr(model.data2vec_audio, "forward", lambda *args, **kwargs: BaseModelOutput(logits))
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    theirs = model(torch.zeros(4, 12), attention_mask=mask, labels=labels).loss
+    total, count = ctc(logits, labels, lengths, blank=BLANK, zero_infinity=zero_infinity, reduction=reduction)
+    torch.testing.assert_close(total / count if reduction == "mean" else total, theirs, rtol=1e-6, atol=0)
+
+
+def test_equals_the_sum_over_all_alignments():
+    logits, labels, length = torch.randn(1, 4, 3), [1, 1], 4
+    probabilities, total = logits[0].softmax(-1), 0.0
+    for path in itertools.product(range(3), repeat=length):
+        if [token for token, _ in itertools.groupby(path) if token != BLANK] == labels:
+            total += torch.stack([probabilities[t, token] for t, token in enumerate(path)]).prod()
+    loss, _ = ctc(logits, torch.tensor([labels]), torch.tensor([length]), blank=BLANK)
+    torch.testing.assert_close(loss, -total.log())
+
+
+def test_labels_that_do_not_fit():
+    logits, labels, lengths = batch()
+    lengths[0] = 5
+    with_infinity, _ = ctc(logits, labels, lengths, blank=BLANK)
+    assert with_infinity.isinf()
+    without, count = ctc(logits, labels, lengths, blank=BLANK, zero_infinity=True)
+    rest, _ = ctc(logits[1:], labels[1:], lengths[1:], blank=BLANK)
+    torch.testing.assert_close(without, rest)
+    assert count == 4
+    (gradient,) = torch.autograd.grad(without, logits)
+    assert not gradient[0].any() and gradient[1].any() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_sum_and_count_add_up_over_parts_of_a_batch(reduction, cut):
+    logits, labels, lengths = batch()
+    whole = ctc(logits, labels, lengths, blank=BLANK, reduction=reduction)
+    # A part is padded to its own longest row, as when it is a batch of its own.
+    parts = []
+    for rows in (slice(None, cut), slice(cut, None)):
+        longest, most = int(lengths[rows].max()), max(int((labels[rows] != IGNORE).sum(1).max()), 1)
+        part = logits[rows, :longest], labels[rows, :most], lengths[rows]
+        parts.append(ctc(*part, blank=BLANK, reduction=reduction))
+    for i in range(2):
+        torch.testing.assert_close(parts[0][i] + parts[1][i], whole[i], rtol=1e-6, atol=0)
+
+
+def test_padding_neither_of_frames_nor_of_labels_counts():
+    logits, labels, lengths = batch()
+    expected, _ = ctc(logits, labels, lengths, blank=BLANK)
+    longer = F.pad(logits.detach(), (0, 0, 0, 3), value=9.0)
+    padded_with_blank = F.pad(labels, (0, 2), value=IGNORE).masked_fill(F.pad(labels, (0, 2), value=-100) < 0, BLANK)
+    # Of a -1 torch's function would read the memory before the row's probabilities.
+    for padded in (F.pad(labels, (0, 2), value=IGNORE), padded_with_blank, labels.clamp(min=-1)):
+        torch.testing.assert_close(ctc(longer, padded, lengths, blank=BLANK)[0], expected.detach(), rtol=1e-6, atol=0)
+
+
+def test_sixteen_bit_logits_are_summed_in_32():
+    logits, labels, lengths = batch()
+    rounded = logits.detach().bfloat16()
+    loss, _ = ctc(rounded, labels, lengths, blank=BLANK)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, ctc(rounded.float(), labels, lengths, blank=BLANK)[0])
