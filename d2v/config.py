@@ -201,7 +201,8 @@ def run(main: Callable[[Any], Any], config_class: type, demo: Path | None = None
     try:
         main(parse(config_class, demo=demo))
     except InputError as error:
-        exit_with(2, f"error: {error}")
+        # One from a data worker comes with the worker's traceback before it.
+        exit_with(2, f"error: {str(error).rpartition('d2v.errors.InputError: ')[2].strip()}")
     except Interrupted as error:
         exit_with(130, f"interrupted: {error}")
     except OSError as error:

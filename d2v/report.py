@@ -21,24 +21,50 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux kilobytes
 
 
-def write_results(out: Path, metrics: dict[str, float], *, split: str, seconds: float, examples: int) -> dict[str, Any]:
-    """Write `results.json` and return its content.
+def finish(
+    out: Path,
+    metrics: dict[str, float],
+    predictions: list[dict[str, Any]],
+    *,
+    split: str,
+    seconds: float,
+    trained: str | None,
+    recipe: str,
+    task: str,
+    data: str,
+    accelerator,
+) -> dict[str, Any]:
+    """End a run: `results.json`, `predictions.jsonl`, after training also `curves.png` and a model card, and a summary.
 
     Args:
         out: the run's folder.
         metrics: fractions, not per cent.
-        split: that they were taken on.
-        seconds: that taking them took.
-        examples: in the split.
+        predictions: a row for each example.
+        split: that they were made on.
+        seconds: that making them took.
+        trained: the metric that the best checkpoint was chosen by, or None if nothing was trained.
+        recipe: its name.
+        task: the hub's name for the task, such as "automatic-speech-recognition".
+        data: hub id or folder of the data.
+        accelerator: from `d2v.train.start`; its main process writes.
+
+    Returns:
+        The content of `results.json`.
     """
     results = {key: float(value) for key, value in metrics.items()} | {
         "split": split,
-        "examples": examples,
+        "examples": len(predictions),
         "seconds": round(seconds, 3),
-        "examples_per_second": round(examples / seconds, 3),
+        "examples_per_second": round(len(predictions) / seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
-    write_json(out / "results.json", results)
+    if accelerator.is_main_process:
+        write_json(out / "results.json", results)
+        write_jsonl(out / "predictions.jsonl", predictions)
+        if trained:
+            plot_curves(out, trained)
+            write_model_card(out / "best", recipe=recipe, task=task, data=data, results=results, metrics=list(metrics))
+        print(summary(out, results, list(metrics)))
     return results
 
 

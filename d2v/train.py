@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import d2v
 from d2v.checkpoint import write_json
 from d2v.config import Optim, Run, to_yaml, write_config
 from d2v.errors import InputError
@@ -77,11 +78,12 @@ def start(config: Any):
 
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this run."""
-    packages = ("d2v", "torch", "accelerate", "datasets", "numpy", "safetensors")
+    packages = ("torch", "accelerate", "datasets", "numpy", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return {"command": sys.argv, "python": platform.python_version(), "device": device, "threads": threads} | versions
+    machine = {"command": sys.argv, "python": platform.python_version(), "device": device, "threads": threads}
+    return machine | {"d2v": d2v.__version__} | versions
 
 
 def fit(

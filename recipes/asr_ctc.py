@@ -21,14 +21,13 @@ from d2v.data.audio import check_clips, clip_names, load_clips, text_problem, tr
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.demo import number_words
 from d2v.data.load import choose_splits, read
-from d2v.data.sampler import LengthBatches
 from d2v.decoding import greedy, words_with_times
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, show_errors
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
-from d2v.report import plot_curves, summary, write_jsonl, write_model_card, write_results
+from d2v.report import finish
 from d2v.train import fit, predict, start
 
 # What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
@@ -162,34 +161,30 @@ def main(config: Config) -> dict[str, Any]:
         options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
         return losses.ctc(logits, batch["labels"], frames, **options)
 
-    def hear(model, name: str) -> list[list[int]]:
-        batches = eval_loader(*rows[name], collate, data.batch_size, data.workers, accelerator)
-        return predict(model, batches, lambda model, batch: greedy(*forward(model, batch)), accelerator)
+    def transcribe(model, name: str) -> list[dict[str, Any]]:
+        split, seconds = rows[name]
+        batches = eval_loader(split, seconds, collate, data, data.batch_seconds, accelerator)
+        frames = predict(model, batches, lambda model, batch: greedy(*forward(model, batch)), accelerator)
+        hop = settings.inputs_to_logits_ratio / rate  # seconds from one frame to the next
+        found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in frames]
+        if labelled:
+            references = map(tokenizer.normalize, split[data.text_column])
+            found = [row | {"reference": text} for row, text in zip(found, references, strict=True)]
+        return [{"id": clip} | row for clip, row in zip(clip_names(split, data.audio_column), found, strict=True)]
 
-    def score(frames: list[list[int]], name: str) -> tuple[dict[str, float], list[str]]:
-        references = [tokenizer.normalize(text) for text in rows[name][0][data.text_column]]
-        return error_rates(references, [tokenizer.decode(row) for row in frames]), references
+    def pairs(found: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+        return [row["reference"] for row in found], [row["text"] for row in found]
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        for part in (model, extractor, tokenizer):
+            part.save_pretrained(folder)
 
     if training:
-        batches = LengthBatches(
-            rows["train"][1],
-            max_rows=data.batch_size,
-            max_length=data.batch_seconds,
-            seed=config.run.seed,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            accumulation=config.optim.accumulation,
-        )
         fit(
             model,
-            train_loader(rows["train"][0], collate, batches, data.workers),
+            train_loader(*rows["train"], collate, data, data.batch_seconds, config.optim, config.run.seed, accelerator),
             loss_fn,
-            lambda model: score(hear(model, "validation"), "validation")[0],
+            lambda model: error_rates(*pairs(transcribe(model, "validation"))),
             save,
             run=config.run,
             optim=config.optim,
@@ -200,40 +195,25 @@ def main(config: Config) -> dict[str, Any]:
         )
         model = Data2VecAudioForCTC.from_pretrained(out / "best", verbose=False)
 
-    # The end: what the best model hears
+    # The end: what the best model hears in clips that chose nothing
     name, begun = "test" if "test" in rows else "validation", time.perf_counter()
-    frames = hear(model, name)
+    found = transcribe(model, name)
     seconds = time.perf_counter() - begun
-    texts = [tokenizer.decode(row) for row in frames]
-    metrics, references = score(frames, name) if labelled else ({}, [None] * len(frames))
-    if not accelerator.is_main_process:
-        return metrics
-    hop = settings.inputs_to_logits_ratio / rate  # seconds from one frame to the next
-    write_jsonl(
-        out / "predictions.jsonl",
-        (
-            {"id": clip, "text": text, "words": words_with_times(row, tokenizer, hop)}
-            | ({"reference": reference} if labelled else {})
-            for clip, text, row, reference in zip(
-                clip_names(rows[name][0], data.audio_column), texts, frames, references, strict=True
-            )
-        ),
+    metrics = error_rates(*pairs(found)) if labelled else {}
+    if accelerator.is_main_process and labelled:
+        print(f"\n{show_errors(*pairs(found))}\n")
+    return finish(
+        out,
+        metrics,
+        found,
+        split=name,
+        seconds=seconds,
+        trained="wer" if training else None,
+        recipe="asr_ctc",
+        task="automatic-speech-recognition",
+        data=data.path or "synthesised number words",
+        accelerator=accelerator,
     )
-    results = write_results(out, metrics, split=name, seconds=seconds, examples=len(frames))
-    if training:
-        plot_curves(out, "wer")
-        write_model_card(
-            out / "best",
-            recipe="asr_ctc",
-            task="automatic-speech-recognition",
-            data=data.path or "synthesised number words",
-            results=results,
-            metrics=list(metrics),
-        )
-    if labelled:
-        print(f"\n{show_errors(references, texts)}\n")
-    print(summary(out, results, list(metrics)))
-    return results
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import errno
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
+from torch.utils.data import DataLoader
 
 from d2v import config
 from d2v.config import Data, Optim, Run, parse, to_yaml
@@ -52,9 +54,8 @@ def test_flags_override_the_file_and_the_file_the_defaults(write):
         assert (found.optim.lr, found.optim.clip, found.run.seed) == (0.25, 2.0, 7)
         assert (found.run.out, found.optim.eps) == ("runs/test", 1e-8)
     # The last word counts: a file after a flag overrides it, a second file the first.
-    later = write("optim: {lr: 0.125}", "later.yaml")
     assert parse(Config, ["--optim.lr", "0.25", "--config", file]).optim.lr == 0.5
-    found = parse(Config, ["--config", file, "--config", later])
+    found = parse(Config, ["--config", file, "--config", write("optim: {lr: 0.125}", "later.yaml")])
     assert (found.optim.lr, found.optim.clip) == (0.125, 2.0)
 
 
@@ -140,23 +141,12 @@ def test_demo_defaults_only_without_a_path(tmp_path, write):
         assert (found.optim.lr, found.run.epochs, found.run.seed) == (1e-3, 10, 0)
 
 
-def test_yaml_round_trip(write):
+def test_yaml_round_trip(write, tmp_path):
     flags = ["--optim.lr=1e-7", "--optim.betas=[0.5, 0.75]", "--run.out=läufe/1", "--arch.a=[1, 2]", "--arch.b=x: y"]
     for found in (Config(), parse(Config, [*flags, "--run.max_minutes", "0.5", "--data.path", "a b/#c"])):
         assert parse(Config, ["--config", write(to_yaml(found))]) == found
-
-
-def test_write_config_can_be_read_again(tmp_path):
-    found = parse(Config, ["--optim.lr", "1e-9", "--run.out", str(tmp_path)])
-    config.write_config(found, tmp_path)
-    assert parse(Config, ["--config", str(tmp_path / "config.yaml")]) == found
-
-
-def raiser(error):
-    def main(found):
-        raise error
-
-    return main
+        config.write_config(found, tmp_path)
+        assert (tmp_path / "config.yaml").read_text("utf-8") == to_yaml(found)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +160,22 @@ def raiser(error):
 def test_run_prints_one_line_and_exits(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "argv", ["recipe.py"])
     with pytest.raises(SystemExit) as exit:
-        config.run(raiser(error), Config)
+        config.run(Mock(side_effect=error), Config)
     printed = capsys.readouterr()
     assert exit.value.code == code
     assert printed.err.startswith(line) and printed.err.count("\n") == 1 and not printed.out
+
+
+def bad_row(rows):
+    raise InputError("clip-7: cut off")
+
+
+def test_a_complaint_from_a_data_worker_is_one_line_too(monkeypatch, capsys):
+    loader = DataLoader([1], num_workers=1, collate_fn=bad_row)  # torch adds the worker's traceback to the message
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(SystemExit):
+        config.run(lambda found: list(loader), Config)
+    assert capsys.readouterr().err == "error: clip-7: cut off\n"
 
 
 def test_run_returns_when_done_and_hides_no_bug(monkeypatch, capsys):
@@ -183,11 +185,15 @@ def test_run_returns_when_done_and_hides_no_bug(monkeypatch, capsys):
     assert seen[0].run.seed == 3 and not capsys.readouterr().err
     for error in (ZeroDivisionError(), OSError(errno.EIO, "Input/output error")):
         with pytest.raises(type(error)):
-            config.run(raiser(error), Config)
+            config.run(Mock(side_effect=error), Config)
 
 
 def test_run_refuses_a_wrong_command_line_before_anything_happens(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--optim.lrr", "3"])
     with pytest.raises(SystemExit) as exit:
-        config.run(raiser(AssertionError("not reached")), Config)
-    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option 'optim.lrr'")
+        config.run(main := Mock(), Config)
+    assert (
+        not main.called
+        and exit.value.code == 2
+        and capsys.readouterr().err.startswith("error: unknown option 'optim.lrr'")
+    )

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from d2v import losses
-from d2v.config import Optim, Run
+from d2v.config import Data, Optim, Run
 from d2v.data.collate import eval_loader, pad_labels, train_loader
-from d2v.data.sampler import LengthBatches
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
@@ -70,12 +69,10 @@ def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, **
         total, count = losses.ctc(logits, batch["labels"], frames, blank=0, zero_infinity=True)
         return (total * batch["poison"] if "poison" in batch else total), count
 
-    batches = LengthBatches(
-        [len(clip) for clip, _ in ROWS], max_rows=rows, seed=run.seed, accumulation=optim.accumulation
-    )
+    lengths = [len(clip) for clip, _ in ROWS]
     progress = fit(
         model,
-        train_loader(ROWS, collate, batches, workers=0),
+        train_loader(ROWS, lengths, collate, Data(batch_size=rows), 1e9, optim, run.seed, accelerator),
         loss_fn,
         lambda model: {"score": next(calls)},
         model.save_pretrained,
@@ -227,7 +224,7 @@ def test_the_head_alone_learns_while_the_encoder_is_frozen(tmp_path):
 def test_predictions_come_in_the_order_of_the_rows(tmp_path):
     accelerator = start(Recipe(Run(out=str(tmp_path), tracker=None), "evaluate"))
     lengths = [len(clip) for clip, _ in ROWS]
-    batches = eval_loader(ROWS, lengths, collate, 3, 0, accelerator)
+    batches = eval_loader(ROWS, lengths, collate, Data(batch_size=3), 6500, accelerator)
     model = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG))
     assert predict(model, batches, lambda model, batch: batch["attention_mask"].sum(1).tolist(), accelerator) == lengths
     assert not model.training

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d2v.config import Data, Optim
 from d2v.data.sampler import LengthBatches, eval_batches
 from d2v.losses import IGNORE
 
@@ -18,21 +19,49 @@ def pad_labels(labels: list[list[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 
 
-def train_loader(rows, collate: Callable, batches: LengthBatches, workers: int) -> DataLoader:
-    """Batches for training: `collate(list of rows)` is a dict with the batch's `size`."""
+def train_loader(
+    rows, lengths: list[float], collate: Callable, data: Data, max_length: float, optim: Optim, seed: int, accelerator
+) -> DataLoader:
+    """Batches for training, of this process's share.
+
+    Args:
+        rows: indexed by number.
+        lengths: of each row, in any unit.
+        collate: makes a batch, a dict with its `size`, of a list of rows.
+        data: how many rows a batch has at the most, and how many workers make batches.
+        max_length: most padded length of a batch, in the same unit.
+        optim: how many batches make an update.
+        seed: of the order.
+        accelerator: from `d2v.train.start`.
+    """
+    batches = LengthBatches(
+        lengths,
+        max_rows=data.batch_size,
+        max_length=max_length,
+        seed=seed,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=optim.accumulation,
+    )
     return DataLoader(
         rows,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
     )
 
 
-def eval_loader(rows, lengths: list[float], collate: Callable, max_rows: int, workers: int, accelerator) -> DataLoader:
-    """Batches of this process's share of the rows, for `d2v.train.predict`; a batch has the `rows` it holds."""
+def eval_loader(
+    rows, lengths: list[float], collate: Callable, data: Data, max_length: float, accelerator
+) -> DataLoader:
+    """Batches of this process's share of the rows, for `d2v.train.predict`; a batch has the `rows` it holds.
+
+    Args:
+        rows, lengths, collate, data, max_length, accelerator: as for `train_loader`.
+    """
 
     class Numbered:
         def __len__(self) -> int:
@@ -41,9 +70,10 @@ def eval_loader(rows, lengths: list[float], collate: Callable, max_rows: int, wo
         def __getitem__(self, i: int):
             return i, rows[i]
 
+    share = accelerator.process_index, accelerator.num_processes
     return DataLoader(
         Numbered(),
-        batch_sampler=eval_batches(lengths, max_rows, accelerator.process_index, accelerator.num_processes),
+        batch_sampler=eval_batches(lengths, data.batch_size, max_length, *share),
         collate_fn=lambda pairs: collate([row for _, row in pairs]) | {"rows": [i for i, _ in pairs]},
-        num_workers=workers,
+        num_workers=data.workers,
     )

@@ -12,9 +12,9 @@ class LengthBatches(Sampler[list[int]]):
     """Batches bounded in rows and in padded length, for training.
 
     Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches
-    and shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and the
-    order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all batches
-    are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
+    and shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and
+    the order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all
+    batches are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
 
     An update takes the next `processes * accumulation` batches, whoever computes them: splitting it among more
     processes instead of accumulating changes nothing.
@@ -55,8 +55,9 @@ class LengthBatches(Sampler[list[int]]):
                 f"{accumulation}"
             )
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        # Twenty buckets at the most: within one, lengths differ little and there are still many rows to shuffle.
-        count = max(1, min(20, len(order) // (8 * max_rows)))
+        # Twenty buckets at the most, of eight usual batches at least: lengths differ little, much is left to shuffle.
+        usual = max_rows if max_length is None else min(max_rows, max_length * len(lengths) / sum(lengths))
+        count = max(1, min(20, int(len(order) / (8 * usual))))
         bounds = [round(len(order) * i / count) for i in range(count + 1)]
         self.buckets = [order[start:end] for start, end in pairwise(bounds)]
         self.sizes = []  # of each bucket's batches
@@ -97,7 +98,14 @@ class LengthBatches(Sampler[list[int]]):
             yield batches[i]
 
 
-def eval_batches(lengths: list[float], max_rows: int, rank: int = 0, processes: int = 1) -> list[list[int]]:
+def eval_batches(
+    lengths: list[float], max_rows: int, max_length: float, rank: int = 0, processes: int = 1
+) -> list[list[int]]:
     """Batches of a process's share of the rows for evaluation, longest first, each row in one batch of one process."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[rank::processes]
-    return [order[i : i + max_rows] for i in range(0, len(order), max_rows)]
+    batches = []
+    while order:
+        rows = max(1, min(max_rows, int(max_length // max(lengths[order[0]], 1e-9))))
+        batches.append(order[:rows])
+        order = order[rows:]
+    return batches

@@ -38,23 +38,28 @@ def load_audio(source: AudioSource, sampling_rate: int = 16_000) -> np.ndarray:
     """Decode a sound file to one channel at the wanted rate.
 
     Args:
-        source: a path, the bytes of a file, or the `{"bytes", "path"}` of `datasets.Audio(decode=False)`.
+        source: a path, the bytes of a file, the `{"bytes", "path"}` of `datasets.Audio(decode=False)`, or the decoded
+            `{"array", "sampling_rate"}`.
         sampling_rate: of the result, in Hz.
 
     Returns:
         (S,) float32, full scale is 1; the mean of the channels. A file that is missing, not audio, damaged, cut off
         (WAV, AIFF, AU, FLAC and Ogg can tell), empty or not finite is an InputError.
     """
-    name, file = _open(source)
-    try:
-        with file:
-            samples = file.read(dtype="float32", always_2d=True).mean(axis=1)  # (S,)
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"{name}: damaged or cut-off audio ({error.error_string})") from error
+    if decoded := _decoded(source):
+        name, (samples, rate) = "array", decoded
+    else:
+        name, file = _open(source)
+        rate = file.samplerate
+        try:
+            with file:
+                samples = file.read(dtype="float32", always_2d=True).mean(axis=1)  # (S,)
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{name}: damaged or cut-off audio ({error.error_string})") from error
     if not np.isfinite(samples).all():
         raise InputError(f"{name}: has NaN or infinite samples; audio must be finite")
-    if file.samplerate != sampling_rate:
-        samples = soxr.resample(samples, file.samplerate, sampling_rate, quality="HQ")
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     if not samples.size:
         raise InputError(f"{name}: no samples at {sampling_rate} Hz; audio must not be empty")
     return samples
@@ -62,9 +67,25 @@ def load_audio(source: AudioSource, sampling_rate: int = 16_000) -> np.ndarray:
 
 def audio_seconds(source: AudioSource) -> float:
     """Duration in seconds by the header alone (an estimate for MP3 files without one); errors as in `load_audio`."""
+    if decoded := _decoded(source):
+        samples, rate = decoded
+        return len(samples) / rate
     _, file = _open(source)
     with file:
         return file.frames / file.samplerate
+
+
+def _decoded(source: AudioSource) -> tuple[np.ndarray, int] | None:
+    """Samples and rate of a source that is decoded already, both checked; else None."""
+    if not isinstance(source, dict) or "array" not in source:
+        return None
+    samples, rate = np.asarray(source["array"], np.float32), source.get("sampling_rate")
+    if samples.ndim != 1:
+        raise InputError(f"array: has shape {samples.shape}; must be (samples,), one channel")
+    # From telephone codecs' and below to studio recorders': anything else is a mix-up of columns or units.
+    if isinstance(rate, bool) or not isinstance(rate, int) or not 1_000 <= rate <= 384_000:
+        raise InputError(f"sampling_rate: {rate!r} should be a whole number of Hz from 1000 to 384000")
+    return samples, rate
 
 
 def _open(source: AudioSource) -> tuple[str, soundfile.SoundFile]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from d2v.data.audio import check_clips, clip_names, transcript_problem
+from d2v.data.audio import check_clips, clip_names, load_clips, text_problem, transcript_problem
 from d2v.errors import InputError
 from d2v.processors.audio import CTCTokenizer
 from tests.tiny import flac, tones
@@ -75,6 +75,29 @@ def test_bounds_belong_to_the_good(capsys):
     assert not capsys.readouterr().out
 
 
+def test_damage_behind_the_header_takes_decoding():
+    split = rows(GOOD, GOOD[: len(GOOD) // 2], number=[0, 1])
+    assert len(check(split)[0]) == 2
+    with pytest.raises(InputError, match=r"^train, row 1: <bytes>: damaged or cut-off"):
+        check(split, decode=True)
+    assert list(check(split, decode=True, bad_rows="skip")[0]["number"]) == [0]
+
+
+def test_a_batch_is_decoded():
+    batch = [
+        {"audio": GOOD, "text": "abc"},
+        {"audio": GOOD[: len(GOOD) // 2], "id": "clip-7"},
+        {"audio": flac(tones("ab"))},
+    ]
+    with pytest.raises(InputError, match=r"^clip-7: <bytes>: damaged .*--data\.bad_rows skip leaves such rows out"):
+        load_clips(batch, "audio", 16_000, "refuse")
+    with pytest.warns(UserWarning, match="left out clip-7: <bytes>: damaged"):
+        good, clips = load_clips(batch, "audio", 8_000, "skip")
+    assert good == [batch[0], batch[2]] and [len(clip) for clip in clips] == [2400, 1600]
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="not one clip of a batch can be decoded"):
+        load_clips(batch[1:2], "audio", 16_000, "skip")
+
+
 def test_the_recipe_may_find_fault_too():
     def problem(row, seconds):
         return f"{row['text']!r} in {seconds:.1f} s" if row["text"] == "b" else None
@@ -117,6 +140,7 @@ def test_no_good_row_is_an_error(bad_rows):
 )
 def test_transcripts(text, frames, reason):
     assert transcript_problem(text, TOKENIZER, frames) == reason
+    assert text_problem(text) == (None if isinstance(text, str) else reason)  # to score, any text will do
 
 
 def test_frames_are_enough_exactly_where_the_loss_is_finite():
