@@ -197,7 +197,8 @@ def fit(
                     f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {now}: lower "
                     "optim.lr, raise optim.warmup, or look for labels that do not fit into their input"
                 )
-            if now % eval_every == 0 or now == total:
+            out_of_time_without_a_model = asked[1] and progress["best"] is None
+            if now % eval_every == 0 or now == total or out_of_time_without_a_model:
                 evaluate_and_keep_best()
             stop = any(asked) or now == total or (run.patience is not None and progress["stale"] >= run.patience)
             if now % save_every == 0 or stop:

@@ -131,6 +131,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, accumulation):
 def test_time_limit_stops_saved_and_resume_goes_on(tmp_path):
     _, progress = train(tmp_path, max_minutes=0.0)
     assert progress["step"] == 1 and [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    assert (tmp_path / "best/model.safetensors").exists()
     _, progress = train(tmp_path, resume=True)
     assert progress["step"] == 12
 
