@@ -1,25 +1,29 @@
-r"""Learning beside transformers: the same size, data, learning rate and wall-clock limit, each alone on the machine.
+r"""Learning beside transformers: the same size, data, learning rate and wall-clock limit, at the same time.
 
     python -m benchmarks.learning asr_ctc --config recipes/configs/asr_ctc/digits.yaml \
         --data.path DIR --run.out OUT --run.max_minutes 15
 
-Everything behind the task's name goes to our recipe. Transformers' model then learns in a plain loop, written as by
+Each has half the cores, so that whatever else the machine does slows both. Everything behind the task's name goes to
+our recipe. Transformers' model then learns in a plain loop, written as by
 hand: shuffled batches of `data.batch_size`, padded, with an attention mask, no length buckets; AdamW, clipping, warm-up
 and linear decay over the time it has, so that it ends with its learning rate at 0 however fast the machine is. It gets
 the same share of train and its test clips one by one, since padding would change its outputs.
 """
 
 import json
+import os
 import random
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 import torch
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC
 
-from benchmarks.recipe import load_recipe
+from benchmarks.recipe import RECIPES, load_recipe
 from d2v.config import parse
 from d2v.data.collate import pad_labels
 from d2v.data.load import choose_splits, read
@@ -73,19 +77,26 @@ TASKS = {"asr_ctc": transformers_asr_ctc}
 
 
 def main(argv: list[str]) -> None:
-    """Run our recipe, then transformers' loop, and print both."""
+    """Run our recipe and transformers' loop at the same time, each on half the cores, and print both."""
     task, *args = argv
     recipe = load_recipe(task)
     config = parse(recipe.Config, args)
-    begun = time.monotonic()
-    ours = recipe.main(config)
-    seconds = time.monotonic() - begun
-    theirs = TASKS[task](recipe, config)
-    print(f"\n{'':<14}{'wer':>8}{'cer':>8}{'minutes':>9}")
+    threads = max(1, torch.get_num_threads() // 2)
+    torch.set_num_threads(threads)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command, begun = [sys.executable, str(RECIPES / f"{task}.py"), *args], time.monotonic()
+    log = Path(config.run.out + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output, ThreadPoolExecutor() as pool:
+        done = pool.submit(
+            lambda: (subprocess.run(command, check=True, env=environment, stdout=output), time.monotonic() - begun)
+        )
+        theirs = TASKS[task](recipe, config)
+        _, seconds = done.result()
+    ours = json.loads(Path(config.run.out, "results.json").read_text("utf-8"))
+    print(f"\n{threads} threads each\n{'':<14}{'wer':>8}{'cer':>8}{'minutes':>9}")
     for name, result, minutes in (("d2v", ours, seconds / 60), ("transformers", theirs, config.run.max_minutes)):
         print(f"{name:<14}{result['wer']:>8.4f}{result['cer']:>8.4f}{minutes:>9.1f}")
-    results = {"d2v": ours, "transformers": theirs}
-    Path(config.run.out, "learning.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def save_state(out: Path, accelerator, model, optimizer, progress: dict[str, Any
             shutil.rmtree(temporary, ignore_errors=True)
             kept = checkpoints(out)
             message = f"{kept[-1]} is untouched" if kept else "there is none before it"
-            raise InputError(f"{path}: checkpoint cannot be written ({error}); {message}") from error
+            raise InputError(f"{path}: checkpoint cannot be written, is the disk full? ({error}); {message}") from error
         for old in checkpoints(out)[:-keep_last]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

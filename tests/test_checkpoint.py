@@ -40,7 +40,6 @@ def complaint(source, **changes):
 
 
 def same(a, b):
-    """Whether two models' weights are equal bit for bit."""
     ours, theirs = a.state_dict(), b.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -158,8 +157,6 @@ def test_truncated_file(folder, name, share):
 
 
 class Hostile:
-    """Unpickled, it makes a folder."""
-
     def __init__(self, path):
         self.path = path
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,26 +29,39 @@ def new_log(path, step=0, total=10, main=True):
     return log.Log(path, step, total, "audio s", FakeAccelerator(main))
 
 
-def test_results_are_flat_and_plain(tmp_path):
-    import numpy as np
+def end(out, trained, metrics, main=True, rows=7):
+    predictions = [{"id": i, "text": "größer"} for i in range(rows)]
+    names = {"recipe": "asr_ctc", "task": "automatic-speech-recognition", "data": "some/data"}
+    accelerator = FakeAccelerator(main)
+    return report.finish(
+        out, metrics, predictions, split="test", seconds=2.0, trained=trained, accelerator=accelerator, **names
+    )
 
-    results = report.write_results(tmp_path, {"wer": np.float32(0.5)}, split="test", seconds=2.0, examples=7)
-    memory = results.pop("peak_memory_mb")
-    assert results == {"wer": 0.5, "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
-    assert json.loads((tmp_path / "results.json").read_text()) == results | {"peak_memory_mb": memory}
+
+def test_the_end_of_an_evaluation(tmp_path, capsys):
+    results = end(tmp_path, None, {"wer": np.float32(0.5)})
+    memory = results["peak_memory_mb"]
+    plain = {"wer": 0.5, "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
+    assert results == plain | {"peak_memory_mb": memory} == json.loads((tmp_path / "results.json").read_text())
+    lines = (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 7 and json.loads(lines[6]) == {"id": 6, "text": "größer"} and "größer" in lines[0]
+    assert capsys.readouterr().out == report.summary(tmp_path, results, ["wer"]) + "\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "predictions.jsonl"}
+
+
+def test_the_end_of_training_and_of_the_other_processes(tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    assert end(tmp_path, "wer", {"wer": 0.5}, main=False)["wer"] == 0.5
+    assert not list((tmp_path / "best").iterdir()) and len(list(tmp_path.iterdir())) == 1
+    assert not capsys.readouterr().out
+    end(tmp_path, "wer", {"wer": 0.5})
+    assert (tmp_path / "curves.png").exists() and "wer 0.5000" in (tmp_path / "best/README.md").read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists() or torch.cuda.is_available(), reason="Linux's own count")
 def test_peak_memory_is_in_megabytes():
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     assert report.peak_memory_mb() == pytest.approx(int(line.split()[1]) / 1024, rel=0.02)
-
-
-def test_jsonl_keeps_letters(tmp_path):
-    rows = [{"id": "a", "text": "größer"}, {"id": "b\n", "text": ""}]
-    report.write_jsonl(tmp_path / "x.jsonl", iter(rows))
-    lines = (tmp_path / "x.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == rows and "größer" in lines[0]
 
 
 def test_curves(tmp_path, monkeypatch):

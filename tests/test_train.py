@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
         with pytest.raises(
-            InputError, match=r"step-00000005: checkpoint cannot be written .*step-00000004 is untouched"
+            InputError, match=r"step-00000005: checkpoint cannot be written, .*step-00000004 is untouched"
         ):
             train(tmp_path, resume=True, save_every=1, eval_every=100)
     finally:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from d2v.config import Data, Optim
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.sampler import LengthBatches
 
@@ -29,19 +30,19 @@ def test_labels_are_padded_with_what_counts_for_nothing():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_follows_the_sampler(workers):
-    sampler = LengthBatches(LENGTHS, max_rows=3, seed=1)
-    loader = train_loader(ROWS, collate, sampler, workers)
+    data, optim = Data(batch_size=3, workers=workers), Optim(accumulation=2)
+    loader = train_loader(ROWS, LENGTHS, collate, data, 8.0, optim, 5, process(1, 2))
+    sampler = LengthBatches(LENGTHS, max_rows=3, max_length=8.0, seed=5, rank=1, processes=2, accumulation=2)
     for epoch, skip in ((0, 0), (1, 0), (1, 2), (0, 0)):  # workers that stay do not keep the order of the first epoch
+        sampler.set_epoch(epoch, skip=skip)
         loader.batch_sampler.set_epoch(epoch, skip=skip)
-        expected = [[10 * i for i in batch] for batch in sampler]
         found = list(loader)
-        assert [batch["values"].tolist() for batch in found] == expected
-        assert [batch["size"] for batch in found] == list(map(len, expected))
+        assert [batch["values"].tolist() for batch in found] == [[10 * i for i in batch] for batch in sampler]
     assert len(loader) == len(sampler)
 
 
 def test_an_iterator_takes_no_random_number_of_the_run():
-    loader = train_loader(ROWS, collate, LengthBatches(LENGTHS, max_rows=3), 0)
+    loader = train_loader(ROWS, LENGTHS, collate, Data(), 8.0, Optim(), 0, process(0, 1))
     state = torch.get_rng_state()
     next(iter(loader))
     assert torch.equal(torch.get_rng_state(), state)
@@ -50,10 +51,11 @@ def test_an_iterator_takes_no_random_number_of_the_run():
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("processes", [1, 3])
 def test_evaluation_numbers_its_rows_and_shares_them(workers, processes):
-    seen = []
+    seen, data = [], Data(batch_size=2, workers=workers)
     for rank in range(processes):
-        for batch in eval_loader(ROWS, LENGTHS, collate, 2, workers, process(rank, processes)):
+        for batch in eval_loader(ROWS, LENGTHS, collate, data, 6.0, process(rank, processes)):
             assert batch["values"].tolist() == [10 * i for i in batch["rows"]]
             assert 1 <= len(batch["rows"]) == batch["size"] <= 2
+            assert len(batch["rows"]) * max(LENGTHS[i] for i in batch["rows"]) <= 6.0
             seen += batch["rows"]
     assert sorted(seen) == list(range(11))
