@@ -198,9 +198,13 @@ def save(model: nn.Module, folder: str | Path) -> None:
 def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload what `save` writes to a hub repository, created if need be; returns the commit's address."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, folder)
-        return api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, folder)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(f"{repo_id}: cannot be pushed to the hub ({error})") from error

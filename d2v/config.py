@@ -55,6 +55,19 @@ class Run:
     gradient_checkpointing: bool = False
     tracker: str | None = "auto"
 
+    def __post_init__(self):
+        counts = (
+            "epochs",
+            "max_steps",
+            "eval_every",
+            "save_every",
+            "log_every",
+            "keep_last",
+            "patience",
+            "max_nonfinite",
+        )
+        at_least(1, "run", self, counts)
+
 
 @dataclass
 class Optim:
@@ -92,6 +105,10 @@ class Optim:
     accumulation: int = 1
     freeze_encoder_steps: int = 0
 
+    def __post_init__(self):
+        at_least(1, "optim", self, ("accumulation",))
+        at_least(0, "optim", self, ("lr", "weight_decay", "clip", "warmup", "hold", "freeze_encoder_steps"))
+
 
 @dataclass
 class Data:
@@ -122,6 +139,19 @@ class Data:
     max_test_samples: int | None = None
     batch_size: int = 16
     workers: int = 0
+
+    def __post_init__(self):
+        samples = ("max_train_samples", "max_validation_samples", "max_test_samples")
+        at_least(1, "data", self, ("batch_size", *samples))
+        at_least(0, "data", self, ("workers",))
+
+
+def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> None:
+    """Raise InputError for the first of these options that is set and below `lowest`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise InputError(f"{group}.{name} should be at least {lowest}, not {value}")
 
 
 def parse(config_class: type, args: list[str] | None = None, demo: Path | None = None) -> Any:

@@ -91,7 +91,10 @@ def load_state(path: Path, accelerator, model, optimizer) -> dict[str, Any]:
     Raises:
         InputError: another number of processes wrote it, or it does not fit the model.
     """
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # nearly anything can come of a damaged file
+        raise InputError(f"{path / 'state.pt'}: damaged; delete {path} to go on from the one before") from error
     if (processes := len(state["random"])) != accelerator.num_processes:
         raise InputError(
             f"{path}: written by {processes} processes, not {accelerator.num_processes}; use as many to resume"
@@ -99,8 +102,8 @@ def load_state(path: Path, accelerator, model, optimizer) -> dict[str, Any]:
     try:
         load_model(accelerator.unwrap_model(model), path / "model.safetensors", device=str(accelerator.device))
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: of another model or optimiser than this configuration's ({error})") from error
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: damaged, or of another model than this configuration's ({error})") from error
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     set_random_state(state["random"][accelerator.process_index])

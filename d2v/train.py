@@ -8,6 +8,7 @@ whole update, so an update does not depend on how its items were split into batc
 import importlib.metadata
 import importlib.util
 import math
+import os
 import platform
 import signal
 import sys
@@ -30,6 +31,9 @@ from d2v.errors import InputError
 from d2v.log import Log
 from d2v.optim import build_optimizer, lr_scale
 from d2v.state import checkpoints, load_state, replace_folder, save_state
+
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+"""Environment variable that `accelerate launch` sets, whatever the precision."""
 
 
 class Interrupted(Exception):
@@ -67,6 +71,9 @@ def start(config: Any):
         )
     except ValueError as error:
         raise InputError(f"run.precision {run.precision}, run.tracker {run.tracker}: {error}") from error
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and LAUNCHED in os.environ:
+        # accelerate launch gives a process on a CPU one thread unless told otherwise: half or less of the machine.
+        torch.set_num_threads(max(torch.get_num_threads(), os.cpu_count() or 1))
     set_seed(run.seed)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)

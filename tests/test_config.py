@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 from torch.utils.data import DataLoader
 
+from benchmarks.recipe import load_recipe
 from d2v import config
 from d2v.config import Data, Optim, Run, parse, to_yaml
 from d2v.errors import InputError
@@ -197,3 +198,13 @@ def test_run_refuses_a_wrong_command_line_before_anything_happens(monkeypatch, c
         and exit.value.code == 2
         and capsys.readouterr().err.startswith("error: unknown option 'optim.lrr'")
     )
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["run.epochs=0", "run.log_every=0", "run.keep_last=0", "optim.accumulation=0", "data.batch_size=0", "optim.lr=-1"],
+)
+def test_impossible_numbers_are_named(flag):
+    name, value = flag.split("=")
+    with pytest.raises(InputError, match=f"{name} should be at least [01], not {value}"):
+        parse(load_recipe("asr_ctc").Config, [f"--{flag}"])

@@ -48,6 +48,7 @@ def train_loader(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=data.workers,
+        multiprocessing_context="fork" if data.workers else None,  # a recipe's collate function is a closure
         persistent_workers=data.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
@@ -76,4 +77,5 @@ def eval_loader(
         batch_sampler=eval_batches(lengths, data.batch_size, max_length, *share),
         collate_fn=lambda pairs: collate([row for _, row in pairs]) | {"rows": [i for i, _ in pairs]},
         num_workers=data.workers,
+        multiprocessing_context="fork" if data.workers else None,
     )

@@ -116,7 +116,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tens
     than many small ones.
     """
     dtype = q.dtype
-    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+    if q.device.type == "cpu" and q.itemsize < 4 and not torch.compiler.is_compiling():
         # The CPU kernel's backward pass is up to twice as fast in fp32 as in bf16.
         q, k, v = q.float(), k.float(), v.float()
     if packing.mask is None or (packing.lengths is not None and q.device.type == "cpu"):

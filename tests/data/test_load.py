@@ -177,7 +177,7 @@ def test_at_most_so_many_rows():
     assert found["test"] == [f"test{i}" for i in range(50)]  # whole: in its own order
     assert found == chosen(rows, **most) and found["train"] != chosen(rows, seed=1, **most)["train"]
     assert found["train"] != [f"train{i}" for i in range(5)]  # drawn, as files are often sorted
-    assert "demo, train: no rows" in complaint(chosen, rows, max_train_samples=0)
+    assert "data.max_train_samples should be at least 1, not 0" in complaint(chosen, rows, max_train_samples=0)
 
 
 def test_missing_splits_and_columns_are_named():
