@@ -14,7 +14,7 @@ from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
-from d2v.models.transformer import Activation, Encoder, Packing
+from d2v.models.transformer import Activation, Encoder, Packing, filler
 from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding, PositionalConvLayer
 
 
@@ -227,6 +227,25 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         Raises:
             ValueError: the input has the wrong shape or dtype, or a clip is too short for a single frame.
         """
+        x, packing, *rest = self.encode(
+            input_values,
+            attention_mask,
+            mask_time_indices,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        output = AudioModelOutput(packing.unpack(x), *rest)
+        return output if return_dict else output.to_tuple()
+
+    def encode(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        **options,
+    ) -> tuple[Tensor, Packing, Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...] | None]:
+        """What `forward` does, but the last hidden state is packed, (N, D), and its packing follows it; for heads."""
         check_float(input_values, "input_values", 2)
         samples = (
             [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
@@ -234,24 +253,23 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         if min(samples) < self.config.shortest_clip:
             raise ValueError(f"a clip has {min(samples)} samples; one frame takes {self.config.shortest_clip}")
         frames = torch.tensor([self.config.frames(n, adapter=False) for n in samples], device=input_values.device)
-        packing = packing_of_lengths(frames, self.config.frames(input_values.shape[1], adapter=False))
+        longest = self.config.frames(input_values.shape[1], adapter=False)
+        packing = packing_of_lengths(frames, longest, filler(int(frames.sum()), input_values))
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
-            x, features = self.feature_projection(self.feature_extractor(input_values, samples))
+            x = packing.fill(self.feature_extractor(input_values, samples))
+            x, features = self.feature_projection(x)
             features = packing.unpack(features)
             x, hidden_states, attentions = self.encoder(
                 self.mask(x, packing, mask_time_indices),
                 packing,
-                head_mask=head_mask,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
+                **options,
             )
             if self.adapter is not None:
-                clips = [self.adapter(clip[None])[0] for clip in x.split(packing.lengths)]
+                clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.lengths)]
                 packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
                 x = torch.cat(clips)
-        output = AudioModelOutput(packing.unpack(x), features, hidden_states, attentions)
-        return output if return_dict else output.to_tuple()
+        return x, packing, features, hidden_states, attentions
 
     def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
         """SpecAugment: frames become the mask embedding, channels 0. Only in training, unless frames are given."""
@@ -279,7 +297,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         return x
 
 
-def packing_of_lengths(lengths: Tensor, longest: int | None = None) -> Packing:
+def packing_of_lengths(lengths: Tensor, longest: int | None = None, filler: int = 0) -> Packing:
     """Packing of rows with so many real positions each, (B,), padded to `longest`."""
     longest = int(lengths.max()) if longest is None else longest
-    return Packing.of(torch.arange(longest, device=lengths.device) < lengths[:, None], len(lengths), longest)
+    return Packing.of(torch.arange(longest, device=lengths.device) < lengths[:, None], len(lengths), longest, filler)

@@ -45,14 +45,14 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
         """
         if labels is not None and labels.max() >= self.config.vocab_size:
             raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {self.config.vocab_size}")
-        outputs = self.data2vec_audio(
+        x, packing, _, hidden_states, attentions = self.data2vec_audio.encode(
             input_values,
             attention_mask,
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits, loss = self.lm_head(self.dropout(outputs.last_hidden_state)), None
+        logits, loss = packing.unpack(self.lm_head(self.dropout(x))), None
         if labels is not None:
             total, count = losses.ctc(
                 logits,
@@ -63,7 +63,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
                 reduction=self.config.ctc_loss_reduction,
             )
             loss = total / count if self.config.ctc_loss_reduction == "mean" else total
-        output = CTCOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        output = CTCOutput(loss, logits, hidden_states, attentions)
         return output if return_dict else output.to_tuple()
 
     def output_lengths(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.transformer import ACTIVATIONS, Packing
+from d2v.models.transformer import ACTIVATIONS, Packing, filler
 
 
 def conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -122,6 +122,7 @@ class FeatureEncoder(nn.Module):
         # ones that overlap two clips, which are left out at the end.
         hop = self.config.inputs_to_logits_ratio
         slots = [math.ceil(n / hop) * hop for n in samples]
+        slots[-1] += hop * filler(sum(slots) // hop, input_values)
         clips = [F.pad(row[:n], (0, slot - n)) for row, n, slot in zip(input_values, samples, slots, strict=True)]
         x = torch.cat(clips)[:, None]  # (S', 1)
         for layer in self.conv_layers:
@@ -179,13 +180,15 @@ class PositionalConvEmbedding(nn.Module):
             return packing.pack(rows)
         # All clips on one row with a gap of zeros after each, as wide as a kernel reaches: what a clip alone would see.
         clip = torch.arange(packing.batch, device=x.device)
-        places = torch.arange(len(x), device=x.device) + self.gap * packing.spread(clip)
+        x = packing.trim(x)
+        places = torch.arange(len(x), device=x.device) + self.gap * packing.trim(packing.spread(clip))
         size = len(x) + self.gap * packing.batch
+        size += filler(size, x)
         row = x.new_zeros(size, x.shape[1]).index_copy(0, places, x)[None]
         real = torch.zeros(size, 1, dtype=torch.bool, device=x.device).index_fill(0, places, True)
         for layer in self.layers:
             row = layer(row).masked_fill(~real, 0)
-        return row[0].index_select(0, places)
+        return packing.fill(row[0].index_select(0, places))
 
 
 class AdapterLayer(nn.Module):
