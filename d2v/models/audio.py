@@ -247,6 +247,9 @@ class Data2VecAudioModel(AudioPreTrainedModel):
     ) -> tuple[Tensor, Packing, Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...] | None]:
         """What `forward` does, but the last hidden state is packed, (N, D), and its packing follows it; for heads."""
         check_float(input_values, "input_values", 2)
+        if attention_mask is not None and attention_mask.shape != input_values.shape:
+            shapes = f"{tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}"
+            raise ValueError(f"attention_mask has shape {shapes}; they should be equal")
         samples = (
             [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
         )

@@ -9,6 +9,7 @@ import transformers
 from d2v.checkpoint import rename
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.models.transformer import filler
 
 TINY = {
     "hidden_size": 48,
@@ -141,6 +142,38 @@ def test_sdpa_equals_eager_and_attentions_have_no_weight_on_padding():
     assert not found.attentions[0][1, :, :frames, frames:].any()
 
 
+@pytest.mark.parametrize("variant", ["default", "adapter", "even kernel"])
+@pytest.mark.parametrize("lengths", [(7777, 400, 5001), (5001, 5001)])
+def test_filler_behind_the_packed_frames_changes_nothing(variant, lengths, monkeypatch):
+    """What bf16 on a CPU adds for the sake of its kernels, here in fp32 so that it can be compared."""
+    _, ours = pair(implementation="sdpa", **VARIANTS[variant], ctc_zero_infinity=True)
+    batch = padded([torch.randn(samples) for samples in lengths])
+    labels = torch.randint(1, 11, (len(lengths), 1))
+    found = {}
+    for positions in (0, 7):
+        monkeypatch.setattr("d2v.models.audio.filler", lambda size, x, positions=positions: positions)
+        monkeypatch.setattr("d2v.models.waveform.filler", lambda size, x, positions=positions: positions)
+        ours.zero_grad()
+        output = ours(*batch, labels=labels, output_hidden_states=True, output_attentions=True)
+        output.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
+        found[positions] = output, gradients
+    (without, gradients), (output, others) = found[0], found[7]
+    assert apart(output.logits, without.logits) < 1e-6 and output.loss == pytest.approx(without.loss, rel=1e-6)
+    for name in ("hidden_states", "attentions"):
+        assert all(apart(a, b) < 1e-5 for a, b in zip(getattr(output, name), getattr(without, name), strict=True))
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    assert all((others[name] - gradients[name]).abs().max() < 1e-5 * largest for name in gradients)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_filler_is_for_bf16_on_a_cpu(weights):
+    x = torch.zeros(3, dtype=torch.bfloat16 if weights else torch.float32)
+    assert filler(65, torch.zeros(3)) == 0
+    with torch.autocast("cpu", torch.bfloat16, enabled=not weights):
+        assert [filler(size, x) for size in (1, 64, 65)] == [63, 0, 63]
+
+
 def test_given_masked_frames_are_replaced_as_in_transformers():
     theirs, ours = pair("Data2VecAudioModel")
     clips, mask = torch.randn(2, 5001), torch.rand(2, 15) < 0.4
@@ -232,6 +265,7 @@ def test_freezing():
         ({"input_values": torch.zeros(1, 399)}, "399 samples; one frame takes 400"),
         ({"input_values": torch.zeros(5000)}, "2 dimensions"),
         ({"input_values": torch.zeros(1, 5000, dtype=torch.int64)}, "float tensor"),
+        ({"input_values": torch.zeros(1, 5000), "attention_mask": torch.ones(1, 15)}, "attention_mask has shape"),
         ({"input_values": torch.zeros(1, 5000), "labels": torch.tensor([[11]])}, "label 11 is outside"),
     ],
 )
