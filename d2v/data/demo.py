@@ -20,37 +20,7 @@ import numpy as np
 from d2v.errors import InputError
 
 SAMPLE_RATE = 16_000
-NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-    "thirty",
-    "forty",
-    "fifty",
-    "sixty",
-    "seventy",
-    "eighty",
-    "ninety",
-    "hundred",
-]
+NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # <accent>+<variant>; "en" is British. Of eSpeak NG's hundred variants these are among the clearest to a recogniser
 # (pocketsphinx, number words), and their pitches spread from 70 Hz (announcer) over 205 (f5) to 270 (anika).
 TRAIN_VOICES = [
