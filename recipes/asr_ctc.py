@@ -113,6 +113,12 @@ def main(config: Config) -> dict[str, Any]:
     else:
         raise InputError(f"{config.model}: no vocab.json, so it cannot write yet; --mode train teaches it")
     extractor = AudioFeatureExtractor.from_pretrained(config.model) if config.model else AudioFeatureExtractor()
+    if (
+        not extractor.do_normalize
+    ):  # as with fairseq's configurations for wav2vec 2.0, which data2vec's base models copy
+        raise InputError(
+            f"{config.model}: has do_normalize false; data2vec was trained on normalised sound, set it true"
+        )
 
     # Model
     changes = {}

@@ -236,6 +236,15 @@ def test_a_bad_checkpoint_is_named_and_runs_nothing(case, trained, data, tmp_pat
     assert not mark.exists()
 
 
+def test_sound_that_is_not_normalised_is_refused(trained, data, tmp_path):
+    folder = shutil.copytree(trained[0] / "best", tmp_path / "model")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"do_normalize": true', '"do_normalize": false'))
+    with pytest.raises(InputError, match="model: has do_normalize false"):
+        run(f"--model={folder}", f"--data.path={data}", f"--run.out={tmp_path / 'out'}")
+
+
 COMMAND = [sys.executable, str(RECIPES / "asr_ctc.py"), *SMALL, "--run.save_every=1", "--run.eval_every=3"]
 
 
