@@ -53,11 +53,13 @@ def start(config: Any):
         InputError: the folder holds another run, or the precision is not to be had on this device.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     run, out = config.run, Path(config.run.out)
     if config.mode == "train" and checkpoints(out) and not run.resume:
         raise InputError(f"{out}: holds a run; --run.resume true goes on with it, another --run.out begins a new one")
+    AcceleratorState._reset_state()  # a second run in one process, as in a notebook, may have another precision
     tracker = run.tracker
     if tracker == "auto":
         tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None

@@ -113,12 +113,8 @@ def main(config: Config) -> dict[str, Any]:
     else:
         raise InputError(f"{config.model}: no vocab.json, so it cannot write yet; --mode train teaches it")
     extractor = AudioFeatureExtractor.from_pretrained(config.model) if config.model else AudioFeatureExtractor()
-    if (
-        not extractor.do_normalize
-    ):  # as with fairseq's configurations for wav2vec 2.0, which data2vec's base models copy
-        raise InputError(
-            f"{config.model}: has do_normalize false; data2vec was trained on normalised sound, set it true"
-        )
+    if not extractor.do_normalize:  # fairseq's base configurations say so, which were made for wav2vec 2.0
+        raise InputError(f"{config.model}: has do_normalize false; data2vec was trained on normalised sound")
 
     # Model
     changes = {}

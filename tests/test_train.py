@@ -231,6 +231,11 @@ def test_predictions_come_in_the_order_of_the_rows(tmp_path):
     assert not model.training
 
 
+def test_a_second_run_in_the_process_may_have_another_precision(tmp_path):
+    train(tmp_path / "a", max_steps=1, precision="fp32")
+    train(tmp_path / "b", max_steps=1, precision="bf16")
+
+
 def test_precision_that_this_device_lacks_is_named(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU has fp16")
