@@ -73,6 +73,8 @@ def start(config: Any):
         )
     except ValueError as error:
         raise InputError(f"run.precision {run.precision}, run.tracker {run.tracker}: {error}") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("run.precision fp16 needs a GPU, on a CPU it would quietly be fp32; use bf16 or fp32")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and LAUNCHED in os.environ:
         # accelerate launch gives a process on a CPU one thread unless told otherwise: half or less of the machine.
         torch.set_num_threads(max(torch.get_num_threads(), os.cpu_count() or 1))

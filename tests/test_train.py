@@ -239,5 +239,10 @@ def test_a_second_run_in_the_process_may_have_another_precision(tmp_path):
 def test_precision_that_this_device_lacks_is_named(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU has fp16")
-    with pytest.raises(InputError, match=r"run.precision fp16"):
+    with pytest.raises(InputError, match="run.precision fp16 needs a GPU"):
         train(tmp_path, precision="fp16")
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"run.tracker nowhere: "):
+        start(Recipe(Run(out=str(tmp_path), tracker="nowhere"), "train"))
