@@ -49,12 +49,10 @@ class Log:
 
     def add(self, loss: float, items: float, size: float, waited: float) -> None:
         """Count an update: its summed loss over so many items, its size, the seconds it waited for data."""
-        self.loss, self.items, self.size, self.waited = (
-            self.loss + loss,
-            self.items + items,
-            self.size + size,
-            self.waited + waited,
-        )
+        self.loss += loss
+        self.items += items
+        self.size += size
+        self.waited += waited
         self.bar.update()
 
     def say(self, step: int, **values: float) -> None:

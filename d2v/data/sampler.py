@@ -85,9 +85,8 @@ class LengthBatches(Sampler[list[int]]):
         return self.total // self.processes
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(
-            self.seed * 1_000_003 + self.epoch
-        )  # a prime: no two runs share epochs
+        # A large prime between seeds, so that no two runs share an epoch's order.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         batches = []
         for bucket, sizes in zip(self.buckets, self.sizes, strict=True):
             shuffled = torch.tensor(bucket)[torch.randperm(len(bucket), generator=generator)]
