@@ -146,6 +146,7 @@ def load_weights(model: nn.Module, source: str | Path) -> Report:
         found = {base + key: value for key, value in found.items()}
     elif not has_head:
         found = {key.removeprefix(base): value for key, value in found.items()}
+    found = model.adapt_weights(found)
 
     own, report, fitting = model.state_dict(), Report(), {}
     if not own.keys() & found.keys():

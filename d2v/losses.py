@@ -1,7 +1,9 @@
 """Losses, each as (sum, count), so that whoever adds them up over micro-batches and ranks divides only once.
 
-Shapes: B batch, T frames or tokens, C classes or vocabulary, L labels.
+Shapes: B batch, N predictions, T frames or tokens, C classes or vocabulary, L labels.
 """
+
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -44,3 +46,72 @@ def ctc(
     if reduction == "mean":
         losses = losses / target_lengths.clamp(min=1)
     return losses.sum(), lengths.new_tensor(len(labels))
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore: int = IGNORE, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy.
+
+    Args:
+        logits: (N, C), or (N, C, ...) for maps.
+        labels: (N,) or (N, ...) class numbers, `ignore` where nothing counts; or probabilities of logits' shape.
+        ignore: that number.
+        label_smoothing: share of the probability that is spread over all classes.
+
+    Returns:
+        Sum over labels and how many count.
+    """
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
+    )
+    if labels.is_floating_point():
+        return total, labels.new_tensor(labels.numel() // labels.shape[1])
+    return total, (labels != ignore).sum()
+
+
+def classification(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> tuple[Tensor, Tensor]:
+    """The loss that fits the labels: cross-entropy, binary cross-entropy for each class, or squared error.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) class numbers; (B, C) zeros and ones, or values; (B,) values if C is 1.
+        problem_type: "single_label_classification", "multi_label_classification" or "regression"; by default a single
+            output is a regression, whole numbers are classes, and anything else is several labels at once.
+
+    Returns:
+        Sum, and the number of labels or, but for classes, of elements.
+    """
+    if problem_type is None:
+        whole = not labels.is_floating_point()
+        problem_type = "single_label_classification" if whole else "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else problem_type
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels.flatten())
+    logits, labels = logits.float(), labels.view_as(logits).float()
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
+
+
+def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy under each clip's best order of the speakers: permutation-invariant training.
+
+    Which output is which speaker is free, so a clip counts as if its speakers came in the order that costs least
+    (Fujita et al., 2019, "End-to-End Neural Speaker Diarization with Permutation-Free Objectives"). Sum over count is
+    what EEND's `batch_pit_loss` returns; s3prl adds up the speakers, and so has C times as much.
+
+    Args:
+        logits: (B, T, C), C so small that all C! orders can be tried.
+        labels: (B, T, C), 1 where a speaker is active, else 0; `IGNORE` where nothing counts, as in padding.
+
+    Returns:
+        Sum over clips and the number of pairs of frame and speaker that count.
+    """
+    outputs, speakers = torch.broadcast_tensors(logits.float()[..., None], labels.float()[..., None, :])  # (B, T, C, C)
+    real = labels != IGNORE
+    costs = F.binary_cross_entropy_with_logits(outputs, speakers, reduction="none") * real[..., None, :]
+    costs = costs.sum(dim=1)  # (B, C, C): what each output costs as each speaker
+    orders = torch.tensor(list(permutations(range(logits.shape[-1]))), device=logits.device)  # (C!, C)
+    totals = costs[:, orders, torch.arange(orders.shape[1], device=logits.device)].sum(dim=-1)  # (B, C!)
+    # Not `amin`, which splits the gradient between orders that cost the same, and so would never decide for one.
+    return totals.min(dim=1).values.sum(), real.sum()

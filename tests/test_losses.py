@@ -1,14 +1,18 @@
-"""CTC against torch's own module, transformers' forward and a sum over all alignments."""
+"""CTC against torch's own module, transformers' forward and a sum over all alignments; PIT against all orders."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from d2v.losses import IGNORE, ctc
+from d2v.losses import IGNORE, ctc, pit_bce
 
 BLANK = 0
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
 
 
 def batch(blank=BLANK):
@@ -129,3 +133,82 @@ def test_sixteen_bit_logits_are_summed_in_32():
     loss, _ = ctc(rounded, labels, lengths, blank=BLANK)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, ctc(rounded.float(), labels, lengths, blank=BLANK)[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Speakers in any order
+# ---------------------------------------------------------------------------------------------------------------------
+
+CLIPS = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10_000))  # B, T, C and a seed
+
+
+def speech(batch, frames, speakers, seed):
+    """Logits, activity of which a fifth is unknown, and a generator."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, frames, speakers, generator=generator)
+    labels = (torch.rand(logits.shape, generator=generator) < 0.5).float()
+    unknown = torch.rand(logits.shape, generator=generator) < 0.2
+    return logits, labels.masked_fill(unknown, IGNORE), generator
+
+
+def test_two_speakers_by_hand():
+    """Each output knows the other's speaker; in the last frame, in which both speak, one of them is missed."""
+    activity = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [1, 1]]])
+    heard = activity.flip(-1).clone()
+    heard[0, 3] = torch.tensor([0.0, 1.0])
+    loss, count = pit_bce(2 * (2 * heard - 1), activity)  # logits of 2 or -2
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert loss.item() == pytest.approx(7 * right + wrong) and count == 8
+    assert loss < F.binary_cross_entropy_with_logits(2 * (2 * heard - 1), activity, reduction="sum")
+
+
+def test_nothing_heard_costs_a_bit_each():
+    loss, count = pit_bce(torch.zeros(2, 5, 3), torch.ones(2, 5, 3))
+    assert loss.item() == pytest.approx(30 * math.log(2)) and count == 30
+
+
+@given(CLIPS)
+@SETTINGS
+def test_pit_is_the_least_over_all_orders(clips):
+    logits, labels, _ = speech(*clips)
+    expected = 0.0
+    for outputs, speakers in zip(logits, labels, strict=True):
+        by_order = []
+        for order in itertools.permutations(range(logits.shape[2])):
+            pairs = zip(outputs[:, order].flatten(), speakers.flatten(), strict=True)
+            by_order.append(sum(F.binary_cross_entropy_with_logits(a, b).item() for a, b in pairs if b != IGNORE))
+        expected += min(by_order)
+    loss, count = pit_bce(logits, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert count == (labels != IGNORE).sum()
+
+
+@given(CLIPS)
+@SETTINGS
+def test_pit_forgets_the_order_of_each_clip(clips):
+    logits, labels, generator = speech(*clips)
+    loss, count = pit_bce(logits, labels)
+    for tensor in (logits, labels):
+        for row in tensor:
+            row.copy_(row[:, torch.randperm(row.shape[1], generator=generator)])
+    again, as_many = pit_bce(logits, labels)
+    torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+    assert as_many == count
+
+
+@given(CLIPS)
+@SETTINGS
+def test_pit_adds_up_over_clips_and_ignores_padding(clips):
+    logits, labels, _ = speech(*clips)
+    whole = pit_bce(F.pad(logits, (0, 0, 0, 2), value=9.0), F.pad(labels, (0, 0, 0, 2), value=IGNORE))
+    parts = [pit_bce(logits[i : i + 1], labels[i : i + 1]) for i in range(len(logits))]
+    for i in range(2):
+        torch.testing.assert_close(sum(part[i] for part in parts), whole[i], rtol=1e-5, atol=1e-5)
+
+
+def test_pit_decides_between_equal_orders():
+    """Outputs that are alike at first, as zeros are, must become different."""
+    logits = torch.zeros(1, 4, 2, requires_grad=True)
+    loss, _ = pit_bce(logits, torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]]))
+    loss.backward()
+    assert torch.equal(logits.grad[0, :, 0], -logits.grad[0, :, 1]) and (logits.grad.abs() == 0.5).all()

@@ -1,9 +1,10 @@
-"""Tiny data sets that tests make on the spot."""
+"""Tiny models' sizes, and tiny data sets that tests make on the spot."""
 
 import io
 
 import numpy as np
 import soundfile
+import torch
 
 PITCH = {"a": 300, "b": 700, "c": 1500, " ": 0}
 TINY_AUDIO = {
@@ -15,6 +16,26 @@ TINY_AUDIO = {
     "num_conv_pos_embedding_groups": 4,
     "num_conv_pos_embeddings": 2,
 }
+STILL_AUDIO = {  # nothing random in training
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.0,
+    "mask_time_prob": 0.0,
+}
+TINY_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 24,
+    "patch_size": 4,
+    "drop_path_rate": 0.0,
+    "out_indices": [2, 3, 4, 5],
+    "auxiliary_channels": 16,
+}
 
 
 def tones(text: str, seed: int = 0) -> np.ndarray:
@@ -23,6 +44,12 @@ def tones(text: str, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=1600 * len(text))
     sound = np.concatenate([0.3 * np.sin(2 * np.pi * PITCH[letter] * time) for letter in text])
     return (sound + 0.01 * noise).astype(np.float32)
+
+
+def padded(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch (B, S) and its attention mask."""
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    return batch, (torch.arange(batch.shape[1]) < torch.tensor([[len(clip)] for clip in clips])).long()
 
 
 def flac(samples: np.ndarray, rate: int = 16_000) -> bytes:
@@ -58,3 +85,19 @@ def speech(folder, **splits):
         }
         datasets.Dataset.from_dict(table).to_parquet(folder / f"{split}.parquet")
     return folder
+
+
+def arpa(path, words: dict[str, float], pairs: dict[str, float]) -> str:
+    """Write a bigram language model as ARPA text; returns its path.
+
+    Args:
+        path: to write to.
+        words: log10 probabilities; with `</s>`, and `<unk>` for unknown words.
+        pairs: log10 probabilities of a word after another, "<s> word" after none. Unlisted pairs count as the word alone.
+    """
+    single = [f"-99\t<s>\t0", *(f"{value}\t{word}\t0" for word, value in words.items())]
+    double = [f"{value}\t{pair}" for pair, value in pairs.items()]
+    counts = f"\\data\\\nngram 1={len(single)}\nngram 2={len(double)}\n"
+    sections = ["\\1-grams:", *single, "", "\\2-grams:", *double, "", "\\end\\", ""]
+    path.write_text("\n".join([counts, *sections]), "utf-8")
+    return str(path)

@@ -14,7 +14,8 @@ from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
-from d2v.models.transformer import Activation, Encoder, Packing, filler
+from d2v.models.packing import Packing, filler
+from d2v.models.transformer import Activation, Encoder
 from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding, PositionalConvLayer
 
 
@@ -40,8 +41,11 @@ class Data2VecAudioConfig(Config):
         mask_feature_prob, mask_feature_length, mask_feature_min_masks: the same over channels.
         ctc_loss_reduction: "sum" over the batch, or "mean" over labels and clips.
         ctc_zero_infinity: labels longer than their clip's frames count as 0 instead of infinity.
-        use_weighted_layer_sum, classifier_proj_size: of the classification heads.
-        tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim: of the x-vector head.
+        use_weighted_layer_sum: all heads but CTC's read a learned sum of all layers instead of the last layer.
+        classifier_proj_size: width of the head that classifies clips.
+        frame_loss: of the head that classifies frames, see `Data2VecAudioForAudioFrameClassification`; ours alone.
+        tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim: of the x-vector head; one entry a layer.
+        xvector_variant: see `Data2VecAudioForXVector`; ours alone.
         pad_token_id, bos_token_id, eos_token_id: of the CTC vocabulary; the pad token is the blank.
         add_adapter, adapter_kernel_size, adapter_stride, num_adapter_layers, output_hidden_size: strided
             convolutions after the encoder that shorten its output.
@@ -80,10 +84,12 @@ class Data2VecAudioConfig(Config):
     ctc_zero_infinity: bool = False
     use_weighted_layer_sum: bool = False
     classifier_proj_size: int = 256
+    frame_loss: Literal["cross_entropy", "pit_bce"] = "cross_entropy"
     tdnn_dim: tuple[int, ...] = (512, 512, 512, 512, 1500)
     tdnn_kernel: tuple[int, ...] = (5, 3, 3, 1, 1)
     tdnn_dilation: tuple[int, ...] = (1, 2, 3, 1, 1)
     xvector_output_dim: int = 512
+    xvector_variant: Literal["documented", "corrected"] = "documented"
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -95,9 +101,10 @@ class Data2VecAudioConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
-            lengths = [len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)]
-            raise InputError(f"conv_dim, conv_stride and conv_kernel should be equally long, not {lengths}")
+        for names in (("conv_dim", "conv_stride", "conv_kernel"), ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")):
+            lengths = [len(getattr(self, name)) for name in names]
+            if len(set(lengths)) > 1:
+                raise InputError(f"{names[0]}, {names[1]} and {names[2]} should be equally long, not {lengths}")
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
                 raise InputError(f"hidden_size {self.hidden_size} is not a multiple of {name} {getattr(self, name)}")
@@ -123,6 +130,13 @@ class Data2VecAudioConfig(Config):
         for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
+
+    @property
+    def tdnn_context(self) -> int:
+        """Frames by which the x-vector head's convolutions shorten a clip: 14 by default."""
+        return sum(
+            (kernel - 1) * dilation for kernel, dilation in zip(self.tdnn_kernel, self.tdnn_dilation, strict=True)
+        )
 
 
 class AudioEncoder(Encoder):

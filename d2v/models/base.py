@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from d2v import checkpoint
+from d2v import checkpoint, losses
 from d2v.errors import InputError
+from d2v.models.transformer import Attention
 
 
 @dataclass(kw_only=True)
@@ -108,7 +109,7 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.encoder_frozen = False
+        self.encoder_frozen = self.base_model_frozen = False
 
     @property
     def base_model(self) -> nn.Module:
@@ -128,6 +129,23 @@ class PreTrainedModel(nn.Module):
         """
         self.base_model.encoder_frozen = frozen
 
+    def freeze_base_model(self) -> None:
+        """Train the head alone, for good; what lies before it computes as in evaluation, without dropout and masks."""
+        self.base_model.requires_grad_(False)
+        self.base_model_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """As torch's `train`, but for a base model that is frozen."""
+        super().train(mode)
+        if self.base_model_frozen:
+            nn.Module.train(self.base_model, False)
+        return self
+
+    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some."""
+        return weights
+
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Keep only each block's input and compute the rest again in the backward pass: less memory, more time."""
         self.base_model.encoder.gradient_checkpointing = enable
@@ -136,8 +154,9 @@ class PreTrainedModel(nn.Module):
         """Choose how attention is computed from now on."""
         self.config.attn_implementation = implementation
         check_types(self.config)
-        for layer in self.base_model.encoder.layers:
-            layer.attn.implementation = implementation
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = implementation
 
     @classmethod
     def from_pretrained(
@@ -180,3 +199,26 @@ def check_float(values: Tensor, name: str, ndim: int) -> None:
         raise ValueError(
             f"{name} should be a float tensor with {ndim} dimensions, not {values.dtype} {tuple(values.shape)}"
         )
+
+
+def check_labels(labels: Tensor, shape: tuple[int, ...], classes: int) -> None:
+    """Raise ValueError unless `labels` has this shape and its numbers are classes or negative; compiled code trusts."""
+    if labels.shape != shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; should be {tuple(shape)}")
+    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= classes:
+        raise ValueError(f"label {int(labels.max())} is outside the {classes} classes")
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """The loss as a model with a head returns it, from what `d2v.losses` return."""
+    return total / count
+
+
+def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
+    """Mean of `d2v.losses.classification` for logits (B, C), after a look at the labels."""
+    whole = not labels.is_floating_point() and logits.shape[1] > 1
+    if problem_type == "single_label_classification" or (problem_type is None and whole):
+        check_labels(labels.flatten(), logits.shape[:1], logits.shape[1])
+    elif labels.numel() != logits.numel():
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; should be {tuple(logits.shape)}")
+    return mean(*losses.classification(logits, labels, problem_type))

@@ -1,9 +1,10 @@
 """What models return: dataclasses that can also be read as tuples.
 
-Shapes: B batch, T frames or tokens, D width, H heads, C classes or vocabulary.
+Shapes: B batch, T frames or tokens, D width, P patches, H heads, C classes.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -41,16 +42,125 @@ class AudioModelOutput(ModelOutput):
 
 
 @dataclass
-class CTCOutput(ModelOutput):
-    """Output of `Data2VecAudioForCTC`.
+class TextModelOutput(ModelOutput):
+    """Output of `Data2VecTextModel`.
 
     Attributes:
-        loss: scalar, with `labels`; reduced as `config.ctc_loss_reduction` says.
+        last_hidden_state: (B, T, D), zeros at padded tokens.
+        pooler_output: (B, D), the first token's state after a linear layer and tanh, if the model has a pooler.
+        past_key_values: a decoder's cache, to be given back with the next tokens.
+        hidden_states: with `output_hidden_states`, the embeddings and each layer's output, (B, T, D) each.
+        attentions: with `output_attentions`, each layer's weights, (B, H, T, T past and present).
+        cross_attentions: likewise over the other encoder's states, (B, H, T, T of the encoder).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class VisionModelOutput(ModelOutput):
+    """Output of `Data2VecVisionModel`.
+
+    Attributes:
+        last_hidden_state: (B, 1 + P, D), the class token first.
+        pooler_output: (B, D), the patches' normalised mean, or the class token's state, if the model has a pooler.
+        hidden_states: with `output_hidden_states`, the embeddings and each layer's output, (B, 1 + P, D) each.
+        attentions: with `output_attentions`, each layer's weights, (B, H, 1 + P, 1 + P).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HeadOutput(ModelOutput):
+    """Output of a model with a head.
+
+    Attributes:
+        loss: scalar, with `labels`.
+        logits: (B, C), (B, T, C) or (B, C, height, width): a row for whatever the head classifies.
+        hidden_states, attentions: as the model without a head returns them.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor | None, ...] | None = None
+
+
+@dataclass
+class SegmentationOutput(ModelOutput):
+    """Output of `Data2VecVisionForSemanticSegmentation`.
+
+    Attributes:
+        loss: scalar, with `labels`.
+        logits: (B, C, 4 * rows, 4 * columns) for a grid of rows and columns of patches.
+        hidden_states, attentions: as in `VisionModelOutput`.
+        auxiliary_logits: (B, C, rows, columns), the auxiliary head's, in training or with `labels`; for the loss.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    auxiliary_logits: Tensor | None = None
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    """Output of `Data2VecTextForCausalLM`.
+
+    Attributes:
+        loss: scalar, with `labels`.
         logits: (B, T, C), C the vocabulary.
+        past_key_values, hidden_states, attentions, cross_attentions: as in `TextModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class QuestionAnsweringOutput(ModelOutput):
+    """Output of `Data2VecTextForQuestionAnswering`.
+
+    Attributes:
+        loss: scalar, with positions.
+        start_logits, end_logits: (B, T), scores of being the answer's first and last token.
+        hidden_states, attentions: as in `TextModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class XVectorOutput(ModelOutput):
+    """Output of `Data2VecAudioForXVector`.
+
+    Attributes:
+        loss: scalar, with `labels`.
+        logits: (B, xvector_output_dim), what the loss compares with the training speakers' weights.
+        embeddings: (B, xvector_output_dim), what any speakers are compared by.
         hidden_states, attentions: as in `AudioModelOutput`.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    embeddings: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor | None, ...] | None = None

@@ -1,16 +1,15 @@
 """The one Transformer of data2vec: waveforms, tokens and patches all pass through these blocks.
 
-Inside the encoder there is no padding. Hidden states are *packed*, `(N, D)`: the N real positions of a batch, row
-after row. Projections, norms and feed-forwards never see anything else; only attention needs to know which position
-belongs to which row, and `Packing` tells it.
+Inside the encoder there is no padding: hidden states are *packed*, see `d2v.models.packing`. Projections, norms and
+feed-forwards see real positions only; attention alone needs to know which position belongs to which row.
 
-Shapes: B batch, T frames or tokens, N real positions of a batch, D width, H heads, K width of a head.
+Shapes: B batch, T frames or tokens, N real positions of a batch, D width, H heads, K width of a head, S positions that
+are looked at.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from d2v.errors import InputError
+from d2v.models.packing import Packing
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "selu", "silu", "swish", "tanh"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -33,140 +33,129 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Where the real positions of a padded batch are.
+@dataclass
+class LayerCache:
+    """What a decoder's layer keeps of the tokens it has read.
 
     Attributes:
-        batch: B.
-        length: T, the padded length.
-        mask: (B, T) bool, True at real positions; None when every position is real.
-        indices: (N,) the real positions in the flattened (B * T); None when every position is real.
-        lengths: the rows' numbers of real positions, known on the host; None while compiling, where they are not.
-        filler: how many of the N packed positions are zeros behind the real ones, see the function `filler`.
+        past: keys and values, (B, H, T, K) each, zeros at padding.
+        memory: the same of the other encoder's states, for cross-attention.
     """
 
-    batch: int
-    length: int
-    mask: Tensor | None = None
-    indices: Tensor | None = None
-    lengths: tuple[int, ...] | None = None
-    filler: int = 0
+    past: tuple[Tensor, Tensor] | None = None
+    memory: tuple[Tensor, Tensor] | None = None
 
-    @classmethod
-    def of(cls, mask: Tensor | None, batch: int, length: int, filler: int = 0) -> "Packing":
-        """Packing of a (B, T) mask, nonzero at real positions; None means that nothing is padded."""
-        compiling = torch.compiler.is_compiling()
+
+class Cache:
+    """Keys and values of all tokens that a decoder has read, so that the next one costs no more than itself.
+
+    Attributes:
+        mask: (B, T) bool, which of them are real; None before the first.
+        layers: a `LayerCache` a layer.
+    """
+
+    def __init__(self, depth: int):
+        self.mask: Tensor | None = None
+        self.layers = [LayerCache() for _ in range(depth)]
+
+    def read(self, packing: Packing, device: torch.device) -> Packing:
+        """Note which of the next tokens are real; returns the packing of all tokens so far."""
+        mask = packing.mask
         if mask is None:
-            return cls(batch, length, lengths=(length,) * batch, filler=filler)
-        mask = mask.bool()
-        lengths = None if compiling else tuple(mask.sum(dim=1).tolist())
-        if lengths is not None and min(lengths) == length:
-            return cls(batch, length, lengths=lengths, filler=filler)
-        return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), lengths, filler)
+            mask = torch.ones(packing.batch, packing.length, dtype=torch.bool, device=device)
+        self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
+        return Packing.of(self.mask, *self.mask.shape)
 
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """Neighbouring rows of one length, as (number of rows, length): the shapes that attention can take at once."""
-        return [(len(list(rows)), length) for length, rows in groupby(self.lengths)]
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, ...) -> (N, ...)"""
-        x = x.flatten(0, 1)
-        return self.fill(x if self.indices is None else x.index_select(0, self.indices))
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (B, T, ...), zeros at padded positions."""
-        x = self.trim(x)
-        if self.indices is not None:
-            x = x.new_zeros(self.batch * self.length, *x.shape[1:]).index_copy(0, self.indices, x)
-        return x.unflatten(0, (self.batch, self.length))
-
-    def fill(self, x: Tensor) -> Tensor:
-        """The real positions -> (N, ...), zeros behind."""
-        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, self.filler)) if self.filler else x
-
-    def trim(self, x: Tensor) -> Tensor:
-        """(N, ...) -> the real positions."""
-        return x[: -self.filler] if self.filler else x
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (N, ...), a row's value at each of its positions."""
-        return self.fill(
-            x.repeat_interleave(self.length, 0) if self.indices is None else x[self.indices // self.length]
-        )
+    def reorder(self, rows: Tensor) -> None:
+        """Keep these rows, (B,), in this order."""
+        self.mask = self.mask[rows]
+        for layer in self.layers:
+            for name in ("past", "memory"):
+                if (pair := getattr(layer, name)) is not None:
+                    setattr(layer, name, (pair[0][rows], pair[1][rows]))
 
 
-def filler(positions: int, x: Tensor) -> int:
-    """How many positions to add so that their number is a multiple of 64, where that pays; else 0.
+def attention_mask(queries: Packing, keys: Packing, causal: bool, device: torch.device) -> Tensor | None:
+    """(B, 1, T, S) bool or narrower, True where a query may look at a key; None if everywhere.
 
-    On a CPU in bf16, oneDNN compiles a kernel for every new shape of a product. Packed batches hardly ever have the
-    same number of positions, and compiling takes up to half of a small model's time.
+    Args:
+        queries: packing of the T positions that look.
+        keys: packing of the S positions looked at; with `causal` the queries are the last of them.
+        causal: a position sees itself and what comes before it.
+        device: where the attention is computed.
     """
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32
-    low = x.device.type == "cpu" and (autocast or x.dtype != torch.float32)
-    return -positions % 64 if low and not torch.compiler.is_compiling() else 0
+    mask = None if keys.mask is None else keys.mask[:, None, None, :]
+    if causal and queries.length > 1:
+        order = torch.ones(queries.length, keys.length, dtype=torch.bool, device=device)
+        order = order.tril(keys.length - queries.length)
+        mask = order if mask is None else mask & order
+    return mask
 
 
 def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tensor | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """Attention written out, for those who want to see the weights.
 
     Args:
-        q, k, v: (N, H, K).
-        packing: which positions belong together.
-        bias: (1, H, T, T), added to the scores.
+        q: (B, H, T, K).
+        k, v: (B, H, S, K).
+        mask: see `attention_mask`.
+        bias: (1, H, T, S), added to the scores.
         dropout: share of the weights set to zero.
 
     Returns:
-        Context (N, H, K) and weights (B, H, T, T).
+        Context (B, H, T, K) and weights (B, H, T, S).
     """
-    q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, T)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
     if bias is not None:
         scores = scores + bias
-    if packing.mask is not None:
-        scores = scores.masked_fill(~packing.mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
-    return packing.pack((weights @ v).transpose(1, 2)), weights
+    return weights @ v, weights
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tensor | None, dropout: float) -> Tensor:
-    """The same through `scaled_dot_product_attention`; returns the context (N, H, K).
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float
+) -> tuple[Tensor, None]:
+    """The same through `scaled_dot_product_attention`, which returns no weights."""
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(q.dtype).min)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
 
-    Rows of one length need no mask and so get the fastest kernel. On a CPU calls are cheap and wasted work is not, so
-    each run of equal rows is a call. Elsewhere, and while compiling, one masked call on the padded batch is quicker
-    than many small ones.
+
+def attention_by_rows(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tensor | None, dropout: float, causal: bool
+) -> Tensor:
+    """The same on packed positions, (N, H, K) to (N, H, K): each run of equally long rows is a call without a mask.
+
+    On a CPU calls are cheap and wasted work is not. Elsewhere, and while compiling, one masked call on the padded
+    batch is quicker than many small ones, unless nothing is padded.
     """
     dtype = q.dtype
     if q.device.type == "cpu" and q.itemsize < 4 and not torch.compiler.is_compiling():
         # The CPU kernel's backward pass is up to twice as fast in fp32 as in bf16.
         q, k, v = q.float(), k.float(), v.float()
-    if packing.mask is None or (packing.lengths is not None and q.device.type == "cpu"):
-        q, k, v = (packing.trim(x) for x in (q, k, v))
-        contexts, sizes = [], [rows * length for rows, length in packing.runs]
-        for (rows, length), *qkv in zip(packing.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
-            q_run, k_run, v_run = (x.unflatten(0, (rows, length)).transpose(1, 2) for x in qkv)  # (rows, H, length, K)
-            run_bias = None if bias is None else bias[..., :length, :length].to(q.dtype)
-            context = F.scaled_dot_product_attention(q_run, k_run, v_run, run_bias, dropout)
-            contexts.append(context.transpose(1, 2).flatten(0, 1))
-        return packing.fill(contexts[0] if len(contexts) == 1 else torch.cat(contexts)).to(dtype)
-    q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K)
-    mask = packing.mask[:, None, None, :]
-    if bias is not None:
-        mask = bias.to(q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    return packing.pack(F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2))
+    q, k, v = (packing.trim(x) for x in (q, k, v))
+    contexts, sizes = [], [rows * length for rows, length in packing.runs]
+    for (rows, length), *qkv in zip(packing.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        q_run, k_run, v_run = (x.unflatten(0, (rows, length)).transpose(1, 2) for x in qkv)  # (rows, H, length, K)
+        run_bias = None if bias is None else bias[..., :length, :length].to(q.dtype)
+        context = F.scaled_dot_product_attention(q_run, k_run, v_run, run_bias, dropout, is_causal=causal)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))
+    return packing.fill(contexts[0] if len(contexts) == 1 else torch.cat(contexts)).to(dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over packed positions."""
+class Attention(nn.Module):
+    """Multi-head attention of packed positions over themselves, or over a memory: another encoder's states."""
 
-    def __init__(self, width: int, heads: int, *, dropout: float, key_bias: bool, implementation: str):
+    def __init__(self, width: int, heads: int, *, dropout: float, key_bias: bool, implementation: str, causal: bool):
         super().__init__()
         if width % heads:
             raise InputError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
-        self.heads, self.dropout, self.implementation = heads, dropout, implementation
+        self.heads, self.dropout, self.implementation, self.causal = heads, dropout, implementation, causal
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width, bias=key_bias)
         self.v_proj = nn.Linear(width, width)
@@ -179,19 +168,60 @@ class SelfAttention(nn.Module):
         bias: Tensor | None = None,
         head_mask: Tensor | None = None,
         output_attentions: bool = False,
+        memory: tuple[Tensor, Packing] | None = None,
+        cache: LayerCache | None = None,
+        keys: Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(N, D) -> (N, D), and the weights (B, H, T, T) when asked for, which takes the eager path."""
-        q, k, v = (proj(x).unflatten(1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        """(N, D) -> (N, D), and the weights (B, H, T, S) when asked for, which takes the eager path.
+
+        Args:
+            x: (N, D).
+            packing: where its positions came from.
+            bias: (1, H, T, S), added to the scores.
+            head_mask: (H,), a factor for each head's output.
+            output_attentions: return the weights.
+            memory: look at these states, (M, D), and their packing, instead of at x.
+            cache: keys and values of earlier positions, to which those of x are added.
+            keys: packing of all positions then.
+        """
+        source, source_packing = (x, packing) if memory is None else memory
+        q = self.q_proj(x).unflatten(1, (self.heads, -1))  # (N, H, K)
         dropout, weights = self.dropout if self.training else 0.0, None
-        if self.implementation == "eager" or output_attentions:
-            context, weights = eager_attention(q, k, v, packing, bias, dropout)
+        eager, alone = self.implementation == "eager" or output_attentions, memory is None and cache is None
+        if alone and not eager and packing.by_rows(x.device):
+            k, v = (proj(x).unflatten(1, (self.heads, -1)) for proj in (self.k_proj, self.v_proj))
+            context = attention_by_rows(q, k, v, packing, bias, dropout, self.causal)
         else:
-            context = sdpa_attention(q, k, v, packing, bias, dropout)
+            k, v = self.keys_and_values(source, source_packing, memory is not None, cache)
+            mask = attention_mask(packing, source_packing if keys is None else keys, self.causal, x.device)
+            attend = eager_attention if eager else sdpa_attention
+            context, weights = attend(packing.unpack(q).transpose(1, 2), k, v, mask, bias, dropout)
+            context = packing.pack(context.transpose(1, 2))  # (N, H, K)
         if head_mask is not None:
             # Scaling a head's output equals scaling its weights, and needs no weights.
             context = context * head_mask[:, None].to(context.dtype)
             weights = None if weights is None else weights * head_mask[:, None, None]
         return self.out_proj(context.flatten(1)), weights if output_attentions else None
+
+    def keys_and_values(
+        self, source: Tensor, packing: Packing, is_memory: bool, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Padded keys and values, (B, H, S, K) each: the cache's, those of `source`, or both."""
+        if is_memory and cache is not None and cache.memory is not None:
+            return cache.memory
+        pair = tuple(
+            packing.unpack(proj(source).unflatten(1, (self.heads, -1))).transpose(1, 2)
+            for proj in (self.k_proj, self.v_proj)
+        )
+        if cache is None:
+            return pair
+        if is_memory:
+            cache.memory = pair
+            return pair
+        if cache.past is not None:
+            pair = tuple(torch.cat((past, new), dim=2) for past, new in zip(cache.past, pair, strict=True))
+        cache.past = pair
+        return pair
 
 
 class FeedForward(nn.Module):
@@ -231,14 +261,19 @@ class Block(nn.Module):
         layer_scale: float,
         key_bias: bool,
         implementation: str,
+        causal: bool = False,
+        cross_attention: bool = False,
     ):
         super().__init__()
         self.pre_norm, self.drop_path = pre_norm, drop_path
-        self.attn = SelfAttention(
-            width, heads, dropout=attention_dropout, key_bias=key_bias, implementation=implementation
+        attention = partial(
+            Attention, width, heads, dropout=attention_dropout, key_bias=key_bias, implementation=implementation
         )
+        self.attn = attention(causal=causal)
         self.attn_dropout = nn.Dropout(dropout)
         self.attn_norm = nn.LayerNorm(width, eps=norm_eps)
+        if cross_attention:
+            self.cross_attn, self.cross_norm = attention(causal=False), nn.LayerNorm(width, eps=norm_eps)
         self.ffn = FeedForward(
             width, hidden, activation=activation, activation_dropout=activation_dropout, dropout=dropout
         )
@@ -253,13 +288,23 @@ class Block(nn.Module):
         bias: Tensor | None = None,
         head_mask: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(N, D) -> (N, D), and the attention weights when asked for."""
+        memory: tuple[Tensor, Packing] | None = None,
+        cache: LayerCache | None = None,
+        keys: Packing | None = None,
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
+        """(N, D) -> (N, D), and the attention weights when asked for: with a memory a pair, over x and over it."""
         branch, weights = self.attn(
-            self.attn_norm(x) if self.pre_norm else x, packing, bias, head_mask, output_attentions
+            self.attn_norm(x) if self.pre_norm else x, packing, bias, head_mask, output_attentions, None, cache, keys
         )
         x = x + self.branch(self.attn_dropout(branch), self.attn_scale, packing)
         x = x if self.pre_norm else self.attn_norm(x)
+        if memory is not None:
+            branch, over_memory = self.cross_attn(
+                self.cross_norm(x) if self.pre_norm else x, packing, None, None, output_attentions, memory, cache
+            )
+            x = x + self.branch(self.attn_dropout(branch), None, packing)
+            x = x if self.pre_norm else self.cross_norm(x)
+            weights = (weights, over_memory)
         x = x + self.branch(self.ffn(self.ffn_norm(x) if self.pre_norm else x), self.ffn_scale, packing)
         return x if self.pre_norm else self.ffn_norm(x), weights
 
@@ -297,6 +342,8 @@ class Encoder(nn.Module):
         head_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        memory: tuple[Tensor, Packing] | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...] | None]:
         """Run the blocks.
 
@@ -306,11 +353,14 @@ class Encoder(nn.Module):
             biases: each layer's (1, H, T, T) attention bias.
             head_mask: (H,) or (layers, H): each head's output is multiplied by it.
             output_hidden_states: return the input and every layer's output, padded: (B, T, D).
-            output_attentions: return every layer's weights (B, H, T, T).
+            output_attentions: return every layer's weights (B, H, T, T); with a memory pairs of them and (B, H, T, S).
+            memory: another encoder's states, (M, D), and their packing, for cross-attention.
+            cache: what the layers keep of earlier positions; those of x are added.
 
         Returns:
             The last output (N, D), the hidden states, the attention weights; the latter two None unless asked for.
         """
+        keys = None if cache is None else cache.read(packing, x.device)
         hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else None, []
         for i, layer in enumerate(self.layers):
             weights = None
@@ -318,7 +368,8 @@ class Encoder(nn.Module):
                 bias = None if biases is None else biases[i]
                 heads = head_mask if head_mask is None or head_mask.ndim == 1 else head_mask[i]
                 run = partial(checkpoint, layer, use_reentrant=False) if self.gradient_checkpointing else layer
-                x, weights = run(x, packing, bias, heads, output_attentions)
+                kept = None if cache is None else cache.layers[i]
+                x, weights = run(x, packing, bias, heads, output_attentions, memory, kept, keys)
             if output_hidden_states:
                 hidden_states.append(packing.unpack(x))
             attentions.append(weights)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.transformer import ACTIVATIONS, Packing, filler
+from d2v.models.packing import Packing, filler
+from d2v.models.transformer import ACTIVATIONS
 
 
 def conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:

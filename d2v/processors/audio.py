@@ -158,6 +158,14 @@ class AudioFeatureExtractor:
         return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
 
     @classmethod
+    def for_model(cls, source: str | Path | None) -> "AudioFeatureExtractor":
+        """That of a checkpoint to train or to use, or data2vec's for a new model."""
+        extractor = cls.from_pretrained(source) if source else cls()
+        if not extractor.do_normalize:  # fairseq's base configurations say so, which were made for wav2vec 2.0
+            raise InputError(f"{source}: has do_normalize false; data2vec was trained on normalised sound")
+        return extractor
+
+    @classmethod
     def from_pretrained(cls, source: str | Path) -> "AudioFeatureExtractor":
         """From `processor_config.json` or `preprocessor_config.json` of a folder or hub repository."""
         entries = None

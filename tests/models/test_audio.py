@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-import transformers
 
 from d2v.checkpoint import rename
-from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
-from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.models.transformer import filler
+from d2v.models.packing import filler
+from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
+from tests.tiny import STILL_AUDIO, padded
 
 TINY = {
     "hidden_size": 48,
@@ -21,44 +20,17 @@ TINY = {
     "vocab_size": 11,
     "layerdrop": 0.0,
 }
-STILL = {  # nothing random in training
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.0,
-    "mask_time_prob": 0.0,
+RELEASED = {  # facebook/data2vec-audio-{base,large}-960h; the defaults are base's
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 LENGTHS = (400, 719, 1234, 5001, 7777)
 LABELS = torch.tensor([[1, 2, 2, 5], [3, 4, -100, -100]])
 
 
-def pair(name: str = "Data2VecAudioForCTC", implementation: str = "eager", **changes):
-    """Transformers' model and ours with the same random weights, in evaluation mode."""
-    config = transformers.Data2VecAudioConfig(**(TINY | changes))
-    config._attn_implementation = implementation
-    theirs = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # biases are zero and norms one at first, which would hide mistakes
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    ours = {"Data2VecAudioForCTC": Data2VecAudioForCTC, "Data2VecAudioModel": Data2VecAudioModel}[name]
-    ours = ours(Data2VecAudioConfig(**(TINY | changes), attn_implementation=implementation)).eval()
-    weights = {rename(key, ours.renames, to_ours=True): value for key, value in theirs.state_dict().items()}
-    ours.load_state_dict(weights)
-    return theirs, ours
-
-
-def padded(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch and its attention mask."""
-    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    return batch, (torch.arange(batch.shape[1]) < torch.tensor([[len(clip)] for clip in clips])).long()
-
-
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference, as a share of the largest value where that is above 1."""
-    assert a.shape == b.shape
-    return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
+def tiny_pair(name: str = "Data2VecAudioForCTC", implementation: str = "eager", **changes):
+    """Transformers' model and ours, tiny."""
+    return pair(name, implementation, **TINY | changes)
 
 
 VARIANTS = {
@@ -74,7 +46,7 @@ VARIANTS = {
 @pytest.mark.parametrize("samples", LENGTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unpadded_clips_give_the_same_outputs_loss_and_gradients(variant, samples):
-    theirs, ours = pair(**VARIANTS[variant], ctc_loss_reduction="mean", ctc_zero_infinity=True)
+    theirs, ours = tiny_pair(**VARIANTS[variant], ctc_loss_reduction="mean", ctc_zero_infinity=True)
     clips = torch.randn(2, samples)
     options = {"labels": LABELS, "output_hidden_states": True, "output_attentions": True}
     expected, found = theirs(clips, **options), ours(clips, **options)
@@ -86,21 +58,13 @@ def test_unpadded_clips_give_the_same_outputs_loss_and_gradients(variant, sample
     if expected.loss > 0:  # else the labels do not fit, and there is no gradient
         expected.loss.backward()
         found.loss.backward()
-        gradients = {
-            rename(name, ours.renames): parameter.grad
-            for name, parameter in ours.named_parameters()
-            if parameter.grad is not None
-        }
-        wanted = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
-        assert gradients.keys() == wanted.keys()
-        largest = max(gradient.abs().max() for gradient in wanted.values())
-        assert max((gradients[name] - wanted[name]).abs().max() for name in wanted) < 1e-5 * largest
+        same_gradients(theirs, ours)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["Data2VecAudioModel", "Data2VecAudioForCTC"])
 def test_a_clip_in_a_padded_batch_equals_transformers_on_the_clip_alone(name, implementation):
-    theirs, ours = pair(name, implementation)
+    theirs, ours = tiny_pair(name, implementation)
     clips = [torch.randn(samples) for samples in (7777, 400, 5001, 5001, 719)]
     found = ours(*padded(clips), output_hidden_states=True)
     for i, clip in enumerate(clips):
@@ -115,7 +79,7 @@ def test_a_clip_in_a_padded_batch_equals_transformers_on_the_clip_alone(name, im
 
 
 def test_a_padded_batch_has_the_loss_and_gradients_of_its_clips():
-    _, ours = pair(ctc_zero_infinity=True)
+    _, ours = tiny_pair(ctc_zero_infinity=True)
     clips = [torch.randn(samples) for samples in (7777, 2000, 5001)]
     labels = torch.tensor([[1, 2, 2, 5], [3, 4, -100, -100], [7, -100, -100, -100]])
     whole = ours(*padded(clips), labels=labels).loss
@@ -131,7 +95,7 @@ def test_a_padded_batch_has_the_loss_and_gradients_of_its_clips():
 
 
 def test_sdpa_equals_eager_and_attentions_have_no_weight_on_padding():
-    _, eager = pair()
+    _, eager = tiny_pair()
     sdpa = copy.deepcopy(eager)
     sdpa.set_attn_implementation("sdpa")
     batch = padded([torch.randn(samples) for samples in (7777, 2000)])
@@ -146,7 +110,7 @@ def test_sdpa_equals_eager_and_attentions_have_no_weight_on_padding():
 @pytest.mark.parametrize("lengths", [(7777, 400, 5001), (5001, 5001)])
 def test_filler_behind_the_packed_frames_changes_nothing(variant, lengths, monkeypatch):
     """What bf16 on a CPU adds for the sake of its kernels, here in fp32 so that it can be compared."""
-    _, ours = pair(implementation="sdpa", **VARIANTS[variant], ctc_zero_infinity=True)
+    _, ours = tiny_pair(implementation="sdpa", **VARIANTS[variant], ctc_zero_infinity=True)
     batch = padded([torch.randn(samples) for samples in lengths])
     labels = torch.randint(1, 11, (len(lengths), 1))
     found = {}
@@ -176,7 +140,7 @@ def test_filler_is_for_bf16_on_a_cpu(weights):
 
 
 def test_given_masked_frames_are_replaced_as_in_transformers():
-    theirs, ours = pair("Data2VecAudioModel")
+    theirs, ours = tiny_pair("Data2VecAudioModel")
     clips, mask = torch.randn(2, 5001), torch.rand(2, 15) < 0.4
     expected = theirs(clips, mask_time_indices=mask).last_hidden_state
     assert apart(ours(clips, mask_time_indices=mask).last_hidden_state, expected) < 1e-5
@@ -184,7 +148,7 @@ def test_given_masked_frames_are_replaced_as_in_transformers():
 
 
 def test_training_masks_as_the_configuration_says():
-    _, ours = pair("Data2VecAudioModel", mask_time_prob=0.5, mask_feature_prob=0.5, mask_feature_length=4, **{})
+    _, ours = tiny_pair("Data2VecAudioModel", mask_time_prob=0.5, mask_feature_prob=0.5, mask_feature_length=4, **{})
     ours.train()
     seen = []
     ours.encoder.register_forward_hook(lambda module, args, output: seen.append(args[0]))
@@ -201,22 +165,13 @@ def test_training_masks_as_the_configuration_says():
 
 @pytest.mark.parametrize("name", ["Data2VecAudioModel", "Data2VecAudioForCTC"])
 def test_checkpoints_go_both_ways(name, tmp_path):
-    theirs, ours = pair(name)
-    clip = torch.randn(1, 5001)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours.save_pretrained(tmp_path / "ours")
-    loaded = type(ours).from_pretrained(tmp_path / "theirs", attn_implementation="eager")
-    assert torch.equal(loaded(clip)[0], ours(clip)[0])
-    opened, report = getattr(transformers, name).from_pretrained(
-        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
-    )
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    assert torch.equal(opened(clip)[0], theirs(clip)[0])
+    theirs, ours = tiny_pair(name)
+    opens_both_ways(theirs, ours, tmp_path, input_values=torch.randn(1, 5001))
     assert {rename(key, ours.renames) for key in ours.state_dict()} == set(theirs.state_dict())
 
 
 def test_bf16_is_as_close_to_fp32_as_transformers_is():
-    theirs, ours = pair(implementation="sdpa")
+    theirs, ours = tiny_pair(implementation="sdpa")
     errors = {"theirs": 0.0, "ours": 0.0}
     for _ in range(8):
         clip = torch.randn(1, 16_000)
@@ -230,24 +185,13 @@ def test_bf16_is_as_close_to_fp32_as_transformers_is():
 
 
 def test_fifty_updates_follow_transformers():
-    theirs, ours = pair(**STILL, ctc_loss_reduction="mean", ctc_zero_infinity=True)
-    models = (theirs.train(), ours.train())
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
-    batches = [(torch.randn(4, 8000), torch.randint(1, 11, (4, 5))) for _ in range(5)]
-    for step in range(50):
-        clips, labels = batches[step % 5]
-        found = []
-        for model, optimizer in zip(models, optimizers, strict=True):
-            loss = model(clips, labels=labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.item())
-        assert found[1] == pytest.approx(found[0], rel=1e-3), step
+    theirs, ours = tiny_pair(**STILL_AUDIO, ctc_loss_reduction="mean", ctc_zero_infinity=True)
+    batches = [{"input_values": torch.randn(4, 8000), "labels": torch.randint(1, 11, (4, 5))} for _ in range(5)]
+    same_updates(theirs, ours, batches)
 
 
 def test_freezing():
-    _, ours = pair()
+    _, ours = tiny_pair()
     clip, labels = torch.randn(1, 5001), LABELS[:1]
     ours.freeze_feature_encoder()
     ours.freeze_encoder()
@@ -271,13 +215,13 @@ def test_freezing():
     ],
 )
 def test_wrong_inputs_are_named(arguments, message):
-    _, ours = pair()
+    _, ours = tiny_pair()
     with pytest.raises(ValueError, match=message):
         ours(**arguments)
 
 
 def test_output_reads_as_a_tuple_too():
-    _, ours = pair()
+    _, ours = tiny_pair()
     clip = torch.randn(1, 5001)
     loss, logits = ours(clip, labels=LABELS[:1], return_dict=False)
     output = ours(clip, labels=LABELS[:1])
@@ -285,9 +229,9 @@ def test_output_reads_as_a_tuple_too():
 
 
 @pytest.mark.slow
-def test_the_base_configuration_too():
-    base = {key: value for key, value in transformers.Data2VecAudioConfig().to_dict().items() if key in TINY}
-    theirs, ours = pair(implementation="sdpa", **base | STILL | {"ctc_loss_reduction": "mean"})
+@pytest.mark.parametrize("size", RELEASED)
+def test_the_released_sizes_too(size):
+    theirs, ours = pair("Data2VecAudioForCTC", "sdpa", **RELEASED[size] | STILL_AUDIO | {"ctc_loss_reduction": "mean"})
     clips, labels = torch.randn(2, 16_001), torch.randint(1, 32, (2, 9))
     expected, found = (model(clips, labels=labels, output_hidden_states=True) for model in (theirs, ours))
     assert apart(found.logits, expected.logits) < 1e-5
@@ -295,7 +239,4 @@ def test_the_base_configuration_too():
     assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
     expected.loss.backward()
     found.loss.backward()
-    wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    largest = max(gradient.abs().max() for gradient in wanted.values())
-    for name, parameter in ours.named_parameters():
-        assert (parameter.grad - wanted[rename(name, ours.renames)]).abs().max() < 1e-5 * largest
+    same_gradients(theirs, ours)

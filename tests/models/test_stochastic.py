@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from d2v.models.transformer import Encoder, Packing
+from d2v.models.packing import Packing
+from d2v.models.transformer import Encoder
 
 BLOCK = {
     "width": 8,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.models.transformer import Encoder, Packing, eager_attention, sdpa_attention
+from d2v.models.packing import Packing
+from d2v.models.transformer import Encoder, attention_by_rows, attention_mask, eager_attention, sdpa_attention
 
 HEADS, WIDTH = 2, 8
 BLOCK = {
@@ -150,24 +151,26 @@ def test_layer_scale_begins_where_it_is_told():
     assert encoder(1).layers[0].attn_scale is None
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans(), st.booleans())
 @SETTINGS
-def test_every_attention_is_the_padded_one_with_a_mask(lengths, biased):
+def test_every_attention_is_the_softmax_written_out(lengths, biased, causal):
     q, k, v = torch.randn(3, sum(lengths), HEADS, 4).unbind()
     packing = packing_of(lengths, 1)
     bias = torch.randn(1, HEADS, packing.length, packing.length) if biased else None
     dense = [packing.unpack(x).transpose(1, 2) for x in (q, k, v)]  # (B, H, T, K)
-    mask = torch.zeros(len(lengths), 1, 1, packing.length).masked_fill(~packing.mask[:, None, None], -torch.inf)
-    scores = dense[0] @ dense[1].mT / 2 + mask + (bias if biased else 0)
-    expected = packing.pack((scores.softmax(-1) @ dense[2]).transpose(1, 2))
-    found, weights = eager_attention(q, k, v, packing, bias, 0.0)
-    close(found, expected)
-    close(
-        weights[packing.mask[:, None].expand(-1, HEADS, -1)],
-        scores.softmax(-1)[packing.mask[:, None].expand(-1, HEADS, -1)],
-    )
-    for implementation in ("sdpa", "sdpa, padded"):
-        close(sdpa_attention(q, k, v, packing_of(lengths, 1, implementation), bias, 0.0), expected)
+    seen = packing.mask[:, None, None].expand(-1, -1, packing.length, -1)
+    seen = seen.tril() if causal else seen
+    scores = dense[0] @ dense[1].mT / 2 + (bias if biased else 0)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)  # (B, H, T, T)
+    expected = packing.pack((weights @ dense[2]).transpose(1, 2))
+    mask = attention_mask(packing, packing, causal, q.device)
+    for attend in (eager_attention, sdpa_attention):
+        found, found_weights = attend(*dense, mask, bias, 0.0)
+        close(packing.pack(found.transpose(1, 2)), expected)
+        if found_weights is not None:
+            close(packing.pack(found_weights.transpose(1, 2)), packing.pack(weights.transpose(1, 2)))
+    if not (biased and causal):  # no model has both
+        close(attention_by_rows(q, k, v, packing, bias, 0.0, causal), expected)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

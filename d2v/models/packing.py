@@ -1,0 +1,97 @@
+"""Batches without padding: hidden states are *packed*, `(N, D)`, the N real positions of a batch, row after row.
+
+Shapes: B batch, T frames or tokens, N real positions of a batch.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the real positions of a padded batch are.
+
+    Attributes:
+        batch: B.
+        length: T, the padded length.
+        mask: (B, T) bool, True at real positions; None when every position is real.
+        indices: (N,) the real positions in the flattened (B * T); None when every position is real.
+        lengths: the rows' numbers of real positions, known on the host; None while compiling, where they are not.
+        filler: how many of the N packed positions are zeros behind the real ones, see the function `filler`.
+    """
+
+    batch: int
+    length: int
+    mask: Tensor | None = None
+    indices: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
+    filler: int = 0
+
+    @classmethod
+    def of(cls, mask: Tensor | None, batch: int, length: int, filler: int = 0) -> "Packing":
+        """Packing of a (B, T) mask, nonzero at real positions; None means that nothing is padded."""
+        compiling = torch.compiler.is_compiling()
+        if mask is None:
+            return cls(batch, length, lengths=(length,) * batch, filler=filler)
+        mask = mask.bool()
+        lengths = None if compiling else tuple(mask.sum(dim=1).tolist())
+        if lengths is not None and min(lengths) == length:
+            return cls(batch, length, lengths=lengths, filler=filler)
+        return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), lengths, filler)
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Neighbouring rows of one length, as (number of rows, length): the shapes that attention can take at once."""
+        return [(len(list(rows)), length) for length, rows in groupby(self.lengths)]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...)"""
+        x = x.flatten(0, 1)
+        return self.fill(x if self.indices is None else x.index_select(0, self.indices))
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (B, T, ...), zeros at padded positions."""
+        x = self.trim(x)
+        if self.indices is not None:
+            x = x.new_zeros(self.batch * self.length, *x.shape[1:]).index_copy(0, self.indices, x)
+        return x.unflatten(0, (self.batch, self.length))
+
+    def by_rows(self, device: torch.device) -> bool:
+        """Whether attention had better take the rows one run at a time, see `attention_by_rows`."""
+        return self.mask is None or (self.lengths is not None and device.type == "cpu")
+
+    def firsts(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (B, ...), each row's first real position."""
+        if self.mask is None:
+            return self.trim(x)[:: self.length]
+        real = self.mask.sum(dim=1)
+        return x[real.cumsum(0) - real]
+
+    def fill(self, x: Tensor) -> Tensor:
+        """The real positions -> (N, ...), zeros behind."""
+        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, self.filler)) if self.filler else x
+
+    def trim(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the real positions."""
+        return x[: -self.filler] if self.filler else x
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (N, ...), a row's value at each of its positions."""
+        return self.fill(
+            x.repeat_interleave(self.length, 0) if self.indices is None else x[self.indices // self.length]
+        )
+
+
+def filler(positions: int, x: Tensor) -> int:
+    """How many positions to add so that their number is a multiple of 64, where that pays; else 0.
+
+    On a CPU in bf16, oneDNN compiles a kernel for every new shape of a product. Packed batches hardly ever have the
+    same number of positions, and compiling takes up to half of a small model's time.
+    """
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32
+    low = x.device.type == "cpu" and (autocast or x.dtype != torch.float32)
+    return -positions % 64 if low and not torch.compiler.is_compiling() else 0

@@ -1,0 +1,296 @@
+"""data2vec for images: its configuration, and the model that puts patches before the shared encoder.
+
+Shapes: B batch, P patches, N positions of a batch, D width, H heads. A grid is its (rows, columns).
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from d2v.errors import InputError
+from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
+from d2v.models.outputs import VisionModelOutput
+from d2v.models.packing import filler
+from d2v.models.patches import (
+    Grid,
+    PatchAttention,
+    PatchEmbeddings,
+    PatchPacking,
+    RelativePositionBias,
+    offset_index,
+    resize_positions,
+    resize_table,
+)
+from d2v.models.transformer import Activation, Encoder
+
+TABLE, POSITIONS = "relative_position_bias.relative_position_bias_table", "embeddings.position_embeddings"
+
+
+@dataclass(kw_only=True)
+class Data2VecVisionConfig(Config):
+    """Configuration of the vision models; the sizes are data2vec vision base's, which are ViT-B's.
+
+    Attributes:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: size of the encoder.
+        hidden_dropout_prob, attention_probs_dropout_prob: after the embeddings and each branch, and on the attention
+            weights.
+        layer_norm_eps: of all norms.
+        image_size: pixels of a side, or (height, width), that the positions are for; others are interpolated.
+        patch_size: likewise of a patch.
+        num_channels: of an image.
+        use_mask_token: the model has an embedding for patches that are masked.
+        use_absolute_position_embeddings: an embedding for each patch of the grid.
+        use_relative_position_bias: a table of attention biases for each layer.
+        use_shared_relative_position_bias: one for all layers, as pretrained; with the former, both are added.
+        layer_scale_init_value: what each branch is scaled by at first; 0 for no scales.
+        drop_path_rate: DropPath of the last layer; it grows linearly from 0 at the first.
+        use_mean_pooling: classify the normalised mean of the patches; else the class token, after a final norm.
+        out_indices: of the segmentation head, the four hidden states that it takes, counted as
+            `Data2VecVisionForSemanticSegmentation` says.
+        pool_scales: of the segmentation head's pyramid pooling, into how many rows and columns.
+        use_auxiliary_head, auxiliary_loss_weight, auxiliary_channels, auxiliary_num_convs, auxiliary_concat_input: of
+            the second segmentation head that helps in training.
+        semantic_loss_ignore_index: label of pixels that count for nothing.
+    """
+
+    model_type: ClassVar[str] = "data2vec-vision"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: Activation = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int | list[int] | tuple[int, ...] = 16
+    num_channels: int = 3
+    use_mask_token: bool = False
+    use_absolute_position_embeddings: bool = False
+    use_relative_position_bias: bool = False
+    use_shared_relative_position_bias: bool = False
+    layer_scale_init_value: float = 0.1
+    drop_path_rate: float = 0.1
+    use_mean_pooling: bool = True
+    out_indices: tuple[int, ...] = (3, 5, 7, 11)
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    use_auxiliary_head: bool = True
+    auxiliary_loss_weight: float = 0.4
+    auxiliary_channels: int = 256
+    auxiliary_num_convs: int = 1
+    auxiliary_concat_input: bool = False
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                setattr(self, name, value := tuple(value))
+            if len(sides(value)) != 2 or any(type(side) is not int or side < 1 for side in sides(value)):
+                raise InputError(f"{name} should be a whole number above 0 or two, (height, width), not {value!r}")
+        if 0 in self.grid():
+            raise InputError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+
+    def grid(self, image_size: tuple[int, int] | None = None) -> Grid:
+        """Rows and columns of whole patches in an image of (height, width); without one, of `self.image_size`."""
+        (height, width), (rows, columns) = sides(image_size or self.image_size), sides(self.patch_size)
+        return height // rows, width // columns
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+class VisionEncoder(Encoder):
+    """The shared encoder with relative positions: one table for all layers, one for each, both or neither."""
+
+    def __init__(self, config: Data2VecVisionConfig):
+        attention = {"key_bias": False, "implementation": config.attn_implementation}
+        super().__init__(
+            config.num_hidden_layers,
+            drop_path=config.drop_path_rate,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            hidden=config.intermediate_size,
+            pre_norm=True,
+            activation=config.hidden_act,
+            norm_eps=config.layer_norm_eps,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
+            activation_dropout=0.0,
+            layer_scale=config.layer_scale_init_value,
+            **attention,
+        )
+        self.relative_position_bias = None
+        if config.use_shared_relative_position_bias:
+            self.relative_position_bias = RelativePositionBias(config.grid(), config.num_attention_heads)
+        if config.use_relative_position_bias:
+            for layer in self.layers:
+                # In the layer, so that it has the layer's learning rate, shard and place in gradient checkpointing.
+                layer.attn = PatchAttention(
+                    config, dropout=config.attention_probs_dropout_prob, causal=False, **attention
+                )
+
+    def forward(self, x: Tensor, packing: PatchPacking, **options):
+        """As `Encoder.forward`."""
+        biases = None
+        if self.relative_position_bias is not None:
+            biases = [self.relative_position_bias(packing.grid, packing.offsets)] * len(self.layers)
+        return super().forward(x, packing, biases, **options)
+
+
+class Pooler(nn.Module):
+    """The patches' normalised mean, or the class token."""
+
+    def __init__(self, config: Data2VecVisionConfig):
+        super().__init__()
+        self.layernorm = None
+        if config.use_mean_pooling:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + P, D) -> (B, D)"""
+        return x[:, 0] if self.layernorm is None else self.layernorm(x[:, 1:].mean(1))
+
+
+class VisionPreTrainedModel(PreTrainedModel):
+    """What the vision models share: names, initialisation, loading at another image size."""
+
+    config_class = Data2VecVisionConfig
+    base_model_prefix = "data2vec_vision"
+    renames = (
+        ("embeddings.projection.", "embeddings.patch_embeddings.projection."),
+        ("encoder.layers.*.attn.q_proj.", "encoder.layer.*.attention.attention.query."),
+        ("encoder.layers.*.attn.k_proj.", "encoder.layer.*.attention.attention.key."),
+        ("encoder.layers.*.attn.v_proj.", "encoder.layer.*.attention.attention.value."),
+        ("encoder.layers.*.attn.out_proj.", "encoder.layer.*.attention.output.dense."),
+        (f"encoder.layers.*.attn.{TABLE}", f"encoder.layer.*.attention.attention.{TABLE}"),
+        ("encoder.layers.*.attn_norm.", "encoder.layer.*.layernorm_before."),
+        ("encoder.layers.*.attn_scale", "encoder.layer.*.lambda_1"),
+        ("encoder.layers.*.ffn.fc1.", "encoder.layer.*.intermediate.dense."),
+        ("encoder.layers.*.ffn.fc2.", "encoder.layer.*.output.dense."),
+        ("encoder.layers.*.ffn_norm.", "encoder.layer.*.layernorm_after."),
+        ("encoder.layers.*.ffn_scale", "encoder.layer.*.lambda_2"),
+    )
+
+    def init_weights(self) -> None:
+        """Normal weights and zero biases, of convolutions too; tokens, positions and tables are zero."""
+        for module in self.modules():
+            init_linear(module, self.config.initializer_range)
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit a checkpoint's positions: resize those of another image size, give each layer the table that all shared.
+
+        Of a checkpoint only the weights are seen here, and so a grid of another size is taken to be square.
+        """
+        weights = {name: value for name, value in weights.items() if not name.endswith("relative_position_index")}
+        own = {name: parameter.shape for name, parameter in self.named_parameters()}
+        of_layers = [name for name in own if name.endswith(f".attn.{TABLE}")]
+        shared = [name for name in weights if name.endswith(f"encoder.{TABLE}") and name not in own]
+        if shared and of_layers and not weights.keys() & set(of_layers):  # BEiT pretrains with one, then has one each
+            weights |= dict.fromkeys(of_layers, weights.pop(shared[0]))
+        for name, value in weights.items():
+            if value.shape != own.get(name, value.shape):
+                if name.endswith(TABLE) and (side := isqrt(len(value) - 3)) ** 2 == len(value) - 3 and side > 1:
+                    weights[name] = resize_table(value, ((side + 1) // 2, (side + 1) // 2), self.config.grid())
+                elif name.endswith(POSITIONS) and (side := isqrt(value.shape[1] - 1)) ** 2 == value.shape[1] - 1:
+                    weights[name] = resize_positions(value, (side, side), self.config.grid())
+        return weights
+
+
+class Data2VecVisionModel(VisionPreTrainedModel):
+    """Images to contextual patches."""
+
+    def __init__(self, config: Data2VecVisionConfig, add_pooling_layer: bool = False):
+        super().__init__(config)
+        self.embeddings = PatchEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.layernorm = nn.Identity()
+        if not config.use_mean_pooling:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = Pooler(config) if add_pooling_layer else None
+        self.init_weights()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool = True,
+    ) -> VisionModelOutput | tuple:
+        """Encode a batch of images.
+
+        Args:
+            pixel_values: (B, channels, height, width) float, normalised; of any size from one patch on.
+            bool_masked_pos: (B, P), true at patches to replace by the mask token.
+            head_mask: (H,) or (layers, H), a factor for each head's output.
+            output_attentions: return attention weights, which takes the eager path in every layer.
+            output_hidden_states: return all layers' outputs.
+            interpolate_pos_encoding: changes nothing, positions always fit the image; taken for the sake of Hugging
+                Face's callers, where it changes nothing either.
+            return_dict: False for a tuple of the fields that are set.
+
+        Raises:
+            ValueError: the input has the wrong shape or dtype, or the model has no mask token.
+        """
+        self.check(pixel_values, bool_masked_pos)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
+            x, grid = self.embeddings(pixel_values, bool_masked_pos)
+            packing = self.packing(x, grid)
+            x, hidden_states, attentions = self.encoder(
+                packing.pack(x),
+                packing,
+                head_mask=head_mask,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
+            x = self.layernorm(packing.unpack(x))
+        # Pretraining had no pooler: it is new, as a head is, and learns while the encoder is frozen.
+        pooled = None if self.pooler is None else self.pooler(x)
+        output = VisionModelOutput(x, pooled, hidden_states, attentions)
+        return output if return_dict else output.to_tuple()
+
+    def packing(self, x: Tensor, grid: Grid) -> PatchPacking:
+        """Of embedded images (B, 1 + P, D)."""
+        batch, length = x.shape[:2]
+        relative = self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias
+        offsets = offset_index(grid, x.device) if relative else None
+        return PatchPacking(
+            batch,
+            length,
+            lengths=(length,) * batch,
+            filler=filler(batch * length, x),
+            grid=grid,
+            offsets=offsets,
+        )
+
+    def check(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> None:
+        """Raise ValueError for input of the wrong shape or dtype, or a mask without a mask token."""
+        check_float(pixel_values, "pixel_values", 4)
+        batch, channels, *size = pixel_values.shape
+        if channels != self.config.num_channels:
+            raise ValueError(f"pixel_values have {channels} channels; the model takes {self.config.num_channels}")
+        rows, columns = self.config.grid(tuple(size))
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels are smaller than patch_size {self.config.patch_size}"
+            )
+        if bool_masked_pos is not None:
+            if self.embeddings.mask_token is None:
+                raise ValueError("bool_masked_pos is for a model with a mask token; set use_mask_token")
+            if bool_masked_pos.shape != (batch, rows * columns):
+                shape = tuple(bool_masked_pos.shape)
+                raise ValueError(f"bool_masked_pos has shape {shape}; should be {(batch, rows * columns)}")

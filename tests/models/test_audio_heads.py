@@ -1,0 +1,344 @@
+"""The audio heads beside transformers': same weights, same numbers; and what is ours alone, by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import d2v
+from d2v import losses
+from d2v.errors import InputError
+from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
+from tests.tiny import STILL_AUDIO, TINY_AUDIO, padded
+
+CLIPS, FRAMES = "Data2VecAudioForSequenceClassification", "Data2VecAudioForAudioFrameClassification"
+SPEAKERS = "Data2VecAudioForXVector"
+HEADS = {
+    CLIPS: {"num_labels": 5, "classifier_proj_size": 12},
+    FRAMES: {"num_labels": 3},
+    SPEAKERS: {"num_labels": 5, "tdnn_dim": [12, 12, 12, 12, 20], "xvector_output_dim": 10},
+}
+LENGTHS = (7777, 5300, 12_001, 12_001, 5200)  # the last gives 16 frames, the fewest that an x-vector takes
+every_head = pytest.mark.parametrize("name", HEADS)
+either_layer_sum = pytest.mark.parametrize("weighted", [False, True])
+
+
+def head_pair(name: str, implementation: str = "eager", weighted: bool = False, **changes):
+    """Transformers' model and ours, tiny, with heads of which the clips matter: as drawn at first, biases alone do."""
+    config = TINY_AUDIO | HEADS[name] | {"use_weighted_layer_sum": weighted, "layerdrop": 0.0} | changes
+    theirs, ours = pair(name, implementation, **config)
+    with torch.no_grad():
+        for key, parameter in ours.named_parameters():  # both sides call a head's weights the same
+            if not key.startswith("data2vec_audio."):
+                parameter.normal_(std=(2 / parameter.shape[1]) ** 0.5 if parameter.ndim == 2 else 0.1)
+                theirs.get_parameter(key).copy_(parameter)
+    return theirs, ours
+
+
+def labels_for(model, clips: torch.Tensor) -> torch.Tensor:
+    """Seeded labels of a batch (B, S): one-hot for frames, else class numbers."""
+    if FRAMES not in type(model).__name__:
+        return torch.arange(len(clips)) % 5
+    return F.one_hot(torch.randint(3, (len(clips), model.config.frames(clips.shape[1]))), 3).float()
+
+
+@pytest.mark.parametrize("samples", [5201, 7777])
+@either_layer_sum
+@every_head
+def test_unpadded_clips_give_the_same_outputs_loss_and_gradients(name, weighted, samples):
+    theirs, ours = head_pair(name, weighted=weighted)
+    clips = torch.randn(3, samples)
+    labels = labels_for(ours, clips)
+    options = {"labels": labels, "output_hidden_states": True, "output_attentions": True}
+    expected, found = theirs(clips, **options), ours(clips, **options)
+    assert apart(found.logits[0], found.logits[1]) > 0.05
+    assert apart(found.logits, expected.logits) < 1e-5
+    if name == SPEAKERS:
+        assert apart(found.embeddings, expected.embeddings) < 1e-5
+    for field in ("hidden_states", "attentions"):
+        pairs = list(zip(found[field], expected[field], strict=True))
+        assert len(pairs) >= 2 and all(apart(a, b) < 1e-5 for a, b in pairs)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    expected.loss.backward()
+    found.loss.backward()
+    same_gradients(theirs, ours)
+    assert not weighted or ours.layer_weights.grad.any()
+
+
+@pytest.mark.parametrize("samples", [400, 719, 1234])
+@pytest.mark.parametrize("name", [CLIPS, FRAMES])
+def test_clips_of_a_few_frames_too(name, samples):
+    theirs, ours = head_pair(name, weighted=True)
+    clips = torch.randn(2, samples)
+    assert apart(ours(clips).logits, theirs(clips).logits) < 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@either_layer_sum
+@every_head
+def test_a_clip_in_a_padded_batch_equals_transformers_on_the_clip_alone(name, weighted, implementation):
+    theirs, ours = head_pair(name, implementation, weighted)
+    clips = [torch.randn(samples) for samples in LENGTHS]
+    found = ours(*padded(clips))
+    assert found.hidden_states is None and found.attentions is None
+    for i, clip in enumerate(clips):
+        for expected in (theirs(clip[None]), theirs(clip[None], attention_mask=torch.ones(1, len(clip)).long())):
+            if name == FRAMES:
+                frames = expected.logits.shape[1]
+                assert apart(found.logits[i, :frames], expected.logits[0]) < 1e-5
+                assert not found.logits[i, frames:].any()
+            else:
+                assert apart(found.logits[i], expected.logits[0]) < 1e-5
+            if name == SPEAKERS:
+                assert apart(found.embeddings[i], expected.embeddings[0]) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"frame_loss": "pit_bce", "xvector_variant": "corrected"}])
+@every_head
+def test_a_padded_batch_has_the_loss_and_gradients_of_its_clips(name, changes):
+    _, ours = head_pair(name, weighted=True, **changes)
+    clips = [torch.randn(samples) for samples in LENGTHS]
+    frames = [ours.config.frames(samples) for samples in LENGTHS]
+    batch, mask = padded(clips)
+    labels = labels_for(ours, batch)
+    whole = ours(batch, mask, labels=labels).loss
+    whole.backward()
+    together = {key: parameter.grad.clone() for key, parameter in ours.named_parameters() if parameter.grad is not None}
+    ours.zero_grad()
+    weights = torch.tensor(frames if name == FRAMES else [1] * len(clips))
+    alone = [
+        ours(clip[None], labels=row[None, :n] if name == FRAMES else row[None]).loss
+        for clip, row, n in zip(clips, labels, frames, strict=True)
+    ]
+    mean = (torch.stack(alone) * weights).sum() / weights.sum()
+    mean.backward()
+    assert whole.item() == pytest.approx(mean.item(), rel=1e-5)
+    apart_ = {key: parameter.grad for key, parameter in ours.named_parameters() if parameter.grad is not None}
+    largest = max(gradient.abs().max() for gradient in apart_.values())
+    assert together.keys() == apart_.keys()
+    assert all((together[key] - apart_[key]).abs().max() < 1e-5 * largest for key in apart_)
+
+
+@pytest.mark.parametrize("changes", [{}, {"frame_loss": "pit_bce", "xvector_variant": "corrected"}])
+@either_layer_sum
+@every_head
+def test_checkpoints_go_both_ways(name, weighted, changes, tmp_path):
+    theirs, ours = head_pair(name, weighted=weighted, **changes)
+    opens_both_ways(theirs, ours, tmp_path, input_values=torch.randn(1, 6000))
+    config = type(ours).from_pretrained(tmp_path / "theirs").config  # they keep entries that they do not know
+    assert config.frame_loss == changes.get("frame_loss", "cross_entropy")
+    assert config.xvector_variant == changes.get("xvector_variant", "documented")
+
+
+@every_head
+def test_fifty_updates_follow_transformers(name):
+    theirs, ours = head_pair(name, weighted=True, **STILL_AUDIO)
+    batches = [{"input_values": torch.randn(2, 5601)} for _ in range(5)]
+    same_updates(theirs, ours, [batch | {"labels": labels_for(ours, batch["input_values"])} for batch in batches])
+
+
+@either_layer_sum
+@every_head
+def test_frozen_encoder_leaves_the_head_and_the_layer_weights(name, weighted):
+    _, ours = head_pair(name, weighted=weighted)
+    clips = torch.randn(2, 6000)
+    head = {key for key, _ in ours.named_parameters() if not key.startswith("data2vec_audio.")}
+    assert ("layer_weights" in head) == weighted
+    for freeze in (ours.freeze_encoder, ours.freeze_base_model):
+        ours.zero_grad()
+        freeze()
+        ours.train()(clips, labels=labels_for(ours, clips)).loss.backward()
+        assert {key for key, parameter in ours.named_parameters() if parameter.grad is not None} == head
+        ours.freeze_encoder(False)
+    assert {key for key, parameter in ours.named_parameters() if parameter.requires_grad} == head
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_head_mask_scales_what_a_head_adds(implementation):
+    _, ours = head_pair(CLIPS, implementation, weighted=True)
+    batch = padded([torch.randn(samples) for samples in LENGTHS])
+    head_mask = torch.tensor([[0.0, 1.0], [0.5, 2.0]])  # (layers, H)
+    by_hand = copy.deepcopy(ours)
+    for layer, factors in zip(by_hand.data2vec_audio.encoder.layers, head_mask, strict=True):
+        layer.attn.out_proj.weight.data *= factors.repeat_interleave(16)  # a head's 16 columns
+    expected = by_hand(*batch).logits
+    assert apart(ours(*batch, head_mask=head_mask).logits, expected) < 1e-6
+    assert apart(ours(*batch).logits, expected) > 1e-4
+    assert apart(ours(*batch, head_mask=head_mask, output_attentions=True).logits, expected) < 1e-6
+
+
+@every_head
+def test_gradient_checkpointing_changes_no_gradient(name):
+    _, ours = head_pair(name, "sdpa", weighted=True, **STILL_AUDIO)
+    batch, mask = padded([torch.randn(samples) for samples in LENGTHS])
+    labels, gradients = labels_for(ours, batch), []
+    for enable in (False, True):
+        ours.gradient_checkpointing_enable(enable)
+        ours.zero_grad()
+        ours.train()(batch, mask, labels=labels).loss.backward()
+        gradients.append([parameter.grad for parameter in ours.parameters() if parameter.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@every_head
+def test_bf16_trains(name):
+    _, ours = head_pair(name, "sdpa", weighted=True, **STILL_AUDIO)
+    batch, mask = padded([torch.randn(samples) for samples in LENGTHS])
+    labels = labels_for(ours, batch)
+    exact = ours(batch, mask, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = ours.train()(batch, mask, labels=labels)
+    rough.loss.backward()
+    assert rough.loss.dtype == torch.float32 and apart(rough.logits.float(), exact.logits) < 0.05
+    assert rough.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
+    assert all(parameter.grad.isfinite().all() for parameter in ours.parameters() if parameter.grad is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes of clips
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "loss"),
+    [
+        ({}, torch.tensor([4, 0, -100]), nn.CrossEntropyLoss()),
+        ({}, torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]), nn.BCEWithLogitsLoss()),
+        ({"problem_type": "regression"}, torch.randn(3, 5), nn.MSELoss()),
+        ({"num_labels": 1}, torch.randn(3), lambda logits, labels: nn.MSELoss()(logits[:, 0], labels)),
+    ],
+)
+def test_the_loss_fits_the_labels(changes, labels, loss):
+    _, ours = head_pair(CLIPS, **changes)
+    output = ours(torch.randn(3, 2000), labels=labels)
+    torch.testing.assert_close(output.loss, loss(output.logits, labels))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes of frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_that_are_padded_or_not_labelled_do_not_count():
+    _, ours = head_pair(FRAMES)
+    batch, mask = padded([torch.randn(samples) for samples in LENGTHS])
+    labels = labels_for(ours, batch)
+    labels[2, 5:9] = losses.IGNORE
+    output = ours(batch, mask, labels=labels)
+    real = torch.arange(labels.shape[1]) < torch.tensor([[ours.config.frames(samples)] for samples in LENGTHS])
+    real[2, 5:9] = False
+    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits[real], labels[real].argmax(-1)))
+    labels[0, -1] = torch.tensor([1.0, 1.0, 1.0])  # beyond the first clip
+    assert torch.equal(ours(batch, mask, labels=labels).loss, output.loss)
+
+
+def test_overlapping_speakers_in_any_order():
+    _, ours = head_pair(FRAMES, frame_loss="pit_bce")
+    batch, mask = padded([torch.randn(samples) for samples in LENGTHS])
+    labels = torch.randint(2, (len(batch), ours.config.frames(batch.shape[1]), 3)).float()
+    output, total, count = ours(batch, mask, labels=labels), 0.0, 0
+    for logits, activity, samples in zip(output.logits, labels, LENGTHS, strict=True):
+        frames = ours.config.frames(samples)
+        total += losses.pit_bce(logits[None, :frames], activity[None, :frames])[0]
+        count += 3 * frames
+    torch.testing.assert_close(output.loss, total / count)
+    labels[1] = labels[1][:, [2, 0, 1]]
+    torch.testing.assert_close(ours(batch, mask, labels=labels).loss, output.loss)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Speakers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [5200, 7777])
+def test_the_corrected_x_vector_by_hand(samples):
+    """Window by window, sum by sum, and the loss as its paper writes it."""
+    _, ours = head_pair(SPEAKERS, xvector_variant="corrected")
+    clips, config = torch.randn(2, samples), ours.config
+    found = ours(clips, labels=torch.tensor([3, 1]))
+    rows = []
+    for x in ours.projector(ours.data2vec_audio(clips).last_hidden_state):
+        for layer, taps, dilation in zip(ours.tdnn, config.tdnn_kernel, config.tdnn_dilation, strict=True):
+            starts = range(len(x) - (taps - 1) * dilation)
+            x = torch.stack([layer.kernel(torch.cat([x[t + i * dilation] for i in range(taps)])) for t in starts])
+            x = x.clamp(min=0)
+        assert len(x) == config.frames(samples) - 14 == config.frames(samples) - config.tdnn_context
+        mean = x.sum(0) / len(x)
+        rows.append(torch.cat([mean, ((x - mean).square().sum(0) / (len(x) - 1)).sqrt()]))
+    embeddings = ours.feature_extractor(torch.stack(rows))
+    assert embeddings.min() < 0
+    assert apart(found.embeddings, embeddings) < 1e-5
+    assert apart(found.logits, ours.classifier(embeddings.clamp(min=0))) < 1e-5
+    total = 0.0
+    for x, label in zip(found.logits, (3, 1), strict=True):
+        cosines = [torch.cosine_similarity(x, weight, dim=0).item() for weight in ours.objective.weight.T]
+        right = math.exp(30 * (cosines[label] - 0.4))
+        others = sum(math.exp(30 * cosine) for i, cosine in enumerate(cosines) if i != label)
+        total -= math.log(right / (right + others))
+    assert found.loss.item() == pytest.approx(total / 2, rel=1e-4)
+
+
+def test_the_documented_x_vector_lacks_the_relu():
+    _, documented = head_pair(SPEAKERS)
+    corrected = copy.deepcopy(documented)
+    corrected.config.xvector_variant = "corrected"
+    clip = torch.randn(1, 7777)
+    a, b = documented(clip), corrected(clip)
+    assert torch.equal(a.embeddings, b.embeddings) and apart(a.logits, b.logits) > 1e-3
+
+
+def test_a_quiet_channel_has_a_gradient():
+    """The deviation of a constant is 0, where a square root has no derivative."""
+    _, ours = head_pair(SPEAKERS)
+    nn.init.constant_(ours.tdnn[-1].kernel.bias, -100.0)  # no ReLU lets anything through
+    ours(torch.randn(2, 7777), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in ours.parameters() if parameter.grad is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        (CLIPS, torch.tensor([0, 5]), "label 5"),
+        (CLIPS, torch.tensor([0, 1, 2]), "(3,)"),
+        (CLIPS, torch.zeros(2, 4), "(2, 4)"),
+        (FRAMES, torch.zeros(2, 17, 3), "(2, 17, 3)"),
+        (FRAMES, torch.zeros(2, 18), "(2, 18)"),
+        (FRAMES, torch.full((2, 18, 3), 2.0), "label 2"),
+        (SPEAKERS, torch.tensor([0, 5]), "label 5"),
+        (SPEAKERS, torch.tensor([0]), "(1,)"),
+    ],
+)
+def test_wrong_labels_are_named(name, labels, message):
+    _, ours = head_pair(name)
+    with pytest.raises(ValueError) as caught:
+        ours(torch.randn(2, 6000), labels=labels)
+    assert message in str(caught.value)
+
+
+def test_a_clip_too_short_for_an_x_vector_is_named():
+    _, ours = head_pair(SPEAKERS)
+    with pytest.raises(ValueError, match="15 frames; a speaker's embedding takes 16"):
+        ours(*padded([torch.randn(7000), torch.randn(5199)]))
+
+
+@every_head
+def test_no_head_takes_an_adapter(name):
+    kind = getattr(d2v, name)
+    with pytest.raises(InputError, match="add_adapter should be false"):
+        kind(d2v.Data2VecAudioConfig(**TINY_AUDIO | {"add_adapter": True}))
+
+
+def test_output_reads_as_a_tuple_too():
+    _, ours = head_pair(SPEAKERS)
+    loss, logits, embeddings = ours(torch.randn(2, 6000), labels=torch.tensor([0, 1]), return_dict=False)
+    assert loss.ndim == 0 and logits.shape == embeddings.shape == (2, 10)

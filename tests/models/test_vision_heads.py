@@ -1,0 +1,277 @@
+"""Vision models with a head beside transformers': logits, losses, gradients, and how they learn."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from d2v import Data2VecVisionConfig, Data2VecVisionForSemanticSegmentation
+from d2v.checkpoint import rename
+from d2v.errors import InputError
+from d2v.models.vision_heads import segmentation_loss
+from tests.models.test_vision import VARIANTS, images_for, tiny
+from tests.parity import apart, opens_both_ways, same_gradients, same_updates
+from tests.tiny import TINY_VISION
+
+CLASSIFICATION, SEGMENTATION = "Data2VecVisionForImageClassification", "Data2VecVisionForSemanticSegmentation"
+HEADS = {
+    "auxiliary": {},
+    "alone": {"use_auxiliary_head": False},
+    "concatenated": {"auxiliary_concat_input": True, "auxiliary_num_convs": 2, "auxiliary_loss_weight": 0.7},
+    "pools": {"pool_scales": [2, 3], "out_indices": [1, 2, 4, 5], "semantic_loss_ignore_index": 0},
+    "absolute": {"use_absolute_position_embeddings": True, "use_mean_pooling": False},
+}
+
+
+def maps_for(model, batch=4, size=(24, 24)):
+    """Labels, a fifth of them ignored."""
+    labels = torch.randint(0, model.config.num_labels, (batch, *size))
+    return labels.masked_fill(torch.rand(labels.shape) < 0.2, model.config.semantic_loss_ignore_index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classification
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_classification(variant):
+    theirs, ours = tiny(CLASSIFICATION, num_labels=5, **VARIANTS[variant])
+    images, labels = images_for(ours), torch.tensor([4, 0, 2])
+    options = {"labels": labels, "output_hidden_states": True, "output_attentions": True}
+    expected, found = theirs(images, **options), ours(images, **options)
+    assert apart(found.logits, expected.logits) < 1e-5
+    for name in ("hidden_states", "attentions"):
+        assert all(apart(a, b) < 1e-5 for a, b in zip(getattr(found, name), getattr(expected, name), strict=True))
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    expected.loss.backward()
+    found.loss.backward()
+    same_gradients(theirs, ours)
+
+
+@pytest.mark.parametrize(
+    ("labels", "config"),
+    [
+        (torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]]), {"num_labels": 3}),
+        (torch.tensor([0.3, -1.0, 2.0]), {"num_labels": 1}),
+        (torch.tensor([[0.3, -1.0, 2.0]] * 3), {"num_labels": 3, "problem_type": "regression"}),
+        (torch.tensor([2, -100, 0]), {"num_labels": 3, "problem_type": "single_label_classification"}),
+    ],
+)
+def test_losses_of_every_kind(labels, config):
+    theirs, ours = tiny(CLASSIFICATION, **config)
+    images = images_for(ours)
+    expected, found = theirs(images, labels=labels).loss, ours(images, labels=labels).loss
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["class token", "per layer", "absolute"])
+def test_fifty_updates_follow_transformers(variant):
+    theirs, ours = tiny(CLASSIFICATION, **VARIANTS[variant], num_labels=5)
+    batches = [{"pixel_values": images_for(ours, 4), "labels": torch.randint(0, 5, (4,))} for _ in range(5)]
+    same_updates(theirs, ours, batches)
+
+
+@pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
+@pytest.mark.parametrize("variant", ["both", "class token"])
+def test_checkpoints_go_both_ways(name, variant, tmp_path):
+    theirs, ours = tiny(name, **VARIANTS[variant], auxiliary_concat_input=True)
+    opens_both_ways(theirs, ours, tmp_path, pixel_values=images_for(ours))
+    assert {rename(key, ours.renames) for key in ours.state_dict()} == set(theirs.state_dict())
+    assert {rename(key, ours.renames, to_ours=True) for key in theirs.state_dict()} == set(ours.state_dict())
+
+
+@pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
+def test_outputs_read_as_transformers_tuples(name):
+    theirs, ours = tiny(name)
+    images, options = images_for(ours), {"output_hidden_states": True, "return_dict": False}
+    found, expected = ours(images, **options), theirs(images, **options)
+    assert apart(found[0], expected[0]) < 1e-5 and len(found) == len(expected)
+    assert all(apart(a, b) < 1e-5 for a, b in zip(found[1], expected[1], strict=True))
+
+
+def test_freezing_leaves_the_pooler_and_the_head():
+    _, ours = tiny(CLASSIFICATION, **VARIANTS["both"])
+    ours.freeze_encoder()
+    ours(images_for(ours), labels=torch.tensor([0, 1, 0])).loss.backward()
+    learning = {name for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    pooler = "data2vec_vision.pooler.layernorm."
+    assert learning == {"classifier.weight", "classifier.bias", pooler + "weight", pooler + "bias"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 2]), "label 2 is outside the 2 classes"),
+        (torch.tensor([0, 1]), "labels have shape"),
+        (torch.zeros(3, 3), "labels have shape"),
+    ],
+)
+def test_wrong_labels_are_named(labels, message):
+    _, ours = tiny(CLASSIFICATION)
+    with pytest.raises(ValueError, match=message):
+        ours(images_for(ours), labels=labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Segmentation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_segmentation(head, training):
+    theirs, ours = tiny(SEGMENTATION, num_labels=7, **VARIANTS["shared"] | HEADS[head])
+    images, labels = images_for(ours, 4), maps_for(ours)
+    options = {"labels": labels, "output_hidden_states": True, "output_attentions": True}
+    # In fp64, since in fp32 a ReLU whose input is nearly 0 may tip over, and its gradient with it.
+    expected, found = (model.double().train(training)(images.double(), **options) for model in (theirs, ours))
+    assert found.logits.shape == (4, 7, 24, 24) and apart(found.logits, expected.logits) < 1e-5
+    for name in ("hidden_states", "attentions"):
+        assert all(apart(a, b) < 1e-5 for a, b in zip(getattr(found, name), getattr(expected, name), strict=True))
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    expected.loss.backward()
+    found.loss.backward()
+    same_gradients(theirs, ours)
+    statistics = {name: value for name, value in theirs.named_buffers() if value.is_floating_point()}
+    assert len(statistics) > 20
+    for name, value in ours.named_buffers():
+        if value.is_floating_point():
+            assert apart(value, statistics[rename(name, ours.renames)]) < 1e-5
+
+
+def test_segmentation_learns_as_transformers_does():
+    theirs, ours = tiny(SEGMENTATION, num_labels=5, **VARIANTS["shared"])
+    batches = [{"pixel_values": images_for(ours, 4), "labels": maps_for(ours)} for _ in range(5)]
+    same_updates(theirs, ours, batches, lr=1e-4)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 20), (32, 32)])
+@pytest.mark.parametrize("variant", ["both", "absolute"])
+def test_segmentation_at_another_size(variant, size):
+    theirs, ours = tiny(SEGMENTATION, num_labels=7, **VARIANTS[variant])
+    theirs.config.image_size = size[0]  # or it would lay the patches out on its own grid
+    images, labels = images_for(ours, 4, size), maps_for(ours, size=(33, 21))
+    expected, found = theirs(images, labels=labels), ours(images, labels=labels)
+    assert apart(found.logits, expected.logits) < 1e-5
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_the_features_of_an_image_that_is_not_square_lie_where_its_patches_do():
+    _, ours = tiny(SEGMENTATION, **VARIANTS["both"])
+    images, seen = images_for(ours, 2, (20, 32)), []
+    ours.decode_head.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    output = ours(images, output_hidden_states=True)
+    assert output.logits.shape == (2, 2, 20, 32)
+    assert [tuple(map_.shape[2:]) for map_ in seen[0]] == [(20, 32), (10, 16), (5, 8), (2, 4)]
+    for row in range(5):
+        for column in range(8):
+            assert torch.equal(seen[0][2][:, :, row, column], output.hidden_states[3][:, 1 + 8 * row + column])
+
+
+def test_which_layers_are_taken():
+    """5, 7, 9, 13 are what BEiT calls 3, 5, 7, 11, and what transformers takes for them."""
+    theirs, ours = tiny(SEGMENTATION, num_hidden_layers=12, out_indices=[5, 7, 9, 13])
+    layers, taken, images = {}, [], images_for(ours)
+    for i, layer in enumerate(ours.data2vec_vision.encoder.layers):
+        layer.register_forward_hook(lambda module, args, output, i=i: layers.update({i: output[0]}))
+    for module in (ours.fpn1, ours.fpn2):
+        module.register_forward_hook(lambda module, args, output: taken.append(args[0]))
+    ours.decode_head.register_forward_hook(lambda module, args, output: taken.extend(args[0][2:]))
+    found = ours(images).logits
+    expected = [layers[i].view(3, 37, 32)[:, 1:].mT.unflatten(2, (6, 6)) for i in (3, 5, 7, 11)]
+    expected[3] = F.max_pool2d(expected[3], 2)
+    assert all(torch.equal(a, b) for a, b in zip(taken, expected, strict=True))
+    assert apart(found, theirs(images).logits) < 1e-5
+
+
+def test_segmentation_loss_by_hand():
+    config = Data2VecVisionConfig(**TINY_VISION, auxiliary_loss_weight=0.5)
+    logits, auxiliary = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2)
+    labels = torch.randint(0, 3, (2, 8, 8))
+    labels[0, :5] = 255
+    total, count = segmentation_loss(logits, auxiliary, labels, config)
+    expected = 0.0
+    for scores, weight in ((logits, 1.0), (auxiliary, 0.5)):
+        log_probs = F.interpolate(scores, size=(8, 8), mode="bilinear").log_softmax(1)
+        for image, row, column in (labels != 255).nonzero().tolist():
+            expected -= weight * log_probs[image, labels[image, row, column], row, column].item()
+    assert total.item() == pytest.approx(expected, rel=1e-5) and count.item() == 2 * 64 - 40
+    parts = [segmentation_loss(logits[i : i + 1], auxiliary[i : i + 1], labels[i : i + 1], config) for i in range(2)]
+    assert sum(part[0] for part in parts).item() == pytest.approx(expected, rel=1e-5)
+    assert sum(part[1] for part in parts) == count
+
+
+def test_images_without_a_labelled_pixel_teach_nothing():
+    _, ours = tiny(SEGMENTATION)
+    loss = ours.train()(images_for(ours, 4), labels=torch.full((4, 24, 24), 255)).loss
+    loss.backward()
+    assert loss.item() == 0 and not any(p.grad is not None and p.grad.any() for p in ours.parameters())
+
+
+def test_the_auxiliary_head_runs_for_the_loss_alone():
+    _, ours = tiny(SEGMENTATION)
+    images, labels = images_for(ours, 4), maps_for(ours)
+    assert ours(images).auxiliary_logits is None
+    for output in (ours(images, labels=labels), ours.train()(images), ours(images, labels=labels)):
+        assert output.auxiliary_logits.shape == (4, 2, 6, 6)
+        total, count = segmentation_loss(output.logits, output.auxiliary_logits, labels, ours.config)
+        assert output.loss is None or output.loss.item() == pytest.approx((total / count).item())
+
+
+@pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
+def test_low_precision(name):
+    _, ours = tiny(name, "sdpa", **VARIANTS["both"])
+    images = images_for(ours, 4)
+    labels = maps_for(ours) if name == SEGMENTATION else torch.tensor([0, 1, 0, 1])
+    exact = ours(images, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = ours(images, labels=labels)
+    rough.loss.backward()
+    assert apart(rough.logits.float(), exact.logits) < 0.05 and rough.loss.item() == pytest.approx(
+        exact.loss.item(), 0.02
+    )
+    halved = ours.to(torch.bfloat16)(images, labels=labels)
+    assert halved.logits.dtype == torch.bfloat16 and halved.loss.item() == pytest.approx(exact.loss.item(), 0.05)
+
+
+@pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
+def test_compiled_as_a_whole(name):
+    torch._dynamo.reset()
+    _, ours = tiny(name, "sdpa", num_hidden_layers=3, out_indices=[1, 2, 3, 4])
+    compiled = torch.compile(ours.train(), fullgraph=True, backend="aot_eager")
+    images, found = images_for(ours, 4), []
+    labels = maps_for(ours) if name == SEGMENTATION else torch.tensor([0, 1, 0, 1])
+    for model in (ours, compiled):
+        ours.zero_grad()
+        output = model(images, labels=labels)
+        output.loss.backward()
+        found.append([output.logits, output.loss, *(p.grad.clone() for p in ours.parameters() if p.grad is not None)])
+    assert all(apart(b, a) < 1e-5 for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "labels", "message"),
+    [
+        ((24, 24), torch.zeros(4, 576, dtype=torch.int64), r"should be \(B, height, width\)"),
+        ((24, 24), torch.zeros(3, 24, 24, dtype=torch.int64), r"have shape \(3, 24, 24\); should be \(4, 24, 24\)"),
+        ((24, 24), torch.full((4, 24, 24), 2), "label 2 is outside the 2 classes"),
+        ((24, 24), torch.full((4, 24, 24), -1), "label -1 is outside the 2 classes"),
+        ((4, 24), None, "at least 2 x 2 patches; the images have 1 x 6"),
+    ],
+)
+def test_wrong_maps_are_named(size, labels, message):
+    _, ours = tiny(SEGMENTATION)
+    with pytest.raises(ValueError, match=message):
+        ours(images_for(ours, 4, size), labels=labels)
+
+
+@pytest.mark.parametrize("indices", [[1, 2, 3], [1, 2, 3, 3], [2, 3, 4, 6], [0, 1, 2, 3]])
+def test_layers_that_are_not_there(indices):
+    with pytest.raises(InputError, match="out_indices should be four different ones of 1 to 5, not"):
+        Data2VecVisionForSemanticSegmentation(Data2VecVisionConfig(**TINY_VISION | {"out_indices": indices}))
+
+
+def test_one_class_cannot_be_learnt():
+    _, ours = tiny(SEGMENTATION, num_labels=1)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        ours(images_for(ours), labels=torch.zeros(3, 24, 24, dtype=torch.int64))
