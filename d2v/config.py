@@ -146,6 +146,12 @@ class Data:
         at_least(0, "data", self, ("workers",))
 
 
+def check_mode(config: Any) -> None:
+    """Raise InputError where a mode lacks what it needs."""
+    if config.mode != "train" and config.model is None:
+        raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
+
+
 def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> None:
     """Raise InputError for the first of these options that is set and below `lowest`."""
     for name in names:

@@ -33,6 +33,7 @@ def finish(
     task: str,
     data: str,
     accelerator,
+    notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """End a run: `results.json`, `predictions.jsonl`, after training also `curves.png` and a model card, and a summary.
 
@@ -47,24 +48,29 @@ def finish(
         task: the hub's name for the task, such as "automatic-speech-recognition".
         data: hub id or folder of the data.
         accelerator: from `d2v.train.start`; its main process writes.
+        notes: what else `results.json` has to say, such as how the figures were made.
 
     Returns:
         The content of `results.json`.
     """
-    results = {key: float(value) for key, value in metrics.items()} | {
-        "split": split,
-        "examples": len(predictions),
-        "seconds": round(seconds, 3),
-        "examples_per_second": round(len(predictions) / seconds, 3),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-    }
+    results = (
+        {key: float(value) for key, value in metrics.items()}
+        | (notes or {})
+        | {
+            "split": split,
+            "examples": len(predictions),
+            "seconds": round(seconds, 3),
+            "examples_per_second": round(len(predictions) / seconds, 3),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        }
+    )
     if accelerator.is_main_process:
         write_json(out / "results.json", results)
         write_jsonl(out / "predictions.jsonl", predictions)
         if trained:
             plot_curves(out, trained)
             write_model_card(out / "best", recipe=recipe, task=task, data=data, results=results, metrics=list(metrics))
-        print(summary(out, results, list(metrics)))
+        print(summary(out, results, list(metrics), notes))
     return results
 
 
@@ -130,6 +136,10 @@ def write_model_card(
 FILES = {
     "results.json": "the figures",
     "predictions.jsonl": "every prediction",
+    "confusion.png": "what is taken for what",
+    "hypothesis.rttm": "the same, as scorers of diarization read it",
+    "timeline.png": "some of it, below the reference",
+    "probabilities": "of each frame",
     "best": "the best model",
     "curves.png": "loss and metric over updates",
     "log.jsonl": "the same in numbers",
@@ -138,9 +148,10 @@ FILES = {
 }
 
 
-def summary(out: Path, results: dict[str, Any], metrics: list[str]) -> str:
-    """The end of a run on the terminal: its figures, and where everything is."""
+def summary(out: Path, results: dict[str, Any], metrics: list[str], notes: dict[str, Any] | None = None) -> str:
+    """The end of a run on the terminal: its figures, how they were made, and where everything is."""
     rows = [(key, f"{results[key]:.4f}") for key in metrics]
+    rows += [(key, str(value)) for key, value in (notes or {}).items()]
     rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]
     rows += [(str(out / name), what) for name, what in FILES.items() if (out / name).exists()]
     width = max(len(left) for left, _ in rows)

@@ -2,16 +2,72 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from d2v.config import Data
 from d2v.errors import InputError
 from d2v.processors.audio import CTCTokenizer, audio_seconds, load_audio
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+@dataclass
+class AudioData(Data):
+    """Data with sound.
+
+    Attributes:
+        audio_column: sound, as `datasets` stores it, or paths.
+        batch_seconds: most seconds in a batch, padding counted.
+        max_seconds: the longest clip of train.
+        bad_rows: refuse, or skip and count, rows that cannot be used.
+    """
+
+    audio_column: str = "audio"
+    batch_seconds: float = 100.0
+    max_seconds: float = 30.0
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+
+
+def check_splits(
+    splits: dict[str, "Dataset"],
+    data: AudioData,
+    shortest: float,
+    *,
+    learn: Callable[[dict[str, Any], float], str | None],
+    score: Callable[[dict[str, Any], float], str | None],
+) -> dict[str, tuple["Dataset", list[float]]]:
+    """The good rows of each split with their seconds, see `check_clips`; what is scored is decoded once before.
+
+    Args:
+        splits: from `d2v.data.load.load`.
+        data: the longest clip of train, and what to do with bad rows.
+        shortest: seconds.
+        learn, score: say what is wrong with a row of train, or of another split, and its seconds; or None.
+    """
+    check = partial(check_clips, audio_column=data.audio_column, shortest=shortest, bad_rows=data.bad_rows)
+    return {
+        name: check(split, name, longest=data.max_seconds, problem=learn)
+        if name == "train"
+        else check(split, name, problem=score, decode=True)
+        for name, split in splits.items()
+    }
+
+
+def random_crop(clip: np.ndarray, samples: int, draw: tuple[int, ...]) -> np.ndarray:
+    """A part of a clip, (samples,), where `crop_start` puts it; a shorter clip as it is."""
+    first = crop_start(len(clip), samples, draw)
+    return clip[first : first + samples]
+
+
+def crop_start(length: int, samples: int, draw: tuple[int, ...]) -> int:
+    """The first of `samples` samples of a clip, where the numbers in `draw` put it; 0 for a shorter clip."""
+    return int(np.random.default_rng(draw).integers(max(length - samples, 0) + 1))
 
 
 def check_clips(

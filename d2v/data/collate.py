@@ -19,8 +19,40 @@ def pad_labels(labels: list[list[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 
 
+class DrawnBatches(LengthBatches):
+    """Batches of (row, epoch), for `Drawn`."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield [(row, self.epoch) for row in batch]
+
+
+class Drawn:
+    """Rows by (number, epoch), each with `draw`: the numbers to seed its augmentation with.
+
+    A row comes once an epoch, so they never come twice; and whoever makes the batch, and whether the run was stopped
+    before, changes nothing.
+    """
+
+    def __init__(self, rows, seed: int):
+        self.rows, self.seed = rows, seed
+
+    def __getitem__(self, drawn: tuple[int, int]) -> dict:
+        row, epoch = drawn
+        return self.rows[row] | {"draw": (self.seed, epoch, row)}
+
+
 def train_loader(
-    rows, lengths: list[float], collate: Callable, data: Data, max_length: float, optim: Optim, seed: int, accelerator
+    rows,
+    lengths: list[float],
+    collate: Callable,
+    data: Data,
+    max_length: float,
+    optim: Optim,
+    seed: int,
+    accelerator,
+    *,
+    draws: bool = False,
 ) -> DataLoader:
     """Batches for training, of this process's share.
 
@@ -33,8 +65,9 @@ def train_loader(
         optim: how many batches make an update.
         seed: of the order.
         accelerator: from `d2v.train.start`.
+        draws: rows are dicts, and `collate` gets them with `draw`, see `Drawn`.
     """
-    batches = LengthBatches(
+    batches = (DrawnBatches if draws else LengthBatches)(
         lengths,
         max_rows=data.batch_size,
         max_length=max_length,
@@ -44,7 +77,7 @@ def train_loader(
         accumulation=optim.accumulation,
     )
     return DataLoader(
-        rows,
+        Drawn(rows, seed) if draws else rows,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=data.workers,
@@ -78,4 +111,5 @@ def eval_loader(
         collate_fn=lambda pairs: collate([row for _, row in pairs]) | {"rows": [i for i, _ in pairs]},
         num_workers=data.workers,
         multiprocessing_context="fork" if data.workers else None,
+        generator=torch.Generator(),  # as for training, which an evaluation more or less must not change
     )

@@ -1,26 +1,26 @@
 """The embedded demo sets: what a recipe runs on when it is given no data.
 
-Speech is synthesised on the spot by eSpeak NG, whose library and voices lie in the wheel of the PyPI package
-`espeakng-loader`: no system package, no network. The numbers passed to it are those of eSpeak NG's `speak_lib.h`.
+They are synthesised by the first call, in seconds, and kept. On one platform the content is a pure function of the seed
+and of the installed packages. `validation` has other utterances of the training voices; `test` has voices of its own.
+Sound is {bytes, path}: mono 16-bit FLAC at 16 kHz.
 """
 
-import ctypes
-import functools
-import hashlib
-import importlib.metadata
-import io
-import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2v.errors import InputError
+from d2v.data.speech import SAMPLE_RATE, Sizes, keep, speak
 
-SAMPLE_RATE = 16_000
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPEECH_RMS = 0.05  # of a full-scale 1; leaves room for two voices' peaks
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+# The auxiliary words of Speech Commands (Warden, arXiv:1804.03209), which are `_unknown_` there too.
+OTHER_WORDS = ["bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow"]
+WORD_LABELS = [*NUMBER_WORDS, "_unknown_", "_silence_"]
 # <accent>+<variant>; "en" is British. Of eSpeak NG's hundred variants these are among the clearest to a recogniser
 # (pocketsphinx, number words), and their pitches spread from 70 Hz (announcer) over 205 (f5) to 270 (anika).
 TRAIN_VOICES = [
@@ -36,138 +36,184 @@ TRAIN_VOICES = [
     "en-gb-x-gbclan+sandro",
 ]
 TEST_VOICES = ["en-us+f2", "en-us+edward"]
-_SIZES = {"train": 1600, "validation": 100, "test": 150}
+# Variants for the accent "en-us". Without whispers, robots and those that saturate, these are the ones whose average
+# spectra and pitches are farthest apart; many others are nearly copies of them.
+TRAIN_SPEAKERS = [
+    "Alicia",
+    "kaukovalta",
+    "Andrea",
+    "travis",
+    "anika",
+    "ian",
+    "grandma",
+    "Tweaky",
+    "aunty",
+    "AnxiousAndy",
+    "Nguyen",
+    "Storm",
+    "Annie",
+    "Gene",
+    "f1",
+    "marcelo",
+    "f3",
+    "Michael",
+    "announcer",
+    "sandro",
+    "f5",
+    "Andy",
+    "quincy",
+    "Reed",
+    "iven2",
+    "Denis",
+    "klatt2",
+    "boris",
+    "michel",
+    "m5",
+]
+TEST_SPEAKERS = ["f2", "edward", "belinda", "pablo", "shelby", "m1", "steph", "Lee"]
 
 
-def speak(text: str, voice: str, *, rate: int = 150, pitch: int = 50) -> np.ndarray:
-    """Synthesises one utterance.
-
-    eSpeak NG's state is global to the process and carries over: call from one thread only, and expect slightly other
-    samples from a repeated call. The same calls in a new process give the same samples.
-
-    Args:
-        text: English text.
-        voice: an accent of eSpeak NG, with or without a variant: "en-us", "en-gb-scotland+f2".
-        rate: words a minute, 80 to 450.
-        pitch: 0 to 100; 50 is the voice's own.
-
-    Returns:
-        (S,) float32 within about [-1, 1], mono at 16 kHz.
-
-    Raises:
-        InputError: the package is not installed, or it has no such voice.
-    """
-    import soxr
-
-    library, native_rate, variants, chunks = _espeak()
-    variant = voice.partition("+")[2]
-    # eSpeak NG reads an unknown variant as none, which would silently make two speakers one
-    unknown = variant and not (variants / variant).is_file()
-    if unknown or library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise InputError(f"voice: {voice!r} is not one of eSpeak NG's, which are like 'en-us' or 'en-gb-scotland+f2'")
-    # 1 is the rate, 3 the pitch, 2 the volume: at the default of 100 several voices saturate
-    for parameter, value in (1, rate), (2, 60), (3, pitch):
-        library.espeak_SetParameter(parameter, value, 0)
-    chunks.clear()
-    data = text.encode() + b"\0"
-    # from character 0 (of position type 1) to the end (0), as UTF-8 (flag 1); returns when all samples are there
-    library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, 1, None, None)
-    waveform = np.frombuffer(b"".join(chunks), np.int16).astype(np.float32) / 32768
-    return soxr.resample(waveform, native_rate, SAMPLE_RATE)
-
-
-@functools.cache
-def _espeak() -> tuple[ctypes.CDLL, int, Path, list[bytes]]:
-    """Opens eSpeak NG: the library, its sample rate, the folder of its variants, the list that gets the samples."""
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise InputError(
-            'the speech demo needs espeakng-loader: pip install "d2v[demo]", or from a clone pip install -e ".[demo]"'
-        ) from None
-    library, data = ctypes.CDLL(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
-    # 2 hands the samples over synchronously; 0x8000 returns on failure, where the default exits the process
-    native_rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)
-    if native_rate <= 0:  # eSpeak NG 1.52 keeps 160 characters of the path
-        raise InputError(f"{data}: eSpeak NG cannot open its voices; their path must be shorter than 160 characters")
-    library.espeak_ng_SetRandSeed(1)  # of breath and hiss; Initialize took the time
-    chunks: list[bytes] = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-    def receive(samples, count, events):
-        if samples:
-            chunks.append(ctypes.string_at(samples, 2 * count))
-        return 0  # go on
-
-    library.espeak_SetSynthCallback(receive)
-    library.receive = receive  # else it is collected and eSpeak NG calls freed memory
-    return library, native_rate, data / "voices" / "!v", chunks
-
-
-def number_words(cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: dict[str, int] = _SIZES) -> dict:
+def number_words(
+    cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: Sizes = (1600, 100, 150)
+) -> dict[str, "Dataset"]:
     """Spoken number words ("forty two seven"), one to four an utterance, for speech recognition.
-
-    Made by the first call in seconds, and kept. On one platform the content is a pure function of the seed and of the
-    installed packages. `validation` has other utterances of the training voices; `test` has two voices of its own.
 
     Args:
         cache_dir: the folder to keep it in; else the environment variable `D2V_CACHE`, else `~/.cache/d2v`.
         seed: of the texts, rates, pitches and noise.
 
     Returns:
-        Split name -> `datasets.Dataset` with the columns `audio` ({bytes, path}: mono 16-bit FLAC at 16 kHz), `text`
-        (lower case) and `speaker` (the voice).
+        Split name -> rows with the columns `audio`, `text` (lower case) and `speaker` (the voice).
 
     Raises:
         InputError: the package is not installed, or the folder cannot be written.
     """
-    import datasets
-    import pyarrow.parquet as pq
-
-    _espeak()  # raises here, rather than in the child, what a user can mend
-    cache = Path(cache_dir or os.environ.get("D2V_CACHE") or "~/.cache/d2v").expanduser().resolve() / "demo"
-    version = Path(__file__).read_bytes() + repr((importlib.metadata.version("espeakng-loader"), seed, _sizes)).encode()
-    folder = cache / f"number_words-{hashlib.sha256(version).hexdigest()[:12]}"
-    if not folder.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as temporary:
-                built = f"{temporary}/built"
-                # in a new process, where eSpeak NG always starts from the same state (see speak)
-                call = f"from d2v.data import demo; demo._write_number_words({built!r}, {_sizes!r}, {seed!r})"
-                environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-                subprocess.run([sys.executable, "-c", call], check=True, env=environment)
-                Path(built).rename(folder)
-        except OSError as error:
-            if not folder.exists():  # else another process was faster, and its copy is as good
-                raise InputError(f"{cache}: cannot keep the demo set there ({error}); set D2V_CACHE") from None
-    return {split: datasets.Dataset(pq.read_table(folder / f"{split}.parquet")) for split in _sizes}
+    return keep(_number_words, cache_dir, seed, _sizes)
 
 
-def _write_number_words(folder: str, sizes: dict[str, int], seed: int) -> None:
-    """Writes `<split>.parquet` for every split into `folder`, which must not exist."""
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import soundfile
+def spoken_words(
+    cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: Sizes = (1200, 120, 240)
+) -> dict[str, "Dataset"]:
+    """Single words for keyword spotting with the twelve classes of SUPERB's, its commands replaced by numbers.
 
-    Path(folder).mkdir()
-    string = datasets.Value("string")
-    schema = datasets.Features({"audio": datasets.Audio(decode=False), "text": string, "speaker": string}).arrow_schema
-    rng = np.random.default_rng(seed)
-    for split, size in sizes.items():
-        voices = TEST_VOICES if split == "test" else TRAIN_VOICES
-        rows = []
-        for i in range(size):
-            voice = voices[i % len(voices)]
-            text = " ".join(rng.choice(NUMBER_WORDS, rng.integers(1, 5)))
-            clip = speak(text, voice, rate=int(rng.integers(120, 171)), pitch=int(rng.integers(35, 66)))
-            noise_rms = np.sqrt(np.mean(clip**2)) * 10 ** -rng.uniform(1, 2)  # 20 to 40 dB below the speech
-            clip = np.pad(clip, rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 5, 2))  # 50 to 200 ms at either end
-            clip = clip + noise_rms * rng.standard_normal(len(clip))
-            flac = io.BytesIO()
-            soundfile.write(flac, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-            audio = {"bytes": flac.getvalue(), "path": f"{split}-{i:04d}.flac"}
-            rows.append({"audio": audio, "text": text, "speaker": voice})
-        # the schema carries the features, so that `datasets.load_dataset(folder)` reads the same
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{folder}/{split}.parquet")
+    Arguments and errors are those of `number_words`.
+
+    Returns:
+        Split name -> rows with the columns `audio`, `label` (a number word, `_unknown_` for another word, `_silence_`
+        for noise alone; as many of each) and `speaker` (the voice; None in silence).
+    """
+    return keep(_spoken_words, cache_dir, seed, _sizes)
+
+
+def conversations(
+    cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: Sizes = (250, 30, 50)
+) -> dict[str, "Dataset"]:
+    """Two voices that take turns of one to four number words, most turns overlapping the one before, for diarization.
+
+    Arguments and errors are those of `number_words`.
+
+    Returns:
+        Split name -> rows with the columns `id`, `audio` (4 to 6 s), `turns` ({speaker_slot, start, end} in order, in
+        seconds) and `speakers` (the variant in each slot; slot 0 speaks first).
+    """
+    return keep(_conversations, cache_dir, seed, _sizes)
+
+
+def voices(
+    cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: Sizes = (1200, 240, 160)
+) -> dict[str, "Dataset"]:
+    """Many voices that say random words, for speaker verification.
+
+    Arguments and errors are those of `number_words`.
+
+    Returns:
+        Split name -> rows with the columns `audio` and `speaker` (the variant).
+    """
+    return keep(_voices, cache_dir, seed, _sizes)
+
+
+def _number_words(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
+    names = TEST_VOICES if split == "test" else TRAIN_VOICES
+    for i in range(size):
+        voice = names[i % len(names)]
+        text = _words(NUMBER_WORDS, 1, 4, rng)
+        yield {"audio": _recorded(_say(text, voice, rng), rng), "text": text, "speaker": voice}
+
+
+def _spoken_words(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
+    names = TEST_VOICES if split == "test" else TRAIN_VOICES
+    for i in range(size):
+        voice, label = names[i % len(names)], WORD_LABELS[i // len(names) % len(WORD_LABELS)]
+        if label == "_silence_":
+            voice, clip = None, _noise(rng)
+        else:
+            word = rng.choice(OTHER_WORDS) if label == "_unknown_" else label
+            clip = _recorded(_say(word, voice, rng), rng)
+        yield {"audio": clip, "label": label, "speaker": voice}
+
+
+def _conversations(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
+    names = TEST_SPEAKERS if split == "test" else TRAIN_SPEAKERS
+    for i in range(size):
+        speakers = rng.choice(names, 2, replace=False).tolist()
+        clip, turns = _conversation(speakers, rng)
+        yield {"id": f"{split}-{i:04d}", "audio": clip, "turns": turns, "speakers": speakers}
+
+
+def _voices(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
+    names = TEST_SPEAKERS if split == "test" else TRAIN_SPEAKERS
+    for i in range(size):
+        voice = names[i % len(names)]
+        text = _words(NUMBER_WORDS + OTHER_WORDS, 2, 4, rng)
+        yield {"audio": _recorded(_say(text, f"en-us+{voice}", rng, spread=5), rng), "speaker": voice}
+
+
+def _words(words: list[str], least: int, most: int, rng: np.random.Generator) -> str:
+    """Random words, `least` to `most` of them."""
+    return " ".join(rng.choice(words, rng.integers(least, most + 1)))
+
+
+def _say(text: str, voice: str, rng: np.random.Generator, spread: int = 15) -> np.ndarray:
+    """Says a text, (S,), at a random rate and at a pitch at most `spread` from the voice's own."""
+    return speak(text, voice, rate=int(rng.integers(120, 171)), pitch=int(rng.integers(50 - spread, 51 + spread)))
+
+
+def _recorded(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An utterance with 50 to 200 ms before and after it, and noise 20 to 40 dB below it all through."""
+    noise_rms = np.sqrt(np.mean(clip**2)) * 10 ** -rng.uniform(1, 2)
+    clip = np.pad(clip, rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 5, 2))
+    return clip + noise_rms * rng.standard_normal(len(clip))
+
+
+def _noise(rng: np.random.Generator) -> np.ndarray:
+    """Noise alone, half a second to a second, from hiss to rumble, as loud as under an utterance."""
+    white = rng.standard_normal(rng.integers(SAMPLE_RATE // 2, SAMPLE_RATE))
+    noise = np.convolve(white, rng.uniform(0, 0.95) ** np.arange(64), "same")
+    return SPEECH_RMS * 10 ** -rng.uniform(1, 2) * noise / noise.std()
+
+
+def _conversation(speakers: list[str], rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
+    """Two voices in turns: the sound, and who speaks from when to when in seconds."""
+    length = int(rng.uniform(4, 6) * SAMPLE_RATE)
+    pitches = rng.integers(45, 56, 2).tolist()  # a speaker's own, from the first turn to the last
+    levels = SPEECH_RMS * 10 ** (rng.uniform(-3, 3, 2) / 20)  # +- 3 dB
+    clip = SPEECH_RMS * 10 ** -rng.uniform(1, 2) * rng.standard_normal(length)
+    turns, ends = [], [0, 0]
+    start = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 3)
+    while start < length - SAMPLE_RATE // 2:
+        slot = len(turns) % 2
+        text = _words(NUMBER_WORDS, 1, 4, rng)
+        said = _trimmed(speak(text, f"en-us+{speakers[slot]}", rate=int(rng.integers(120, 171)), pitch=pitches[slot]))
+        ends[slot] = min(start + len(said), length)  # the recording stops in the middle of a word
+        clip[start : ends[slot]] += levels[slot] * (said / said.std())[: ends[slot] - start]
+        turns.append({"speaker_slot": slot, "start": start / SAMPLE_RATE, "end": ends[slot] / SAMPLE_RATE})
+        # The other falls in, or else pauses first; but a speaker ends one turn before the next.
+        gap = rng.uniform(0.2, 0.7) * SAMPLE_RATE if rng.random() < 0.3 else -rng.uniform(0.1, 0.5) * len(said)
+        start = max(ends[slot] + int(gap), ends[1 - slot] + SAMPLE_RATE // 20)
+    return clip, turns
+
+
+def _trimmed(clip: np.ndarray) -> np.ndarray:
+    """An utterance without the silence at its ends."""
+    loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
+    return clip[loud[0] : loud[-1] + 1]

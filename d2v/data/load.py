@@ -1,7 +1,8 @@
 """Any source that `datasets` reads, as splits with the columns a recipe needs."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
 from d2v.errors import InputError
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
 
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
+
+
+def load(config: Any, demo: Callable[[], dict[str, "Dataset"]], columns: dict[str, str], accelerator):
+    """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`."""
+    with accelerator.main_process_first():
+        found = demo() if config.data.path is None else read(config.data)
+        return choose_splits(found, config.data, config.run.seed, columns, training=config.mode == "train")
 
 
 def choose_splits(

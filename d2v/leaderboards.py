@@ -1,0 +1,235 @@
+"""Files that leaderboards' servers take, from what runs predicted.
+
+    python -m d2v.leaderboards superb --asr runs/asr --ks runs/ks --sd runs/sd --out predict.zip
+    python -m d2v.leaderboards open_asr --run runs/clean --model me/mine --name librispeech --split test.clean
+
+A run is the folder of a recipe. What a server would not find, or would take for something else, is an error here.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2v.checkpoint import read_json
+from d2v.config import exit_with
+from d2v.errors import InputError
+from d2v.report import write_jsonl
+
+KEYWORD = "(yes|no|up|down|left|right|on|off|stop|go|_unknown_|_silence_)"
+VOXCELEB = r"id\d{5}-\S{11}-\d{5}"  # speaker, video, utterance
+NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
+# A task of SUPERB's -> its file, what a line of it matches, an example, and how many lines the test set has.
+# s3prl: submit/submit.py, and log_records in downstream/{asr,speech_commands,voxceleb1,sv_voxceleb1}/expert.py
+SUPERB = {
+    "asr": ("asr_public/predict.ark", r"\d+-\d+-\d{4}( \S+)*", "1089-134686-0000 HE HOPED THERE WOULD BE STEW", 2620),
+    "asr_lm": ("asr_lm_public/predict.ark", r"\d+-\d+-\d{4}( \S+)*", "1089-134686-0000 HE HOPED", 2620),
+    "ks": ("ks_public/predict.txt", rf"{KEYWORD}-\S+\.wav {KEYWORD}", "yes-0a7c2a8d_nohash_0.wav yes", 3081),
+    "sid": ("sid_public/predict.txt", rf"{VOXCELEB} id\d{{5}}", "id10001-1zcIwhmdeo4-00001 id10001", 8251),
+    "asv": (
+        "sv_public/predict.txt",
+        rf"{VOXCELEB}_{VOXCELEB} {NUMBER}",
+        "id10270-x6uYqmx31kE-00001_id10270-8jEAjG6SegY-00008 0.5",
+        37720,
+    ),
+}
+FRAME_SHIFT = 320  # samples from one frame to the next: the product of data2vec's strides
+
+
+def superb(
+    *,
+    asr: str | None = None,
+    ks: str | None = None,
+    sid: str | None = None,
+    asv: str | None = None,
+    sd: str | None = None,
+    out: str = "predict.zip",
+) -> None:
+    """SUPERB: one file for as many of its tasks as there are runs. Its rule is that the encoder is frozen.
+
+    Args:
+        asr: run of asr_ctc on LibriSpeech's test-clean; if it used a language model, that is an entry too.
+        ks: run of audio_classification on the test archive of Speech Commands.
+        sid: run of audio_classification on VoxCeleb1's speakers.
+        asv: run of speaker_verification on VoxCeleb1's trials.
+        sd: run of audio_frame_classification on Libri2Mix's test.
+        out: file to write.
+
+    Raises:
+        InputError: there is no run, or one lacks what its task takes.
+    """
+    files: dict[str, str | bytes] = {}
+    contents = []
+
+    def add(task: str, run: str, predictions: Iterable[tuple[str, Any]]) -> None:
+        path, pattern, example, complete = SUPERB[task]
+        lines = format_lines(run, predictions, pattern, example)
+        files[path] = "".join(f"{line}\n" for line in lines)
+        contents.append(f"{task} ({len(lines)} of {complete})")
+
+    if asr:
+        rows = read_predictions(asr, id=str, text=str)
+        for task, field in ("asr", "text"), ("asr_lm", "text_lm"):
+            if field in rows[0]:
+                add(task, asr, [(Path(row["id"]).stem, " ".join(row[field].upper().split())) for row in rows])
+    if ks:
+        rows = read_predictions(ks, id=str, label=str)
+        add("ks", ks, [("-".join(Path(row["id"]).parts[-2:]), row["label"]) for row in rows])
+    if sid:
+        rows = read_predictions(sid, id=str, label=str)
+        add("sid", sid, [(voxceleb_name(row["id"]), row["label"]) for row in rows])
+    if asv:
+        rows = read_predictions(asv, enrol=str, test=str, score=float)
+        trials = [f"{voxceleb_name(row['enrol'])}_{voxceleb_name(row['test'])}" for row in rows]
+        add("asv", asv, zip(trials, (row["score"] for row in rows), strict=True))
+    if sd:
+        names = dict.fromkeys(Path(row["id"]).stem for row in read_predictions(sd, id=str))
+        for name in names:
+            probabilities = read_probabilities(Path(sd, "probabilities", f"{name}.npy"))
+            files[f"sd_public/scoring/predictions/{name}.h5"] = to_hdf5(T_hat=probabilities)
+        files["sd_public/frame_shift"] = f"{FRAME_SHIFT}\n"
+        contents.append(f"sd ({len(names)} recordings)")
+    if not files:
+        raise InputError("superb: no run; give one or more of --asr, --ks, --sid, --asv, --sd")
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in files.items():
+            archive.writestr(f"predict/{path}", content)
+    print(f"{out}: {', '.join(contents)}")
+
+
+def open_asr(
+    *, run: str, model: str, name: str, split: str, dataset: str = "hf-audio/open-asr-leaderboard", out: str = "."
+) -> None:
+    """The Open ASR Leaderboard: a manifest of one set, of text as it is, since scoring normalises.
+
+    Args:
+        run: of asr_ctc in mode evaluate.
+        model: its hub id.
+        name: of the set within the data set, such as librispeech; empty if it is a data set of its own.
+        split: such as test.clean.
+        dataset: hub id.
+        out: folder to write into.
+
+    Raises:
+        InputError: the run lacks what a manifest has.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise InputError(f"model: should be a hub id like me/data2vec-mine, not {model!r}")
+    rows = read_predictions(run, id=str, text=str, reference=str)
+    took = read_json(Path(run, "results.json")).get("seconds")
+    # open_asr_leaderboard: write_manifest in normalizer/eval_utils.py. Speed is scored where all rows have a duration
+    # and a time, as the quotient of their sums, so that the mean does for each time.
+    manifest = [
+        {
+            "audio_filepath": row["id"],
+            "duration": row.get("seconds"),
+            "time": took and took / len(rows),
+            "text": row["reference"],
+            "pred_text": row["text"],
+        }
+        for row in rows
+        # is_target_text_in_range in normalizer/data_utils.py
+        if row["reference"].strip() not in ("", "ignore time segment in scoring")
+    ]
+    parts = [part.replace("/", "-") for part in (model, dataset, name)]
+    file = Path(out, "MODEL_{}_DATASET_{}_{}_{}.jsonl".format(*parts, split))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, manifest)
+    print(f"{file}: {len(manifest)} of {len(rows)} clips; the others have no reference")
+
+
+def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
+    """The rows of a run's `predictions.jsonl`.
+
+    Args:
+        run: folder.
+        fields: what every row must have, and its type.
+
+    Raises:
+        InputError: there is no such file, or a line of it has no such row.
+    """
+    path, rows = Path(run, "predictions.jsonl"), []
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a recipe leaves it when it has evaluated or predicted")
+    with path.open(encoding="utf-8") as file:
+        lines = list(file)
+    for i, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            values = {field: row[field] for field in fields}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {i}: should be a JSON object with {', '.join(fields)} ({error})") from error
+        for field, kind in fields.items():
+            if not isinstance(values[field], kind):
+                raise InputError(f"{path}, line {i}: {field} should be of type {kind.__name__}, not {values[field]!r}")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no predictions")
+    return rows
+
+
+def format_lines(run: str, predictions: Iterable[tuple[str, Any]], pattern: str, example: str) -> list[str]:
+    """Lines of a name and what was predicted for it; InputError for one that the server cannot use.
+
+    The server splits at the first space and keeps one prediction for a name. It gives up a task for one unknown name.
+    """
+    lines: list[str] = []
+    known: dict[str, str] = {}
+    for name, prediction in predictions:
+        lines.append(f"{name} {prediction}".rstrip())
+        if not re.fullmatch(pattern, lines[-1]):
+            raise InputError(f"{run}: SUPERB takes lines like {example!r}, not {lines[-1]!r}")
+        if known.setdefault(name, lines[-1]) != lines[-1]:
+            raise InputError(f"{run}: two predictions for {name}; there should be one")
+    return lines
+
+
+def voxceleb_name(clip: str) -> str:
+    """<speaker>-<video>-<utterance> of a path .../<speaker>/<video>/<utterance>.wav."""
+    return "-".join([*Path(clip).parts[-3:-1], Path(clip).stem])
+
+
+def read_probabilities(path: Path) -> np.ndarray:
+    """A recording's probabilities that each of two speakers talks, (T, 2); InputError if they are not that."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no readable array, as audio_frame_classification writes it ({error})") from error
+    if values.ndim != 2 or values.shape[1] != 2 or not np.issubdtype(values.dtype, np.floating):
+        raise InputError(f"{path}: {values.dtype} of shape {values.shape}; should be floats of shape (frames, 2)")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise InputError(f"{path}: {values.min():.3g} to {values.max():.3g}; probabilities are from 0 to 1")
+    return values
+
+
+def to_hdf5(**arrays: np.ndarray) -> bytes:
+    """An HDF5 file of these data sets."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError('to write HDF5 takes h5py: pip install "d2v[h5]"') from None
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+    return buffer.getvalue()
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line; exit code 2 for bad input."""
+    import jsonargparse
+
+    options = {"prog": "python -m d2v.leaderboards", "description": __doc__.partition("\n")[0]}
+    try:
+        jsonargparse.auto_cli([superb, open_asr], args=args, as_positional=False, **options)
+    except (InputError, OSError) as error:
+        exit_with(2, f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Diarization error rate, by pyannote.metrics, and what to compare it with.
+
+Segments are (start, end, speaker) in seconds, as in `d2v.diarization`. Shapes: T frames, C speakers.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+
+from d2v.diarization import Segment, binarise, frames_to_segments, segments_to_frames
+from d2v.errors import InputError
+
+Recordings = Mapping[str, Sequence[Segment]]
+
+
+def diarization_error(references: Recordings, hypotheses: Recordings, *, collar: float = 0.0) -> dict[str, float]:
+    """`der` of a set, and its parts `miss`, `false_alarm` and `confusion`, as shares of the reference speakers' time.
+
+    Speakers are matched for each recording as a whole, in the best way; overlapping speech is scored; seconds are added
+    up over all recordings before they are divided. As in dscore without a UEM file, all time counts in which either
+    side has speech.
+
+    Args:
+        references: recording -> who spoke when.
+        hypotheses: recording -> who was recognised when; a recording that is not there is one without speech.
+        collar: seconds before and after each boundary of a reference segment that do not count: 0 in SUPERB, 0.25 in
+            VoxSRC and NIST's evaluations. (pyannote's own option is the width of both sides.)
+
+    Raises:
+        InputError: a hypothesis for no reference, or no reference speech to score.
+    """
+    from pyannote.core import Segment as Span
+    from pyannote.core import Timeline
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    if unknown := hypotheses.keys() - references.keys():
+        raise InputError(f"recording {min(unknown)!r} has no reference; there are {', '.join(list(references)[:20])}")
+    metric = DiarizationErrorRate(collar=2 * collar)
+    for recording, reference in references.items():
+        hypothesis = hypotheses.get(recording, [])
+        if ends := [end for _, end, _ in (*reference, *hypothesis)]:
+            metric(annotation(reference), annotation(hypothesis), uem=Timeline([Span(0, max(ends))]))
+    if not (total := metric["total"]):
+        raise InputError("no reference speech to score against; an error rate needs some")
+    parts = {"miss": "missed detection", "false_alarm": "false alarm", "confusion": "confusion"}
+    shares = {ours: float(metric[theirs] / total) for ours, theirs in parts.items()}
+    return {"der": sum(shares.values())} | shares
+
+
+def annotation(segments: Sequence[Segment]):
+    """The segments as pyannote has them; a speaker's that touch or overlap become one."""
+    from pyannote.core import Annotation
+    from pyannote.core import Segment as Span
+
+    records = ((Span(start, end), i, speaker) for i, (start, end, speaker) in enumerate(segments))
+    return Annotation.from_records(records).support()
+
+
+def name_speakers(references: Recordings, hypotheses: Recordings) -> dict[str, list[Segment]]:
+    """The hypotheses with each speaker called what the one of the reference is called that `diarization_error` takes it for.
+
+    Args:
+        references: recording -> who spoke when.
+        hypotheses: the same recordings. A speaker who is taken for nobody gets a name that says so.
+    """
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    metric, named = DiarizationErrorRate(), {}
+    for recording, segments in hypotheses.items():
+        names = metric.optimal_mapping(annotation(references[recording]), annotation(segments))
+        named[recording] = [(start, end, names.get(speaker, f"{speaker} (nobody)")) for start, end, speaker in segments]
+    return named
+
+
+def baselines(references: Recordings, seconds: Mapping[str, float]) -> dict[str, float]:
+    """The `der` of saying that one speaker, `always_one`, or two, `always_both`, talk from 0 to a recording's end.
+
+    Args:
+        references: recording -> who spoke when.
+        seconds: recording -> how long it is.
+    """
+    speakers = {"always_one": ("a",), "always_both": ("a", "b")}
+    hypotheses = {
+        name: {recording: [(0.0, seconds[recording], label) for label in labels] for recording in references}
+        for name, labels in speakers.items()
+    }
+    return {name: diarization_error(references, hypothesis)["der"] for name, hypothesis in hypotheses.items()}
+
+
+def choose_threshold(
+    probabilities: Mapping[str, np.ndarray],
+    references: Recordings,
+    hop: float,
+    thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
+    filters: Sequence[int] = (1, 11),
+) -> tuple[float, int, float]:
+    """What to `binarise` with, for the lowest error rate on a development set.
+
+    The grid is that of EEND and of s3prl's SUPERB (`downstream/diarization/score.sh`), which searches the test set.
+
+    Args:
+        probabilities: recording -> (T, C).
+        references: recording -> who spoke when.
+        hop: seconds from frame to frame.
+        thresholds: probabilities to try.
+        filters: sizes of the median filter to try, in frames.
+
+    Returns:
+        Threshold, size and the error rate that they give; the first of equally good ones.
+    """
+
+    def error(threshold: float, size: int) -> float:
+        hypotheses = {}
+        for recording, values in probabilities.items():
+            names = [str(i) for i in range(values.shape[1])]
+            hypotheses[recording] = frames_to_segments(binarise(values, threshold, size), hop, names)
+        return diarization_error(references, hypotheses)["der"]
+
+    tried = ((threshold, size, error(threshold, size)) for threshold, size in product(thresholds, filters))
+    return min(tried, key=lambda found: found[2])
+
+
+def frame_f1(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> dict[str, float]:
+    """`frame_f1` of active frames, all recordings together; 0 if nothing is active.
+
+    Args:
+        references: zeros and ones or booleans for each recording: (T,) for speech or none, or (T, C) once the columns
+            stand for the same speakers as the predictions'.
+        predictions: the same shapes.
+    """
+    from sklearn.metrics import f1_score
+
+    pairs = [np.stack(pair).reshape(2, -1) for pair in zip(references, predictions, strict=True)]
+    reference, prediction = np.concatenate(pairs, axis=1).astype(bool)
+    return {"frame_f1": float(f1_score(reference, prediction, zero_division=0))}
+
+
+def segment_f1(references: Recordings, hypotheses: Recordings, frames: Mapping[str, int], hop: float) -> dict[str, float]:
+    """`frame_f1` of segments.
+
+    Args:
+        references: recording -> who or what was there when.
+        hypotheses: the same recordings; equal names stand for the same, see `name_speakers`.
+        frames: recording -> how many it has.
+        hop: seconds from frame to frame.
+    """
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for recording, count in frames.items():
+        both = references[recording], hypotheses[recording]
+        names = sorted({name for segments in both for *_, name in segments})
+        for side, segments in zip(sides, both, strict=True):
+            side.append(segments_to_frames(segments, names, count, hop))
+    return frame_f1(*sides)
+
+
+def plot_timelines(references: Recordings, hypotheses: Recordings, path: str | os.PathLike, most: int = 6) -> None:
+    """Draw who spoke when, the reference above the hypothesis; each speaker has a line and in both the same colour.
+
+    Args:
+        references: recording -> who spoke when.
+        hypotheses: the same recordings and, where they are right, the same names, see `name_speakers`.
+        path: of the picture.
+        most: recordings to draw, the first ones.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = list(references)[:most]
+    figure, axes = pyplot.subplots(len(shown), figsize=(10, 1.2 * len(shown)), squeeze=False, layout="constrained")
+    for recording, axis in zip(shown, axes[:, 0], strict=True):
+        sides = hypotheses[recording], references[recording]
+        speakers = list(dict.fromkeys(speaker for side in reversed(sides) for *_, speaker in side))
+        for bottom, segments in enumerate(sides):
+            for start, end, speaker in segments:
+                line, height = speakers.index(speaker), 0.8 / len(speakers)
+                top = bottom + 0.9 - line * height
+                axis.broken_barh([(start, end - start)], (top - height, height), color=f"C{line}")
+        axis.set_yticks([0.5, 1.5], ["recognised", "reference"])
+        axis.set(ylim=(0, 2), xlim=(0, None))
+        axis.set_title(recording, fontsize=9, loc="left")
+    axes[-1, 0].set_xlabel("seconds")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

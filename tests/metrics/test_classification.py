@@ -1,0 +1,91 @@
+"""Accuracy, F1, average precision: worked by hand, or by their definitions; the picture by looking at its parts."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import image, pyplot
+
+from d2v.errors import InputError
+from d2v.metrics.classification import accuracy_and_f1, mean_average_precision, plot_confusion
+
+
+def test_by_hand():
+    # class 0: 2 of 3 found, 2 of 2 right, F1 0.8; class 1: 1 of 1, 1 of 2, F1 2/3; class 2: predicted never, F1 0.
+    found = accuracy_and_f1([0, 0, 0, 1, 2], [0, 0, 1, 1, 0])
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["macro_f1"] == pytest.approx((2 * 2 / (3 + 3) + 2 / 3 + 0) / 3)
+    assert accuracy_and_f1([4, 7], [4, 7]) == {"accuracy": 1.0, "macro_f1": 1.0}
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_by_definition(pairs):
+    references, predictions = zip(*pairs, strict=True)
+    f1 = []
+    for c in set(references) | set(predictions):
+        hits = sum(r == p == c for r, p in pairs)
+        f1.append(2 * hits / (references.count(c) + predictions.count(c)))
+    found = accuracy_and_f1(references, predictions)
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    assert found["accuracy"] == pytest.approx(np.mean([r == p for r, p in pairs]))
+
+
+def average_precision(reference, score):
+    """The mean over positives of the precision among all that score as high."""
+    return np.mean([reference[score >= score[i]].mean() for i in np.flatnonzero(reference)])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_average_precision(seed):
+    generator = np.random.default_rng(seed)
+    references = generator.integers(0, 2, (12, 4))
+    scores = generator.integers(0, 6, (12, 4)) / 5  # with ties
+    references[0], references[:, 3] = 1, 0  # the last class has no positive
+    expected = np.mean([average_precision(references[:, c], scores[:, c]) for c in range(3)])
+    assert mean_average_precision(references, scores)["map"] == pytest.approx(expected)
+
+
+def test_what_cannot_be_scored():
+    with pytest.raises(InputError, match="no example to score"):
+        accuracy_and_f1([], [])
+    with pytest.raises(InputError, match="no example has a label"):
+        mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, kept open for a look."""
+    drawn, close = [], pyplot.close
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    yield drawn
+    monkeypatch.undo()
+    for figure in drawn:
+        close(figure)
+
+
+def test_the_picture(tmp_path, figures):
+    long = "a name of more than 24 letters"
+    references, predictions = ["yes", "yes", "yes", "yes", long], ["yes", "yes", "yes", "no", "yes"]
+    plot_confusion(references, predictions, ["yes", "no", long], tmp_path / "c.png")
+    (axis,) = figures[0].axes
+    shares = axis.images[0].get_array()
+    np.testing.assert_allclose(shares, [[0.75, 0.25, 0], [0, 0, 0], [1, 0, 0]])
+    # (column, row): number; pairs that do not occur are left blank
+    numbers = {text.get_position(): text.get_text() for text in axis.texts}
+    assert numbers == {(0, 0): "3", (1, 0): "1", (0, 2): "1"}
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["yes", "no", "a name of more than 24 …"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "reference")
+    assert image.imread(tmp_path / "c.png").shape[0] > 200
+
+
+def test_many_classes_fit(tmp_path, figures):
+    names = [f"class {i}" for i in range(100)]
+    plot_confusion(names, names, names, tmp_path / "c.png")
+    axis = figures[0].axes[0]
+    assert not axis.texts
+    boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
+    assert all(above.ymin >= below.ymax for above, below in pairwise(boxes))

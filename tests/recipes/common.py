@@ -1,0 +1,62 @@
+"""What the tests of all recipes ask: a run that was stopped goes on exactly, evaluating repeats a figure, and so on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.recipe import RECIPES, load_recipe
+from d2v.config import parse
+
+
+def runner(name: str) -> Callable[..., dict[str, Any]]:
+    """A function that runs a recipe in this process on a command line and returns its results."""
+    recipe = load_recipe(name)
+
+    def run(*args) -> dict[str, Any]:
+        args = [*map(str, args), "--run.tracker=null"]
+        return recipe.main(parse(recipe.Config, args, demo=RECIPES / f"configs/{name}/demo.yaml"))
+
+    return run
+
+
+def predictions(out: Path) -> list[dict[str, Any]]:
+    """The rows of `predictions.jsonl`."""
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
+
+
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    """The results without what depends on the machine, the moment and the training."""
+    moment = {"seconds", "examples_per_second", "peak_memory_mb", "freeze"}
+    return {key: value for key, value in results.items() if key not in moment}
+
+
+def same_weights(a: Path, b: Path) -> None:
+    """Assert that two safetensors files hold bitwise the same."""
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def goes_on_exactly(run: Callable, args: list, tmp_path: Path) -> None:
+    """Assert that six updates, stopped after each by the clock, end with the weights of six updates at once."""
+    args = [*args, "--run.max_steps=6", "--run.eval_every=1"]
+    straight = run(*args, f"--run.out={tmp_path / 'straight'}")
+    stopped = [*args, f"--run.out={tmp_path / 'stopped'}", "--run.resume=true"]
+    for _ in range(2):
+        run(*stopped, "--run.max_minutes=1e-6")
+    assert len(list((tmp_path / "stopped/checkpoints").iterdir())) > 0
+    results = run(*stopped)
+    assert figures(results) == figures(straight)
+    last = "checkpoints/step-*/model.safetensors"
+    same_weights(sorted((tmp_path / "straight").glob(last))[-1], sorted((tmp_path / "stopped").glob(last))[-1])
+    same_weights(tmp_path / "straight/best/model.safetensors", tmp_path / "stopped/best/model.safetensors")
+
+
+def evaluates_to_the_same(run: Callable, trained: Path, results: dict, args: list, tmp_path: Path) -> None:
+    """Assert that evaluating the best model repeats the training run's figures and predictions."""
+    again = run("--mode=evaluate", f"--model={trained / 'best'}", f"--run.out={tmp_path}", *args)
+    assert figures(again) == figures(results)
+    assert (tmp_path / "predictions.jsonl").read_text("utf-8") == (trained / "predictions.jsonl").read_text("utf-8")
