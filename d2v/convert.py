@@ -404,13 +404,18 @@ def convert(source: str | Path, out: str | Path, dictionary: str | Path | None =
             write_vocabulary(Path(dictionary or beside), model.config.vocab_size, out)
 
 
-def main(args: list[str] | None = None) -> None:
-    """The command line; exit code 2 for bad input."""
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser("python -m d2v.convert", description=__doc__.partition("\n")[0])
     parser.add_argument("source", help="file of fairseq (.pt), BEiT (.pth) or TensorFlow (.h5)")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--dict", help="fairseq's dict.ltr.txt of a CTC model; by default the one beside the source")
-    options = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line; exit code 2 for bad input."""
+    options = command_line().parse_args(args)
     try:
         convert(options.source, options.out, options.dict)
     except (InputError, OSError) as error:

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+import transformers
 
 import d2v
 from d2v import auto
@@ -39,3 +41,16 @@ def test_loading(tmp_path):
     d2v.Data2VecTextForMaskedLM(config).save_pretrained(tmp_path)
     model = auto.from_pretrained(tmp_path, attn_implementation="eager")
     assert type(model) is d2v.Data2VecTextForMaskedLM and model.config.attn_implementation == "eager"
+
+
+def test_the_documentations_snippet(tmp_path):
+    """As in Hugging Face's page on data2vec, "Using Scaled Dot Product Attention", but for the import."""
+    config = transformers.Data2VecVisionConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, num_labels=5
+    )
+    transformers.Data2VecVisionForImageClassification(config).save_pretrained(tmp_path)
+    model = d2v.Data2VecVisionForImageClassification.from_pretrained(
+        tmp_path, attn_implementation="sdpa", torch_dtype=torch.float16
+    )
+    logits = model(torch.randn(2, 3, 32, 32, dtype=torch.float16)).logits
+    assert logits.dtype == torch.float16 and logits.shape == (2, 5) and logits.isfinite().all()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from d2v.convert import command_line
 from tests.helpers import RECIPES, ROOT, parse_command, tiny_recogniser
 
 README = ROOT / "README.md"
@@ -50,6 +51,8 @@ def test_command(command):
         extras = re.fullmatch(r"\.\[([\w,]+)\]", words[3])[1].split(",")
         defined = (ROOT / "pyproject.toml").read_text("utf-8")
         assert len(words) == 4 and all(f"\n{extra} = [" in defined for extra in extras)
+    elif words[:3] == ["python", "-m", "d2v.convert"]:
+        assert command_line().parse_args(words[3:]).out
     elif words[-1] == "--help":
         assert words in [["python", f"recipes/{recipe}.py", "--help"] for recipe in RECIPES]
     else:
@@ -97,9 +100,11 @@ def test_python(tmp_path, monkeypatch, capsys):
     for name, samples in (("a", 16_000), ("b", 9_000)):
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, samples)
         soundfile.write(tmp_path / f"recordings/{name}.wav", noise, 16_000)
-    (snippet,) = blocks("python")
-    exec(snippet, {})
+    recognise, adapt = blocks("python")
+    exec(recognise, {})
     assert len(capsys.readouterr().out.splitlines()) == 2
+    exec(adapt, {})
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in Path("adapter").iterdir()}
 
 
 def test_results_table():
