@@ -93,9 +93,9 @@ def arpa(path, words: dict[str, float], pairs: dict[str, float]) -> str:
     Args:
         path: to write to.
         words: log10 probabilities; with `</s>`, and `<unk>` for unknown words.
-        pairs: log10 probabilities of a word after another, "<s> word" after none. Unlisted pairs count as the word alone.
+        pairs: log10 probabilities of a word after another, "<s> word" after none. Others count as the word.
     """
-    single = [f"-99\t<s>\t0", *(f"{value}\t{word}\t0" for word, value in words.items())]
+    single = ["-99\t<s>\t0", *(f"{value}\t{word}\t0" for word, value in words.items())]
     double = [f"{value}\t{pair}" for pair, value in pairs.items()]
     counts = f"\\data\\\nngram 1={len(single)}\nngram 2={len(double)}\n"
     sections = ["\\1-grams:", *single, "", "\\2-grams:", *double, "", "\\end\\", ""]

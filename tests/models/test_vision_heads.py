@@ -234,6 +234,7 @@ def test_low_precision(name):
     assert halved.logits.dtype == torch.bfloat16 and halved.loss.item() == pytest.approx(exact.loss.item(), 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
 def test_compiled_as_a_whole(name):
     torch._dynamo.reset()
