@@ -1,13 +1,16 @@
-"""Speech recognition with CTC: `Data2VecAudioForCTC`, word and character error rate.
+"""Speech recognition with CTC: `Data2VecAudioForCTC`, word and character error rate, with a language model too.
 
     accelerate launch recipes/asr_ctc.py
     accelerate launch recipes/asr_ctc.py --config recipes/configs/asr_ctc/librispeech_100h.yaml
     accelerate launch recipes/asr_ctc.py --mode evaluate --model runs/asr_ctc/best --run.out runs/asr_ctc_evaluate
-    accelerate launch recipes/asr_ctc.py --mode predict --model runs/asr_ctc/best --data.path recordings --run.out heard
+    accelerate launch recipes/asr_ctc.py --mode evaluate --model runs/asr_ctc/best --lm.path lm.arpa --run.out with_lm
+    accelerate launch recipes/asr_ctc.py --mode predict --model runs/asr_ctc/best --data.path recordings \
+        --data.chunk_seconds 30 --run.out heard
 
 Without a data option it learns number words from synthesised speech, in a few minutes on a CPU.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d2v import losses
+from d2v.beam_search import Decoding, beam_search
 from d2v.checkpoint import fetch_file
-from d2v.config import Data, Optim, Run, run
-from d2v.data.audio import check_clips, clip_names, load_clips, text_problem, transcript_problem
+from d2v.config import Optim, Run, check_mode, run
+from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, text_problem, transcript_problem
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.demo import number_words
-from d2v.data.load import choose_splits, read
-from d2v.decoding import greedy, words_with_times
+from d2v.data.load import load
+from d2v.decoding import greedy, hear_in_windows, words_with_times
 from d2v.errors import InputError
-from d2v.metrics.asr import error_rates, show_errors
+from d2v.metrics.asr import error_rates, normalized_error_rate, show_errors, whisper_normalizer
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
@@ -46,27 +50,24 @@ FINE_TUNING = {
 
 
 @dataclass
-class SpeechData(Data):
+class SpeechData(AudioData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        audio_column: sound, as `datasets` stores it, or paths.
         text_column: what was said.
-        batch_seconds: most seconds in a batch, padding counted.
-        max_seconds: the longest clip of train.
-        bad_rows: refuse, or skip and count, rows that cannot be used: unreadable or too short sound; in train also
-            too long sound, an empty transcript, unknown characters, more labels than frames.
         case: of the vocabulary and the references.
         remove: characters to delete from transcripts.
+        normalizer: also score after Whisper's normaliser of English text, as the Open ASR Leaderboard does.
+        chunk_seconds: hear longer recordings in windows of so many seconds, in memory that does not grow with them.
+        stride_seconds: context at either end of a window; by default a sixth of it.
     """
 
-    audio_column: str = "audio"
     text_column: str = "text"
-    batch_seconds: float = 100.0
-    max_seconds: float = 30.0
-    bad_rows: Literal["refuse", "skip"] = "refuse"
     case: Literal["keep", "lower", "upper"] = "keep"
     remove: str = ""
+    normalizer: Literal["none", "whisper"] = "none"
+    chunk_seconds: float | None = None
+    stride_seconds: float | None = None
 
 
 @dataclass
@@ -78,12 +79,14 @@ class Config:
         model: hub id or folder to start from; without it a new model of the size that `arch` says.
         arch: fields of `Data2VecAudioConfig` that are to differ, such as `--arch.mask_time_prob 0.65`.
         freeze_feature_encoder: keep the waveform front end as it is.
+        lm: a language model to decode with as well, when all is learnt.
     """
 
     mode: Literal["train", "evaluate", "predict"] = "train"
     model: str | None = None
     arch: dict[str, Any] = field(default_factory=dict)
     freeze_feature_encoder: bool = True
+    lm: Decoding = field(default_factory=Decoding)
     data: SpeechData = field(default_factory=SpeechData)
     optim: Optim = field(
         default_factory=lambda: Optim(clip=0.0, schedule="tri_stage", start_scale=0.01, final_scale=0.05)
@@ -94,15 +97,12 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Run the recipe; returns the content of `results.json`."""
     data, out, training, labelled = config.data, Path(config.run.out), config.mode == "train", config.mode != "predict"
-    if not training and config.model is None:
-        raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
+    check_mode(config)
     accelerator = start(config)
 
     # Data
     columns = {"audio": data.audio_column} | ({"text": data.text_column} if labelled else {})
-    with accelerator.main_process_first():
-        found = number_words() if data.path is None else read(data)
-        splits = choose_splits(found, data, config.run.seed, columns, training=training)
+    splits = load(config, number_words, columns, accelerator)
 
     # Processor
     if config.model and fetch_file(config.model, "vocab.json"):
@@ -112,9 +112,9 @@ def main(config: Config) -> dict[str, Any]:
         tokenizer = CTCTokenizer.from_texts(texts, case=data.case, remove=data.remove)
     else:
         raise InputError(f"{config.model}: no vocab.json, so it cannot write yet; --mode train teaches it")
-    extractor = AudioFeatureExtractor.from_pretrained(config.model) if config.model else AudioFeatureExtractor()
-    if not extractor.do_normalize:  # fairseq's base configurations say so, which were made for wav2vec 2.0
-        raise InputError(f"{config.model}: has do_normalize false; data2vec was trained on normalised sound")
+    extractor = AudioFeatureExtractor.for_model(config.model)
+    normalize = whisper_normalizer() if data.normalizer == "whisper" else None
+    search = beam_search(tokenizer, config.lm) if config.lm.path else None
 
     # Model
     changes = {}
@@ -127,7 +127,9 @@ def main(config: Config) -> dict[str, Any]:
         model = Data2VecAudioForCTC(Data2VecAudioConfig.from_dict({}, **changes))
     if config.freeze_feature_encoder:
         model.freeze_feature_encoder()
-    settings, rate = model.config, extractor.sampling_rate
+    settings, rate, hear_long = model.config, extractor.sampling_rate, None
+    if data.chunk_seconds:
+        hear_long = hear_in_windows(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
 
     # Rows
     def can_learn(row: dict, seconds: float) -> str | None:
@@ -136,18 +138,12 @@ def main(config: Config) -> dict[str, Any]:
     def can_score(row: dict, seconds: float) -> str | None:
         return text_problem(row[data.text_column]) if labelled else None
 
-    check = partial(
-        check_clips, audio_column=data.audio_column, shortest=settings.shortest_clip / rate, bad_rows=data.bad_rows
-    )
-    rows = {
-        name: check(split, name, longest=data.max_seconds, problem=can_learn)
-        if name == "train"
-        else check(split, name, problem=can_score, decode=True)
-        for name, split in splits.items()
-    }
+    rows = check_splits(splits, data, settings.shortest_clip / rate, learn=can_learn, score=can_score)
 
-    def collate(rows: list[dict]) -> dict[str, Any]:
+    def collate(rows: list[dict], longest: float = math.inf) -> dict[str, Any]:
         rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
+        if max(map(len, clips)) > longest * rate:
+            return {"recordings": [extractor([clip])["input_values"][0].numpy() for clip in clips]}
         batch = extractor(clips) | {"size": sum(map(len, clips)) / rate}
         if labelled:
             batch["labels"] = pad_labels([tokenizer.encode(row[data.text_column]) for row in rows])
@@ -155,6 +151,8 @@ def main(config: Config) -> dict[str, Any]:
 
     # What is learnt, and how it is judged
     def forward(model, batch):
+        if "recordings" in batch:
+            return hear_long(model, batch["recordings"])
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
         return logits, settings.frames(batch["attention_mask"].sum(dim=1))
 
@@ -163,19 +161,38 @@ def main(config: Config) -> dict[str, Any]:
         options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
         return losses.ctc(logits, batch["labels"], frames, **options)
 
-    def transcribe(model, name: str) -> list[dict[str, Any]]:
+    def transcribe(model, name: str, search=None) -> list[dict[str, Any]]:
         split, seconds = rows[name]
-        batches = eval_loader(split, seconds, collate, data, data.batch_seconds, accelerator)
-        frames = predict(model, batches, lambda model, batch: greedy(*forward(model, batch)), accelerator)
         hop = settings.inputs_to_logits_ratio / rate  # seconds from one frame to the next
-        found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in frames]
+        whole = partial(collate, longest=data.chunk_seconds or math.inf)
+        batches = eval_loader(split, seconds, whole, data, data.batch_seconds, accelerator)
+
+        def read(model, batch) -> list[dict[str, Any]]:
+            logits, frames = forward(model, batch)
+            best = greedy(logits, frames)
+            found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in best]
+            if search:
+                texts = search(logits, frames)
+                found = [row | {"text_lm": text} for row, text in zip(found, texts, strict=True)]
+            return found
+
+        found = predict(model, batches, read, accelerator)
         if labelled:
             references = map(tokenizer.normalize, split[data.text_column])
             found = [row | {"reference": text} for row, text in zip(found, references, strict=True)]
         return [{"id": clip} | row for clip, row in zip(clip_names(split, data.audio_column), found, strict=True)]
 
-    def pairs(found: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-        return [row["reference"] for row in found], [row["text"] for row in found]
+    def pairs(found: list[dict[str, Any]], key: str = "text") -> tuple[list[str], list[str]]:
+        return [row["reference"] for row in found], [row[key] for row in found]
+
+    def score(found, name: str) -> dict[str, float]:
+        metrics = error_rates(*pairs(found))
+        if search:
+            metrics |= {f"{key}_lm": value for key, value in error_rates(*pairs(found, "text_lm")).items()}
+        if normalize:
+            raw = rows[name][0][data.text_column]
+            metrics |= normalized_error_rate(raw, [row["text"] for row in found], normalize)
+        return metrics
 
     def save(folder: Path) -> None:
         for part in (model, extractor, tokenizer):
@@ -199,9 +216,9 @@ def main(config: Config) -> dict[str, Any]:
 
     # The end: what the best model hears in clips that chose nothing
     name, begun = "test" if "test" in rows else "validation", time.perf_counter()
-    found = transcribe(model, name)
+    found = transcribe(model, name, search)
     seconds = time.perf_counter() - begun
-    metrics = error_rates(*pairs(found)) if labelled else {}
+    metrics = score(found, name) if labelled else {}
     if accelerator.is_main_process and labelled:
         print(f"\n{show_errors(*pairs(found))}\n")
     return finish(

@@ -1,5 +1,7 @@
 """Word and character error rates, by jiwer: edits of the whole set over words of the whole set."""
 
+from collections.abc import Callable
+
 from d2v.errors import InputError
 
 
@@ -18,6 +20,36 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
     if not any(reference.strip() for reference in references):
         raise InputError("no reference has a word; an error rate needs at least one")
     return {"wer": jiwer.wer(references, hypotheses), "cer": jiwer.cer(references, hypotheses)}
+
+
+def whisper_normalizer() -> Callable[[str], str]:
+    """Whisper's normaliser of English text (Radford et al., 2022, arXiv 2212.04356, appendix C), from its own code.
+
+    The Open ASR Leaderboard's is a fork of it that has since gone its own way: figures are close to its, not equal.
+    """
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise InputError(
+            f'--data.normalizer whisper needs whisper-normalizer: pip install "d2v[whisper]" ({error})'
+        ) from error
+    return EnglishTextNormalizer()
+
+
+def normalized_error_rate(
+    references: list[str], hypotheses: list[str], normalize: Callable[[str], str]
+) -> dict[str, float]:
+    """`wer_normalized` of a set: of normalised texts, without the references that normalise to nothing.
+
+    Args:
+        references: what was said, as it was written down.
+        hypotheses: what was recognised, in the same order.
+        normalize: from `whisper_normalizer`.
+    """
+    pairs = [(normalize(reference), normalize(text)) for reference, text in zip(references, hypotheses, strict=True)]
+    pairs = [pair for pair in pairs if pair[0].strip()]
+    rates = error_rates([reference for reference, _ in pairs], [text for _, text in pairs])
+    return {"wer_normalized": rates["wer"]}
 
 
 def show_errors(references: list[str], hypotheses: list[str], most: int = 10) -> str:

@@ -1,11 +1,15 @@
-"""Word and character error rates: golden values, an edit distance of our own, what is shown of errors."""
+"""Word and character error rates: golden values, an edit distance of our own, normalised text, errors shown."""
+
+import json
+import sys
+from importlib.resources import files
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.metrics.asr import error_rates, show_errors
+from d2v.metrics.asr import error_rates, normalized_error_rate, show_errors, whisper_normalizer
 
 
 def distance(a, b):
@@ -63,6 +67,42 @@ def test_rows_have_to_match():
         error_rates(["a", "b"], ["a"])
     with pytest.raises(ValueError):
         show_errors(["a", "b"], ["a"])
+
+
+def test_spelling_and_fillers_do_not_count():
+    references = ["Mr. Smith's colour, um, isn't twenty-five dollars [laughs].", "He won't GO!", "four five"]
+    hypotheses = ["mister smith is color is not $25", "he will not go", "four five six"]
+    found = normalized_error_rate(references, hypotheses, whisper_normalizer())
+    # 7, 4 and, since successive digits are one number, 1 word; of these "45" instead of "456" is wrong.
+    assert found == {"wer_normalized": pytest.approx(1 / 12)}
+    assert error_rates(references, hypotheses)["wer"] > 0.5
+
+
+def test_references_that_normalise_to_nothing_are_left_out():
+    found = normalized_error_rate(["um", "[noise]", "yes it is"], ["hello", "", "yes is"], whisper_normalizer())
+    assert found == {"wer_normalized": pytest.approx(1 / 3)}
+    with pytest.raises(InputError, match="no reference has a word"):
+        normalized_error_rate(["um"], ["hello"], whisper_normalizer())
+
+
+def test_the_normaliser_is_the_one_that_whisper_is_known_by():
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    spellings = json.loads(files("whisper_normalizer").joinpath("normalizers/english.json").read_text("utf-8"))
+    theirs, ours = EnglishTextNormalizer(spellings), whisper_normalizer()
+    for text in (
+        "Dr. O'Neil paid $3.50 on the 2nd of May, nineteen eighty-four; (aside) hmm...",
+        "They're organising the theatre's programme: one oh one, double seven, 20%",
+        "IT'S A QUARTER PAST THREE AND I'D BEEN GONE",
+        "café naïve — two and a half million pounds",
+    ):
+        assert ours(text) == theirs(text)
+
+
+def test_a_missing_normaliser_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
+    with pytest.raises(InputError, match=r'pip install "d2v\[whisper\]"'):
+        whisper_normalizer()
 
 
 def test_errors_are_marked():

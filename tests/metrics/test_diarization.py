@@ -8,7 +8,15 @@ import pytest
 
 from d2v.diarization import segments_to_frames
 from d2v.errors import InputError
-from d2v.metrics.diarization import baselines, choose_threshold, diarization_error, frame_f1
+from d2v.metrics.diarization import (
+    baselines,
+    choose_threshold,
+    diarization_error,
+    frame_f1,
+    name_speakers,
+    plot_timelines,
+    segment_rates,
+)
 
 
 def active(segments, moment):
@@ -159,3 +167,32 @@ def test_frame_f1():
         frame_f1([np.ones(3)], [np.ones(2)])
     with pytest.raises(ValueError):
         frame_f1([np.ones(3)], [])
+
+
+def test_speakers_get_the_names_they_are_scored_as():
+    references = {"r": [(0.0, 4.0, "x"), (3.0, 6.0, "y")], "s": [(0.0, 1.0, "x")]}
+    hypotheses = {"r": [(0.0, 3.0, "y"), (3.0, 7.0, "x")], "s": [(0.0, 0.9, "b"), (0.5, 2.0, "x")]}
+    assert name_speakers(references, hypotheses) == {
+        "r": [(0.0, 3.0, "x"), (3.0, 7.0, "y")],
+        "s": [(0.0, 0.9, "x"), (0.5, 2.0, "x (nobody)")],  # not one with the x that b is taken for
+    }
+
+
+def test_rates_of_segments():
+    references = {"r": [(0.0, 4.0, "anna"), (3.0, 6.0, "bert")]}
+    hypotheses = {"r": [(0.0, 3.5, "bert"), (3.5, 7.0, "anna")]}
+    free = segment_rates(references, hypotheses, {"r": 16}, 0.5, free_names=True)
+    assert free == pytest.approx(
+        diarization_error(references, hypotheses)
+        | {"der_collar_025": diarization_error(references, hypotheses, collar=0.25)["der"]}
+        | {"frame_f1": 2 * 12 / (14 + 14)}  # half seconds: 7 of anna's 8 and 5 of bert's 6
+    )
+    # By name, all is wrong but bert from 3 to 3.5 s and anna from there to 4 s.
+    fixed = segment_rates(references, hypotheses, {"r": 16}, 0.5, free_names=False)
+    assert fixed == pytest.approx({"frame_f1": 2 * 2 / (14 + 14)})
+
+
+def test_timelines_are_drawn(tmp_path):
+    references = {"r": [(0.0, 4.0, "x"), (3.0, 6.0, "y")], "silent": []}
+    plot_timelines(references, {"r": [(0.0, 3.0, "1")], "silent": []}, tmp_path / "a.png", free_names=True)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import TINY_AUDIO, flac, speech, tones
+from tiny import TINY_AUDIO, arpa, flac, speech, tones
 
 from benchmarks.recipe import RECIPES, load_recipe
 from d2v.config import parse
@@ -84,6 +84,65 @@ def test_predict_needs_no_labels(trained, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [Path(row["id"]).name for row in rows] == ["x.wav", "y.flac"]
     assert all(set(row) == {"id", "text", "words"} for row in rows)
+
+
+def evaluate(trained, data, out, *args):
+    """Figures and predictions of mode evaluate."""
+    results = run("--mode=evaluate", f"--model={trained[0] / 'best'}", f"--data.path={data}", f"--run.out={out}", *args)
+    return results, [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_language_model_is_reported_beside_greedy(trained, data, tmp_path):
+    """Whatever is heard, a language model that knows two words, and leaves nothing unsaid, writes these."""
+    words = {"<unk>": -9.0, "ab": -0.1, "cab": -1.0, "</s>": -1.0}
+    model = arpa(tmp_path / "lm.arpa", words, {"<s> </s>": -99.0, "ab </s>": -0.1})
+    results, rows = evaluate(trained, data, tmp_path / "out", f"--lm.path={model}", "--lm.word_score=1")
+    assert results.keys() >= {"wer", "cer", "wer_lm", "cer_lm"}
+    assert (results["wer"], results["cer"]) == (trained[1]["wer"], trained[1]["cer"])
+    assert all(row["text_lm"] and set(row["text_lm"].split()) <= {"ab", "cab"} for row in rows)
+    rates = recipe.error_rates([row["reference"] for row in rows], [row["text_lm"] for row in rows])
+    assert (results["wer_lm"], results["cer_lm"]) == (rates["wer"], rates["cer"])
+    train = [*SMALL, f"--data.path={data}", f"--run.out={tmp_path / 'run'}", "--run.max_steps=1"]
+    assert run(*train, f"--lm.path={model}").keys() >= {"wer_lm", "cer_lm"}
+
+
+def test_a_missing_language_model_is_named_before_training(data, tmp_path):
+    with pytest.raises(InputError, match="nowhere.arpa: no such file"):
+        run(*SMALL, f"--data.path={data}", f"--run.out={tmp_path}", "--lm.path=nowhere.arpa")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_normalised_figure_is_reported_beside_the_plain_one(trained, tmp_path):
+    sound = flac(tones("abc ab"))
+    _, [heard] = evaluate(trained, speech(tmp_path / "one", test=[(sound, "a")]), tmp_path / "heard")
+    words = len(heard["text"].split())
+    texts = [f"[noise] {heard['text']}!", "um", "nothing"]  # right, left out, wrong
+    folder = speech(tmp_path / "three", test=[(sound, text) for text in texts])
+    results, _ = evaluate(trained, folder, tmp_path / "out", "--data.normalizer=whisper")
+    assert results["wer_normalized"] == pytest.approx(words / (words + 1))
+    assert results["wer"] > results["wer_normalized"]
+
+
+def test_long_recordings_are_heard_in_windows(trained, data, tmp_path, monkeypatch):
+    plain, rows = evaluate(trained, data, tmp_path / "whole")
+    heard, forward = [], recipe.Data2VecAudioForCTC.forward
+
+    def listen(model, input_values, *args):
+        heard.append(tuple(input_values.shape))
+        return forward(model, input_values, *args)
+
+    monkeypatch.setattr(recipe.Data2VecAudioForCTC, "forward", listen)
+    longest = ["--data.chunk_seconds=2", "--data.batch_seconds=4"]
+    same, same_rows = evaluate(trained, data, tmp_path / "short", *longest)
+    assert (same["wer"], same_rows) == (plain["wer"], rows)  # no clip is so long
+    heard.clear()
+    texts = ["abc ab cab " * 8, "ab"]
+    folder = speech(tmp_path / "data", test=[(flac(tones(text)), text) for text in texts])
+    _, long_rows = evaluate(trained, folder, tmp_path / "long", *longest)
+    assert {samples for _, samples in heard} == {99 * 320 - 320 + 400, 3200} and max(rows for rows, _ in heard) == 2
+    _, alone = evaluate(trained, folder, tmp_path / "alone")
+    assert long_rows[1] == alone[1]
+    assert all(word["end"] <= 8.8 for word in long_rows[0]["words"])
 
 
 def test_best_opens_in_transformers(trained, data):
@@ -194,6 +253,8 @@ BAD_OPTIONS = {
     "unknown size": (["--arch.hidden_sizes=8"], "unknown configuration key 'hidden_sizes'; Data2VecAudioConfig has"),
     "wrong size": (["--arch.hidden_size=big"], "Data2VecAudioConfig.hidden_size should be int, not 'big'"),
     "odd heads": (["--arch.num_attention_heads=5"], "hidden_size 32 is not a multiple of num_attention_heads 5"),
+    "unknown normaliser": (["--data.normalizer=basic"], "normalizer"),
+    "no window": (["--data.chunk_seconds=0.01"], "--data.chunk_seconds 0.01 should be at least 0.025"),
     "no model": (["--mode=evaluate"], "--mode evaluate needs --model"),
     "missing model": (["--model=no/where"], "no/where: not a folder, and the hub cannot be reached"),
 }
