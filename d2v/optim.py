@@ -31,11 +31,15 @@ def param_groups(model: nn.Module, optim: Optim) -> list[dict]:
     return list(groups.values())
 
 
+AFTER = re.compile(r"\.(adapter|pooler|layernorm|encoder\.relative_position_bias)\.")
+"""What a model without a head has behind its blocks; and the table that all blocks share, which BEiT puts there too."""
+
+
 def layer_of(name: str, base_prefix: str, depth: int) -> int:
-    """0 for what lies before the first block, i + 1 for block i, depth + 1 for the head."""
+    """0 for what lies before the first block, i + 1 for block i, depth + 1 for the head and what lies behind them."""
     if match := re.search(r"encoder\.layers\.(\d+)\.", name):
         return int(match[1]) + 1
-    return 0 if name.startswith(base_prefix) else depth + 1
+    return 0 if name.startswith(base_prefix) and not AFTER.search(name) else depth + 1
 
 
 def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+import d2v
 from d2v.config import Optim
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.optim import build_optimizer, lr_scale, param_groups
+from d2v.optim import build_optimizer, layer_of, lr_scale, param_groups
 
 TINY = Data2VecAudioConfig(
     hidden_size=8,
@@ -188,3 +189,27 @@ def test_optimizer_is_adamw_with_these_options():
     # The first step of AdamW: decay by lr * weight_decay, then lr * g / (|g| + eps), since both averages are unbiased.
     torch.testing.assert_close(weight.detach(), before * (1 - 0.5 * 0.1) - 0.5 / (1 + 1e-3))
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+
+
+def test_layers_of_the_vision_model_are_beits():
+    """BEiT's `get_num_layer_for_vit`: patches and tokens first, then the blocks; norms and the shared table at the top."""
+    config = d2v.Data2VecVisionConfig(
+        hidden_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=12,
+        image_size=32,
+        use_absolute_position_embeddings=True,
+        use_shared_relative_position_bias=True,
+        use_relative_position_bias=True,
+    )
+    model = d2v.Data2VecVisionForImageClassification(config)
+    found = {name: layer_of(name, model.base_model_prefix, 3) for name, _ in model.named_parameters()}
+    base = "data2vec_vision."
+    assert {name for name, layer in found.items() if layer == 0} == {
+        name for name in found if name.startswith(base + "embeddings.")
+    }
+    assert found[base + "encoder.layers.1.attn.relative_position_bias.relative_position_bias_table"] == 2
+    top = {base + "encoder.relative_position_bias.relative_position_bias_table", "classifier.weight", "classifier.bias"}
+    top |= {base + "pooler.layernorm.weight", base + "pooler.layernorm.bias"}
+    assert {name for name, layer in found.items() if layer == 4} == top
