@@ -10,6 +10,7 @@ Without a data option it learns twelve keywords from synthesised speech, in a fe
 
 import time
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from d2v import losses
 from d2v.config import Optim, Run, check_mode, run
-from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, random_crop
+from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, random_crop, random_speed
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.demo import spoken_words
 from d2v.data.labels import check_classes, label_problem, name_classes
 from d2v.data.load import load
+from d2v.errors import InputError
 from d2v.metrics.classification import accuracy_and_f1, mean_average_precision, plot_confusion
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
@@ -39,11 +41,18 @@ class ClassificationData(AudioData):
         label_column: class names or numbers; with `several_labels` lists of them.
         several_labels: a clip may have any number of labels, as in AudioSet.
         crop_seconds: longer clips are cropped at random in training; evaluation hears them whole.
+        speed: in training clips are played up to this share faster or slower, such as 0.1.
     """
 
     label_column: str = "label"
     several_labels: bool = False
     crop_seconds: float | None = None
+    speed: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.speed < 1:
+            raise InputError(f"data.speed should be at least 0 and below 1, not {self.speed:g}")
 
 
 @dataclass
@@ -111,9 +120,12 @@ def main(config: Config) -> dict[str, Any]:
 
     def collate(rows: list[dict]) -> dict[str, Any]:
         rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
-        if data.crop_seconds and "draw" in rows[0]:  # rows of train
+        draws = [row["draw"] for row in rows if "draw" in row]  # of train
+        if data.speed and draws:
+            clips = [random_speed(*pair) for pair in zip(clips, repeat(data.speed), draws, strict=False)]
+        if data.crop_seconds and draws:
             longest = round(data.crop_seconds * rate)
-            clips = [random_crop(clip, longest, row["draw"]) for clip, row in zip(clips, rows, strict=True)]
+            clips = [random_crop(*pair) for pair in zip(clips, repeat(longest), draws, strict=False)]
         batch = extractor(clips) | {"size": sum(map(len, clips)) / rate}
         if labelled:
             targets = [target(row[data.label_column]) for row in rows]
