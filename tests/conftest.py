@@ -1,6 +1,7 @@
 """Every test runs offline, seeded and on one thread: tiny models gain nothing from more, busy machines lose much."""
 
 import os
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,3 +19,16 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of differences from transformers, class by class, if its tests ran."""
+    table = getattr(sys.modules.get("tests.parity"), "TABLE", {})
+    columns = ("outputs", "hidden", "attentions", "loss", "gradients", "opens")
+    if table:
+        terminalreporter.write_sep("=", "largest differences from transformers")
+        terminalreporter.write_line(f"{'':<42}" + "".join(f"{column:>12}" for column in columns))
+    for name, row in sorted(table.items()):
+        cells = (row.get(column, "") for column in columns)
+        cells = (f"{cell:>12.1e}" if isinstance(cell, float) else f"{cell:>12}" for cell in cells)
+        terminalreporter.write_line(f"{name:<42}{''.join(cells)}")

@@ -7,6 +7,9 @@ import transformers
 import d2v
 from d2v.checkpoint import rename
 
+TABLE: dict[str, dict[str, float | str]] = {}
+"""Class -> column -> largest difference, filled by `tests/models/test_every_class.py` and printed after the tests."""
+
 
 def pair(name: str, implementation: str = "eager", **config):
     """Both models in evaluation mode; `config` holds entries that both configurations know."""

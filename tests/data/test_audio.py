@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from d2v.data.audio import check_clips, clip_names, load_clips, text_problem, transcript_problem
+from d2v.data.audio import (
+    check_clips,
+    clip_names,
+    load_clips,
+    random_crop,
+    random_speed,
+    text_problem,
+    transcript_problem,
+)
 from d2v.errors import InputError
 from d2v.processors.audio import CTCTokenizer
 from tests.tiny import flac, tones
@@ -164,3 +172,18 @@ def test_names_of_clips():
     assert clip_names(split, "sound") == ["a/b.wav", "1"]
     assert clip_names(datasets.Dataset.from_dict({"sound": ["a.wav", "b.wav"]}), "sound") == ["a.wav", "b.wav"]
     assert clip_names(split.add_column("id", [7, 8]), "sound") == ["7", "8"]
+
+
+def test_speed_and_crop_follow_their_draw():
+    clip = np.sin(np.arange(16_000) * 0.1).astype(np.float32)
+    lengths = [len(random_speed(clip, 0.2, (0, 0, row))) for row in range(200)]
+    assert 16_000 / 1.2 - 1 <= min(lengths) < 13_800 and 19_500 < max(lengths) <= 16_000 / 0.8 + 1
+    faster = random_speed(clip, 0.2, (0, 0, int(np.argmin(lengths))))
+    crossings = np.sum(np.diff(np.sign(faster[100:-100])) != 0) / (len(faster) - 200)
+    assert crossings == pytest.approx(0.1 / np.pi * 16_000 / len(faster), rel=0.02)  # the pitch goes along
+    for draw in ((0, 0, 1), (0, 1, 1), (1, 0, 1)):
+        assert np.array_equal(random_speed(clip, 0.2, draw), random_speed(clip, 0.2, draw))
+        assert np.array_equal(random_crop(clip, 100, draw), random_crop(clip, 100, draw))
+    starts = {float(random_crop(np.arange(50.0), 40, (0, 0, row))[0]) for row in range(200)}
+    assert starts == set(map(float, range(11)))
+    assert np.array_equal(random_crop(clip, 16_001, (0, 0, 0)), clip)
