@@ -19,14 +19,17 @@ TOLERANCE = 0.01
 """Seconds that annotated times may be off: many corpora round them to 10 ms, onset and duration each."""
 
 
-def segments_to_frames(segments: Sequence[Segment], speakers: Sequence[str], frames: int, hop: float) -> np.ndarray:
-    """Who speaks in each frame. Frame t is the time from t * hop to (t + 1) * hop; its centre decides.
+def segments_to_frames(
+    segments: Sequence[Segment], speakers: Sequence[str], frames: int, hop: float, *, begin: float = 0.0
+) -> np.ndarray:
+    """Who speaks in each frame. Frame t is the time from begin + t * hop to begin + (t + 1) * hop; its centre decides.
 
     Args:
         segments: of one recording, in any order; what lies beyond the frames is cut off.
         speakers: what the columns stand for.
         frames: how many there are.
         hop: seconds from frame to frame.
+        begin: seconds at which the first begins.
 
     Returns:
         (T, C) float32 of zeros and ones.
@@ -37,7 +40,7 @@ def segments_to_frames(segments: Sequence[Segment], speakers: Sequence[str], fra
 
     def first_frame(seconds: float) -> int:
         # Rounded, since a boundary on a frame's centre must not fall to either side by its last bit.
-        return min(max(math.ceil(round(seconds / hop - 0.5, 6)), 0), frames)
+        return min(max(math.ceil(round((seconds - begin) / hop - 0.5, 6)), 0), frames)
 
     activity = np.zeros((frames, len(speakers)), np.float32)
     for start, end, speaker in segments:
@@ -80,6 +83,21 @@ def median_filter(activity: np.ndarray, size: int) -> np.ndarray:
 def binarise(probabilities: np.ndarray, threshold: float, filter_size: int) -> np.ndarray:
     """Who speaks, (T, C) booleans: where the probability is above the threshold, then filtered by `median_filter`."""
     return median_filter(probabilities > threshold, filter_size)
+
+
+def hear_segments(
+    probabilities: Mapping[str, np.ndarray], names: Sequence[str], hop: float, threshold: float, filter_size: int
+) -> dict[str, list[Segment]]:
+    """The segments of recordings: `binarise`, then `frames_to_segments`.
+
+    Args:
+        probabilities: recording -> (T, C).
+        names, hop, threshold, filter_size: as there.
+    """
+    return {
+        recording: frames_to_segments(binarise(values, threshold, filter_size), hop, names)
+        for recording, values in probabilities.items()
+    }
 
 
 def read_rttm(path: str | os.PathLike) -> dict[str, list[Segment]]:

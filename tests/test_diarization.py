@@ -10,6 +10,7 @@ from d2v.diarization import (
     binarise,
     check_segments,
     frames_to_segments,
+    hear_segments,
     median_filter,
     read_rttm,
     segments_to_frames,
@@ -39,6 +40,18 @@ def test_against_the_definition(start, length):
     """Boundaries in milliseconds, which may lie on a centre: compared in whole numbers."""
     activity = segments_to_frames([(start / 1000, (start + length) / 1000, "a")], ["a"], 20, 0.02)
     assert activity[:, 0].tolist() == [start <= 20 * t + 10 < start + length for t in range(20)]
+
+
+@given(st.integers(0, 400), st.integers(1, 400), st.integers(0, 16_000))
+@SEEDED
+def test_a_part_is_labelled_as_the_whole(start, length, first):
+    """A part that begins with the sample `first`: the same as all segments that much earlier."""
+    segments, begin = [(start / 1000, (start + length) / 1000, "a")], first / 16_000
+    shifted = [(start - begin, end - begin, who) for start, end, who in segments]
+    part = segments_to_frames(segments, ["a"], 20, 0.02, begin=begin)
+    assert (part == segments_to_frames(shifted, ["a"], 20, 0.02)).all()
+    whole = segments_to_frames(segments, ["a"], 80, 0.02)
+    assert (segments_to_frames(segments, ["a"], 20, 0.02, begin=0.6) == whole[30:50]).all()
 
 
 @given(activities, st.sampled_from([0.02, 0.01, 320 / 16_000, 1 / 3]))
@@ -76,6 +89,11 @@ def test_binarise():
     for size in (0, 2, -1):
         with pytest.raises(InputError, match=f"filter of {size} frames"):
             binarise(probabilities, 0.5, size)
+
+
+def test_recordings_are_heard_with_one_threshold():
+    heard = {"r": np.array([[0.9, 0.1], [0.9, 0.6]]), "s": np.zeros((0, 2))}
+    assert hear_segments(heard, ["a", "b"], 0.5, 0.5, 1) == {"r": [(0.0, 1.0, "a"), (0.5, 1.0, "b")], "s": []}
 
 
 RTTM = """\

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 
 from d2v.errors import InputError
 from d2v.metrics.verification import equal_error_rate
-from d2v.verification import cosine_scores, draw_trials, read_trials, s_norm, write_scores
+from d2v.verification import (
+    all_trials,
+    cosine_scores,
+    draw_trials,
+    first_clips,
+    number_clips,
+    read_cohort,
+    read_trials,
+    s_norm,
+    score_trials,
+    speaker_means,
+    write_cohort,
+    write_scores,
+)
 
 TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 
@@ -39,6 +52,31 @@ def test_a_bad_trial_is_named(tmp_path, first, second, message):
     (tmp_path / "trials.txt").write_text(f"{first}\n{second}\n")
     with pytest.raises(InputError, match=rf"trials\.txt, line 2: {message}"):
         read_trials(tmp_path / "trials.txt")
+
+
+def test_labels_may_be_needed(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n")
+    assert read_trials(path, labelled=True) == TRIALS
+    path.write_text("a/1.wav a/2.wav\n")
+    with pytest.raises(InputError, match=r"trials\.txt, line 1: should be <1 or 0>"):
+        read_trials(path, labelled=True)
+    path.write_text("0 a/1.wav b/1.wav\n0 a/2.wav b/1.wav\n")
+    with pytest.raises(InputError, match=r"trials\.txt: all trials are labelled 0"):
+        read_trials(path, labelled=True)
+
+
+def test_clips_go_by_the_ends_of_their_paths():
+    numbers = number_clips(["/data/x/1.wav", "/data/y/1.wav", "/data/y/2.wav", "1.wav", "plain"])
+    assert {clip: numbers.get(clip) for clip in ("x/1.wav", "y/1.wav", "2.wav", "data/y/2.wav", "plain")} == {
+        "x/1.wav": 0,
+        "y/1.wav": 1,
+        "2.wav": 2,
+        "data/y/2.wav": 2,
+        "plain": 4,
+    }
+    assert numbers["1.wav"] == 3 and numbers["/data/x/1.wav"] == 0  # a whole name before an end
+    assert "1.wav" not in number_clips(["x/1.wav", "y/1.wav"])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +162,35 @@ def test_s_norm_by_hand():
     np.testing.assert_allclose(s_norm(scores, embeddings, trials, cohort), [expected] * 2)
     with pytest.raises(InputError, match="a cohort of 1"):
         s_norm(scores, embeddings, trials, cohort[:1])
+
+
+def test_scores_relative_to_a_cohort(tmp_path):
+    embeddings = np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 1.0]])
+    trials, cohort = all_trials(3), np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.5]], dtype=np.float32)
+    assert [pair for _, *pair in trials] == [[0, 1], [0, 2], [1, 2]]
+    plain = cosine_scores(embeddings, trials)
+    np.testing.assert_array_equal(score_trials(embeddings, trials, None, center=False, top=0), plain)
+    mean = cohort.mean(axis=0)
+    centred = cosine_scores(embeddings, trials, mean=mean)
+    np.testing.assert_array_equal(score_trials(embeddings, trials, cohort, center=True, top=0), centred)
+    for center, scores, options in ((False, plain, {}), (True, centred, {"mean": mean})):
+        expected = s_norm(scores, embeddings, trials, cohort, top=2, **options)
+        np.testing.assert_array_equal(score_trials(embeddings, trials, cohort, center=center, top=2), expected)
+    write_cohort(tmp_path, cohort)
+    np.testing.assert_array_equal(read_cohort(tmp_path, 2), cohort)
+    with pytest.raises(InputError, match=r"cohort\.safetensors: should hold embeddings of shape \(speakers, 3\)"):
+        read_cohort(tmp_path, 3)
+    (tmp_path / "cohort.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no cohort\.safetensors"):
+        read_cohort(tmp_path, 2)
+
+
+def test_what_a_cohort_is_made_of():
+    speakers = ["x", "y", "x", "x", "z", "y"]
+    assert first_clips(speakers, most=2) == [0, 1, 2, 4, 5]
+    embeddings = np.arange(12.0).reshape(6, 2)
+    means = [(embeddings[0] + embeddings[2] + embeddings[3]) / 3, (embeddings[1] + embeddings[5]) / 2, embeddings[4]]
+    np.testing.assert_allclose(speaker_means(embeddings, speakers), means)
 
 
 def test_s_norm_helps_where_speakers_crowd():

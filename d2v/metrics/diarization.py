@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from d2v.diarization import Segment, binarise, frames_to_segments, segments_to_frames
+from d2v.diarization import Segment, hear_segments, segments_to_frames
 from d2v.errors import InputError
 
 Recordings = Mapping[str, Sequence[Segment]]
@@ -59,7 +59,7 @@ def annotation(segments: Sequence[Segment]):
 
 
 def name_speakers(references: Recordings, hypotheses: Recordings) -> dict[str, list[Segment]]:
-    """The hypotheses with each speaker called what the one of the reference is called that `diarization_error` takes it for.
+    """The hypotheses under the reference's names, each speaker matched as in `diarization_error`.
 
     Args:
         references: recording -> who spoke when.
@@ -112,11 +112,8 @@ def choose_threshold(
     """
 
     def error(threshold: float, size: int) -> float:
-        hypotheses = {}
-        for recording, values in probabilities.items():
-            names = [str(i) for i in range(values.shape[1])]
-            hypotheses[recording] = frames_to_segments(binarise(values, threshold, size), hop, names)
-        return diarization_error(references, hypotheses)["der"]
+        names = [str(i) for i in range(next(iter(probabilities.values())).shape[1])]
+        return diarization_error(references, hear_segments(probabilities, names, hop, threshold, size))["der"]
 
     tried = ((threshold, size, error(threshold, size)) for threshold, size in product(thresholds, filters))
     return min(tried, key=lambda found: found[2])
@@ -137,31 +134,42 @@ def frame_f1(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
     return {"frame_f1": float(f1_score(reference, prediction, zero_division=0))}
 
 
-def segment_f1(references: Recordings, hypotheses: Recordings, frames: Mapping[str, int], hop: float) -> dict[str, float]:
-    """`frame_f1` of segments.
+def segment_rates(
+    references: Recordings, hypotheses: Recordings, frames: Mapping[str, int], hop: float, *, free_names: bool
+) -> dict[str, float]:
+    """What is reported of segments: `frame_f1` and, of speakers, all of `diarization_error` and `der_collar_025`.
 
     Args:
-        references: recording -> who or what was there when.
-        hypotheses: the same recordings; equal names stand for the same, see `name_speakers`.
+        references: recording -> who or what is heard when.
+        hypotheses: the same recordings.
         frames: recording -> how many it has.
         hop: seconds from frame to frame.
+        free_names: the names in the hypotheses mean nothing, as in diarization; else those of the references.
     """
+    errors = {}
+    if free_names:
+        errors = diarization_error(references, hypotheses)
+        errors["der_collar_025"] = diarization_error(references, hypotheses, collar=0.25)["der"]
+        hypotheses = name_speakers(references, hypotheses)
     sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for recording, count in frames.items():
         both = references[recording], hypotheses[recording]
         names = sorted({name for segments in both for *_, name in segments})
         for side, segments in zip(sides, both, strict=True):
             side.append(segments_to_frames(segments, names, count, hop))
-    return frame_f1(*sides)
+    return errors | frame_f1(*sides)
 
 
-def plot_timelines(references: Recordings, hypotheses: Recordings, path: str | os.PathLike, most: int = 6) -> None:
+def plot_timelines(
+    references: Recordings, hypotheses: Recordings, path: str | os.PathLike, *, free_names: bool, most: int = 6
+) -> None:
     """Draw who spoke when, the reference above the hypothesis; each speaker has a line and in both the same colour.
 
     Args:
         references: recording -> who spoke when.
-        hypotheses: the same recordings and, where they are right, the same names, see `name_speakers`.
+        hypotheses: the same recordings.
         path: of the picture.
+        free_names: as for `segment_rates`.
         most: recordings to draw, the first ones.
     """
     import matplotlib
@@ -170,6 +178,7 @@ def plot_timelines(references: Recordings, hypotheses: Recordings, path: str | o
     from matplotlib import pyplot
 
     shown = list(references)[:most]
+    hypotheses = name_speakers(references, hypotheses) if free_names else hypotheses
     figure, axes = pyplot.subplots(len(shown), figsize=(10, 1.2 * len(shown)), squeeze=False, layout="constrained")
     for recording, axis in zip(shown, axes[:, 0], strict=True):
         sides = hypotheses[recording], references[recording]

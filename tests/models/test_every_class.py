@@ -1,7 +1,7 @@
 """Every documented class beside transformers', in one table: same weights, same numbers; printed after the tests.
 
-The columns are the largest differences: of logits or last states, hidden states and attentions at real positions, as a
-share of the largest value; of the loss, relative; of gradients, as a share of the largest. An empty cell: not comparable.
+The columns are the largest differences: of logits or last states, hidden states and attentions at real positions, as
+a share of the largest value; of the loss, relative; of gradients, as a share of the largest. Empty: no loss.
 """
 
 import pytest
@@ -24,7 +24,7 @@ LEFT = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnsw
 
 
 def labels_for(name: str, batch: int, shape: tuple[int, ...], form: str) -> dict[str, torch.Tensor]:
-    """Labels that a head takes: (batch,) classes, or of the shape of what it classifies; `form` for what has several."""
+    """Labels that a head takes: (batch,) classes, or of the shape of what it classifies; `form` where there are two."""
     if name.endswith("Model"):
         return {}
     if "Question" in name:
