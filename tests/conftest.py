@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # a run in this process flushes them; hypothesis wants to draw them
 
 
 def pytest_terminal_summary(terminalreporter):
