@@ -192,7 +192,7 @@ def test_optimizer_is_adamw_with_these_options():
 
 
 def test_layers_of_the_vision_model_are_beits():
-    """BEiT's `get_num_layer_for_vit`: patches and tokens first, then the blocks; norms and the shared table at the top."""
+    """BEiT: patches and tokens first, then the blocks; norms and the shared table at the top."""
     config = d2v.Data2VecVisionConfig(
         hidden_size=8,
         num_hidden_layers=3,
