@@ -54,7 +54,7 @@ class LanguageModel(TextPreTrainedModel):
         self.init_weights()
 
     def logits(self, x: Tensor, packing: Packing, at: Tensor | None = None) -> Tensor:
-        """Packed states (N, D) to (B, T, C), zeros at padding; or (n, C), of the n tokens where `at`, (B, T), is True."""
+        """Packed states (N, D) to (B, T, C), zeros at padding; or to (n, C), where `at` (B, T) is True."""
         embeddings = self.data2vec_text.embeddings.word_embeddings
         if at is None:
             return packing.unpack(self.lm_head(x, embeddings))
