@@ -89,7 +89,7 @@ class Data2VecAudioConfig(Config):
     tdnn_kernel: tuple[int, ...] = (5, 3, 3, 1, 1)
     tdnn_dilation: tuple[int, ...] = (1, 2, 3, 1, 1)
     xvector_output_dim: int = 512
-    xvector_variant: Literal["documented", "corrected"] = "documented"
+    xvector_variant: Literal["documented", "corrected", "normalized"] = "documented"
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2

@@ -3,6 +3,9 @@
 Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C classes: the speakers of the training data.
 """
 
+import copy
+import dataclasses
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -14,22 +17,30 @@ from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig
 from d2v.models.audio_heads import encoder_for_head, frames_for_head
 from d2v.models.base import check_labels, mean
 from d2v.models.outputs import XVectorOutput
+from d2v.models.packing import filler
 
 
 class TDNNLayer(nn.Module):
-    """A dilated convolution over time, kept as a linear layer over windows, and ReLU."""
+    """A dilated convolution over time, kept as a linear layer over windows, ReLU, and a normalisation if asked for."""
 
     def __init__(self, config: Data2VecAudioConfig, index: int):
         super().__init__()
         before = config.tdnn_dim[max(index - 1, 0)]
         self.taps, self.dilation = config.tdnn_kernel[index], config.tdnn_dilation[index]
         self.kernel = nn.Linear(before * self.taps, config.tdnn_dim[index])
+        normalized = config.xvector_variant == "normalized"
+        self.norm = nn.BatchNorm1d(config.tdnn_dim[index]) if normalized else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T', D'), T' = T - (taps - 1) * dilation"""
-        frames = len(x) - (self.taps - 1) * self.dilation
-        windows = [x[i * self.dilation : i * self.dilation + frames] for i in range(self.taps)]
-        return F.relu(self.kernel(torch.cat(windows, dim=1)))
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Frames of clips of these lengths, clip after clip, (N, D) -> (N', D') and what is left of the lengths."""
+        context = (self.taps - 1) * self.dilation
+        x = F.pad(x, (0, 0, 0, filler(len(x) - context, x)))
+        windows = [x[i * self.dilation : len(x) - context + i * self.dilation] for i in range(self.taps)]
+        x = F.relu(self.kernel(torch.cat(windows, dim=1)))
+        # Windows that saw two clips, or filler, are left out.
+        starts = accumulate(lengths, initial=0)
+        own = [torch.arange(start, start + n - context) for start, n in zip(starts, lengths, strict=False)]
+        return self.norm(x[torch.cat(own).to(x.device)]), [n - context for n in lengths]
 
 
 class AMSoftmax(nn.Module):
@@ -59,8 +70,11 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
     out, and so count up to six frames of padding; its numbers for a clip alone are these.)
 
     With `config.xvector_variant` "documented" the two linear layers follow one another directly, as in Hugging Face's
-    class, and so are one; "corrected" has the ReLU between them that x-vectors are defined with. The embedding is what
-    comes before it (Snyder et al., 2018, section 2.2). Compare embeddings by their cosine.
+    class, and so are one; "corrected" has the ReLU between them that x-vectors are defined with, as s3prl and so SUPERB
+    have it; "normalized" has a batch normalisation after every ReLU besides, as the authors train them (Kaldi's
+    `relu-batchnorm-layer` in egs/sre16/v2/local/nnet3/xvector/run_xvector.sh). Without it a new head gives all clips
+    nearly one embedding, and takes long to leave it. The embedding is what comes before the ReLU between the two
+    (Snyder et al., 2018, section 2.2). Compare embeddings by their cosine.
     """
 
     def __init__(self, config: Data2VecAudioConfig):
@@ -69,8 +83,11 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
         self.projector = nn.Linear(config.hidden_size, config.tdnn_dim[0])
         self.tdnn = nn.ModuleList(TDNNLayer(config, i) for i in range(len(config.tdnn_dim)))
         self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
-        self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
-        self.objective = AMSoftmax(config.xvector_output_dim, config.num_labels)
+        width, variant = config.xvector_output_dim, config.xvector_variant
+        self.relu = nn.Identity() if variant == "documented" else nn.ReLU()
+        self.norm = nn.BatchNorm1d(width) if variant == "normalized" else nn.Identity()
+        self.classifier = nn.Linear(width, width)
+        self.objective = AMSoftmax(width, config.num_labels)
         self.init_weights()
 
     def forward(
@@ -105,8 +122,7 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         embeddings = self.feature_extractor(self.statistics(self.projector(x), packing.lengths))
-        corrected = self.config.xvector_variant == "corrected"
-        logits = self.classifier(F.relu(embeddings) if corrected else embeddings)
+        logits = self.classifier(self.norm(self.relu(embeddings)))
         loss = None if labels is None else mean(*self.objective(logits, labels))
         output = XVectorOutput(loss, logits, embeddings, hidden_states, attentions)
         return output if return_dict else output.to_tuple()
@@ -117,8 +133,28 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
         if min(lengths) < context + 2:
             raise ValueError(f"a clip has {min(lengths)} frames; a speaker's embedding takes {context + 2}")
         for layer in self.tdnn:
-            x = layer(x)
-        # Frames that saw two clips lie between the clips' own, and are left out.
-        starts = accumulate(lengths, initial=0)
-        clips = [x[start : start + length - context] for start, length in zip(starts, lengths, strict=False)]
-        return torch.stack([torch.cat([clip.mean(dim=0), clip.std(dim=0)]) for clip in clips])
+            x, lengths = layer(x, lengths)
+        return torch.stack([torch.cat([clip.mean(dim=0), clip.std(dim=0)]) for clip in x.split(lengths)])
+
+    def folded(self) -> "Data2VecAudioForXVector":
+        """A "normalized" model as a "corrected" one, which Hugging Face's library opens with the same embeddings.
+
+        What a normalisation does in evaluation, a factor and a shift for each channel, moves into the linear layer
+        after it. Other models are returned as they are.
+        """
+        if self.config.xvector_variant != "normalized":
+            return self
+        model = copy.deepcopy(self)
+        model.config = dataclasses.replace(self.config, xvector_variant="corrected")
+        linears = [*(layer.kernel for layer in model.tdnn[1:]), model.feature_extractor, model.classifier]
+        for owner, linear in zip([*model.tdnn, model], linears, strict=True):
+            norm, owner.norm = owner.norm, nn.Identity()
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # (D,)
+            shift = norm.bias - norm.running_mean * scale
+            if linear is model.feature_extractor:  # a deviation is never negative, and has no shift
+                scale, shift = torch.cat([scale, scale.abs()]), torch.cat([shift, torch.zeros_like(shift)])
+            repeats = linear.in_features // len(scale)  # one for each tap
+            with torch.no_grad():
+                linear.bias += linear.weight @ shift.repeat(repeats)
+                linear.weight *= scale.repeat(repeats)
+        return model

@@ -12,7 +12,7 @@ from d2v.data import demo, speech
 from d2v.errors import InputError
 
 SIZES = {demo.number_words: (20, 4, 6), demo.spoken_words: (120, 12, 24)}
-SIZES |= {demo.conversations: (12, 2, 4), demo.voices: (60, 30, 40)}
+SIZES |= {demo.conversations: (12, 2, 4), demo.voices: (90, 90, 96)}
 MAKERS = list(SIZES)
 
 
@@ -121,7 +121,8 @@ def test_voices_of_test_are_unheard(cache, maker):
     assert not {name.split("+")[-1] for name in known} & {name.split("+")[-1] for name in unheard}
     for split, rows in make(maker, cache).items():
         names = np.ravel(rows["speakers" if maker is demo.conversations else "speaker"])
-        assert {name for name in names if name} <= set(unheard if split == "test" else known)
+        voices = {name.split(" ")[0] for name in names if name}  # a speaker may be a voice at a pitch
+        assert voices <= set(unheard if split == "test" else known)
 
 
 def test_there_are_many_speakers():
@@ -165,7 +166,7 @@ def test_silence_is_steady_and_words_are_not(cache):
         loudness = clip[: len(clip) // 320 * 320].reshape(-1, 320).std(axis=1)
         variations[row["label"] == "_silence_"].append(loudness.std() / loudness.mean())
         assert 0.3 < len(clip) / 16_000 < 1.3
-    assert max(variations[True]) < 0.4 < 0.6 < min(variations[False])
+    assert max(variations[True]) < 0.4 < 0.5 < min(variations[False])
 
 
 # Conversations
@@ -229,13 +230,13 @@ def test_voices_can_be_told_apart(cache):
 
     rows = make(demo.voices, cache)["test"]
     spectra, speakers = np.array([spectrum(decode(row)) for row in rows]), np.array(rows["speaker"])
-    assert len(set(speakers)) == len(demo.TEST_SPEAKERS)
+    assert len(set(speakers)) == len(demo.TEST_SPEAKERS) * len(demo.PITCHES)
     right = 0
     for i, speaker in enumerate(speakers):
         others = np.arange(len(rows)) != i
         means = {name: spectra[others & (speakers == name)].mean(axis=0) for name in set(speakers)}
         right += speaker == min(means, key=lambda name: np.linalg.norm(spectra[i] - means[name]))
-    assert right / len(rows) > 0.8  # by chance 0.125
+    assert right / len(rows) > 0.3  # by chance 0.04
 
 
 # Keeping

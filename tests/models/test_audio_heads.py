@@ -1,6 +1,7 @@
 """The audio heads beside transformers': same weights, same numbers; and what is ours alone, by hand."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -255,10 +256,32 @@ def test_overlapping_speakers_in_any_order():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def x_vector(variant):
+    """The same weights whatever the variant."""
+    torch.manual_seed(0)
+    _, documented = head_pair(SPEAKERS)
+    model = type(documented)(dataclasses.replace(documented.config, xvector_variant=variant)).eval()
+    loaded = model.load_state_dict(documented.state_dict(), strict=False)
+    assert not loaded.unexpected_keys and all("norm." in key for key in loaded.missing_keys)
+    return model
+
+
+@pytest.mark.parametrize("variant", ["corrected", "normalized"])
 @pytest.mark.parametrize("samples", [5200, 7777])
-def test_the_corrected_x_vector_by_hand(samples):
+def test_the_x_vector_by_hand(samples, variant):
     """Window by window, sum by sum, and the loss as its paper writes it."""
-    _, ours = head_pair(SPEAKERS, xvector_variant="corrected")
+    ours = x_vector(variant)
+    norms = [module for module in ours.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert len(norms) == (6 if variant == "normalized" else 0)
+    for norm in norms:
+        for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor.uniform_(0.5, 2)
+
+    def normalized(x, norm):
+        if not norms:
+            return x
+        return (x - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
+
     clips, config = torch.randn(2, samples), ours.config
     found = ours(clips, labels=torch.tensor([3, 1]))
     rows = []
@@ -266,14 +289,14 @@ def test_the_corrected_x_vector_by_hand(samples):
         for layer, taps, dilation in zip(ours.tdnn, config.tdnn_kernel, config.tdnn_dilation, strict=True):
             starts = range(len(x) - (taps - 1) * dilation)
             x = torch.stack([layer.kernel(torch.cat([x[t + i * dilation] for i in range(taps)])) for t in starts])
-            x = x.clamp(min=0)
+            x = normalized(x.clamp(min=0), layer.norm)
         assert len(x) == config.frames(samples) - 14 == config.frames(samples) - config.tdnn_context
         mean = x.sum(0) / len(x)
         rows.append(torch.cat([mean, ((x - mean).square().sum(0) / (len(x) - 1)).sqrt()]))
     embeddings = ours.feature_extractor(torch.stack(rows))
     assert embeddings.min() < 0
     assert apart(found.embeddings, embeddings) < 1e-5
-    assert apart(found.logits, ours.classifier(embeddings.clamp(min=0))) < 1e-5
+    assert apart(found.logits, ours.classifier(normalized(embeddings.clamp(min=0), ours.norm))) < 1e-5
     total = 0.0
     for x, label in zip(found.logits, (3, 1), strict=True):
         cosines = [torch.cosine_similarity(x, weight, dim=0).item() for weight in ours.objective.weight.T]
@@ -284,12 +307,44 @@ def test_the_corrected_x_vector_by_hand(samples):
 
 
 def test_the_documented_x_vector_lacks_the_relu():
-    _, documented = head_pair(SPEAKERS)
-    corrected = copy.deepcopy(documented)
-    corrected.config.xvector_variant = "corrected"
+    documented = x_vector("documented")
+    corrected = x_vector("corrected")
     clip = torch.randn(1, 7777)
     a, b = documented(clip), corrected(clip)
     assert torch.equal(a.embeddings, b.embeddings) and apart(a.logits, b.logits) > 1e-3
+
+
+def test_a_folded_model_is_equal():
+    model = x_vector("normalized")
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+            nn.init.normal_(tensor)
+        norm.running_var.uniform_(0.5, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded, clips = model.folded(), torch.randn(2, 7777)
+    assert folded.config.xvector_variant == "corrected" and not any("norm." in key for key in folded.tdnn.state_dict())
+    found, expected = folded(clips), model(clips)
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert folded.folded() is folded
+
+
+def test_normalisation_sees_the_frames_of_clips_alone():
+    """The running means after one batch are those of the clips one by one, weighted by their frames: no window of two
+    clips and no padding counts, in bf16's filled batches neither."""
+    layer = x_vector("normalized").tdnn[0].train()
+    layer.norm.momentum = 1.0
+    x, lengths = torch.randn(61, layer.kernel.in_features // layer.taps), [20, 31, 10]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, left = layer(x, lengths)
+        together, means = layer.norm.running_mean.clone(), []
+        for clip in x.split(lengths):
+            layer(clip, [len(clip)])
+            means.append(layer.norm.running_mean.clone())
+    expected = sum(mean * n for mean, n in zip(means, left, strict=True)) / sum(left)
+    torch.testing.assert_close(together, expected, rtol=1e-2, atol=1e-3)
+    assert left == [n - layer.taps + 1 for n in lengths]
 
 
 def test_a_quiet_channel_has_a_gradient():
