@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,7 @@ class Optim:
         layer_decay: factor of the learning rate from each layer to the one below.
         accumulation: batches on each process for an update.
         freeze_encoder_steps: updates in which the head alone learns.
+        ema: decay of a moving average of the weights, such as 0.9999, which is scored and kept; 0 for none.
     """
 
     lr: float = 3e-5
@@ -104,10 +105,33 @@ class Optim:
     layer_decay: float = 1.0
     accumulation: int = 1
     freeze_encoder_steps: int = 0
+    ema: float = 0.0
 
     def __post_init__(self):
         at_least(1, "optim", self, ("accumulation",))
-        at_least(0, "optim", self, ("lr", "weight_decay", "clip", "warmup", "hold", "freeze_encoder_steps"))
+        at_least(0, "optim", self, ("lr", "weight_decay", "clip", "warmup", "hold", "freeze_encoder_steps", "ema"))
+        if self.ema >= 1:
+            raise InputError(f"optim.ema should be below 1, such as 0.9999, not {self.ema:g}")
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters; rank 0 trains everything.
+
+    Attributes:
+        rank: of the updates.
+        alpha: an update is scaled by alpha / rank; by default that is 2.
+        dropout: before the updates.
+        target_modules: the layers that get one, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+
+    def __post_init__(self):
+        at_least(0, "lora", self, ("rank", "dropout"))
 
 
 @dataclass
@@ -191,7 +215,7 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
     values = read(args)
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])
-    return config_class(**{field.name: values[field.name] for field in fields(config_class)})
+    return config_class(**{each.name: values[each.name] for each in fields(config_class)})
 
 
 def explain(message: str, parser) -> str:

@@ -1,13 +1,16 @@
 """Files that leaderboards' servers take, from what runs predicted.
 
+    python -m d2v.leaderboards glue --cola runs/cola_test --mnli_m runs/mnli_m --ax runs/ax --out glue.zip
     python -m d2v.leaderboards superb --asr runs/asr --ks runs/ks --sd runs/sd --out predict.zip
     python -m d2v.leaderboards open_asr --run runs/clean --model me/mine --name librispeech --split test.clean
+    python -m d2v.leaderboards ade20k --run runs/ade_test --out ade20k.zip
 
 A run is the folder of a recipe. What a server would not find, or would take for something else, is an error here.
 """
 
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterable
@@ -15,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from d2v.checkpoint import read_json
 from d2v.config import exit_with
 from d2v.errors import InputError
+from d2v.processors.image import load_mask
 from d2v.report import write_jsonl
 
 KEYWORD = "(yes|no|up|down|left|right|on|off|stop|go|_unknown_|_silence_)"
@@ -39,6 +44,98 @@ SUPERB = {
     ),
 }
 FRAME_SHIFT = 320  # samples from one frame to the next: the product of data2vec's strides
+
+
+NLI = {name: name for name in ("entailment", "neutral", "contradiction")}
+TWO_WAY = {name: name for name in ("entailment", "not_entailment")}
+# A task of GLUE's -> its file, what stands there for each class (None: a value from 0 to 5), and its number of rows.
+# Files: jiant's scripts for GLUE; class names and numbers of rows: the card of nyu-mll/glue on the hub.
+GLUE: dict[str, tuple[str, dict[str, str] | None, int]] = {
+    "cola": ("CoLA.tsv", {"unacceptable": "0", "acceptable": "1"}, 1063),
+    "sst2": ("SST-2.tsv", {"negative": "0", "positive": "1"}, 1821),
+    "mrpc": ("MRPC.tsv", {"not_equivalent": "0", "equivalent": "1"}, 1725),
+    "stsb": ("STS-B.tsv", None, 1379),
+    "qqp": ("QQP.tsv", {"not_duplicate": "0", "duplicate": "1"}, 390965),
+    "mnli_m": ("MNLI-m.tsv", NLI, 9796),
+    "mnli_mm": ("MNLI-mm.tsv", NLI, 9847),
+    "qnli": ("QNLI.tsv", TWO_WAY, 5463),
+    "rte": ("RTE.tsv", TWO_WAY, 3000),
+    "wnli": ("WNLI.tsv", {"not_entailment": "0", "entailment": "1"}, 146),
+    "ax": ("AX.tsv", NLI, 1104),
+}
+
+
+def glue(
+    *,
+    cola: str | None = None,
+    sst2: str | None = None,
+    mrpc: str | None = None,
+    stsb: str | None = None,
+    qqp: str | None = None,
+    mnli_m: str | None = None,
+    mnli_mm: str | None = None,
+    qnli: str | None = None,
+    rte: str | None = None,
+    wnli: str | None = None,
+    ax: str | None = None,
+    out: str = "glue.zip",
+) -> None:
+    """GLUE: its server takes eleven files or none, so a task without a run gets the same prediction in all rows.
+
+    Args:
+        cola, sst2, mrpc, stsb, qqp, qnli, rte, wnli: runs of text_classification in mode predict on the split test.
+        mnli_m, mnli_mm: runs on the splits test_matched and test_mismatched of MNLI.
+        ax: run of the model for MNLI on the diagnostic set.
+        out: file to write.
+
+    Raises:
+        InputError: there is no run, or one has not exactly the rows of its test set.
+    """
+    runs = {
+        "cola": cola,
+        "sst2": sst2,
+        "mrpc": mrpc,
+        "stsb": stsb,
+        "qqp": qqp,
+        "mnli_m": mnli_m,
+        "mnli_mm": mnli_mm,
+        "qnli": qnli,
+        "rte": rte,
+        "wnli": wnli,
+        "ax": ax,
+    }
+    if not any(runs.values()):
+        raise InputError(f"glue: no run; give one or more of {', '.join(f'--{task}' for task in runs)}")
+    files = {GLUE[task][0]: glue_rows(task, run) for task, run in runs.items()}
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, rows in files.items():
+            lines = ["index\tprediction", *(f"{i}\t{row}" for i, row in enumerate(rows))]
+            archive.writestr(name, "\n".join(lines) + "\n")
+    print(f"{out}: {', '.join(task for task, run in runs.items() if run)}")
+    if constant := [task for task, run in runs.items() if not run]:
+        print(f"one prediction for all rows, for want of a run: {', '.join(constant)}")
+
+
+def glue_rows(task: str, run: str | None) -> list[str]:
+    """The predictions for a task's test set in its order, as GLUE writes them; without a run the first class each."""
+    _, classes, count = GLUE[task]
+    if run is None:
+        return [next(iter(classes.values())) if classes else "0.000"] * count
+    rows = read_predictions(run, id=str, **({"label": str} if classes else {"value": float}))
+    found: dict[str, str] = {}
+    for row in rows:
+        if classes is None:
+            if not math.isfinite(row["value"]):
+                raise InputError(f"{run}: row {row['id']} has the value {row['value']}; should be a number")
+            prediction = f"{min(max(row['value'], 0), 5):.3f}"
+        elif (prediction := classes.get(row["label"], row["label"])) not in classes.values():
+            raise InputError(f"{run}: {task} has the classes {', '.join(classes)}, not {row['label']!r}")
+        if row["id"] in found:
+            raise InputError(f"{run}: two predictions for row {row['id']}; there should be one")
+        found[row["id"]] = prediction
+    if found.keys() != {str(i) for i in range(count)}:
+        raise InputError(f"{run}: {len(found)} rows; should be those of {task}'s test set, numbered 0 to {count - 1}")
+    return [found[str(i)] for i in range(count)]
 
 
 def superb(
@@ -143,6 +240,38 @@ def open_asr(
     print(f"{file}: {len(manifest)} of {len(rows)} clips; the others have no reference")
 
 
+def ade20k(*, run: str, out: str = "ade20k.zip") -> None:
+    """ADE20K, the benchmark of SceneParsing: a label map for each image of its test set, classes counted from 1.
+
+    Args:
+        run: of semantic_segmentation in mode predict on the test set's images.
+        out: file to write.
+
+    Raises:
+        InputError: the run has not exactly the test set's images, or a label map is not what the server takes.
+    """
+    found = {Path(row["id"]).stem: Path(run, row["mask"]) for row in read_predictions(run, id=str, mask=str)}
+    # 3,352 images, as of the release of 2016 (README of CSAILVision/sceneparsing: the label maps' names and values).
+    wanted = [f"ADE_test_{i:08d}" for i in range(1, 3353)]
+    if lacking := sorted(set(wanted) - set(found)):
+        raise InputError(
+            f"{run}: no label map of {lacking[0]}; {len(lacking)} of {len(wanted)} test images are missing"
+        )
+    if more := sorted(set(found) - set(wanted)):
+        raise InputError(f"{run}: {more[0]} is no image of ADE20K's test set, ADE_test_00000001 to {wanted[-1]}")
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in wanted:
+            labels = load_mask(found[name])
+            if labels.max() >= 150:
+                raise InputError(
+                    f"{found[name]}: label {labels.max()}; should be 0 to 149, of a model with 150 classes"
+                )
+            buffer = io.BytesIO()
+            Image.fromarray((labels + 1).astype(np.uint8)).save(buffer, "PNG")
+            archive.writestr(f"{name}.png", buffer.getvalue())
+    print(f"{out}: {len(wanted)} label maps")
+
+
 def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
     """The rows of a run's `predictions.jsonl`.
 
@@ -226,7 +355,7 @@ def main(args: list[str] | None = None) -> None:
 
     options = {"prog": "python -m d2v.leaderboards", "description": __doc__.partition("\n")[0]}
     try:
-        jsonargparse.auto_cli([superb, open_asr], args=args, as_positional=False, **options)
+        jsonargparse.auto_cli([glue, superb, open_asr, ade20k], args=args, as_positional=False, **options)
     except (InputError, OSError) as error:
         exit_with(2, f"error: {error}")
 

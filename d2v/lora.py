@@ -104,6 +104,15 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     config.save_pretrained(folder)
 
 
+def save_adapted(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write a model; of one with an adapter, the merged weights, which open everywhere, and `adapter/` besides."""
+    if hasattr(model, "peft_config"):
+        save_lora(model, Path(folder, "adapter"))
+        model = copy.deepcopy(model)
+        merge_lora(model)
+    model.save_pretrained(folder)
+
+
 def load_lora(model: PreTrainedModel, source: str | Path) -> None:
     """Put an adapter onto a model, in place: one that `save_lora` wrote, or peft for Hugging Face's model."""
     paths = {name: fetch_file(source, name) for name in (ADAPTER_CONFIG, ADAPTER)}

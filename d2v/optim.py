@@ -2,9 +2,12 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v.config import Optim
 from d2v.errors import InputError
@@ -45,6 +48,32 @@ def layer_of(name: str, base_prefix: str, depth: int) -> int:
 def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW in its fused form: one pass over memory, on a CPU too."""
     return torch.optim.AdamW(param_groups(model, optim), betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
+    """A copy of the model for the moving average of its weights and buffers, if there is to be one."""
+    if not optim.ema:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema), use_buffers=True)
+
+
+@contextmanager
+def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
+    """Within, the model has the weights and buffers of the average, if there is one; then its own again."""
+
+    def swap() -> None:
+        ours, theirs = ((*each.parameters(), *each.buffers()) for each in (model, average.module))
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.data, other.data = other.data, mine.data
+
+    if average is None:
+        yield
+        return
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 def lr_scale(step: int, total: int, optim: Optim) -> float:

@@ -44,7 +44,7 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(out.glob("checkpoints/step-*"))
 
 
-def save_state(out: Path, accelerator, model, optimizer, progress: dict[str, Any], keep_last: int) -> None:
+def save_state(out: Path, accelerator, model, optimizer, average, progress: dict[str, Any], keep_last: int) -> None:
     """Write a checkpoint and delete the oldest ones.
 
     Args:
@@ -52,6 +52,7 @@ def save_state(out: Path, accelerator, model, optimizer, progress: dict[str, Any
         accelerator: all processes call this; the main one writes.
         model: as prepared by the accelerator.
         optimizer: its optimiser.
+        average: the moving average of its weights, or None.
         progress: the loop's counters, plain values.
         keep_last: how many checkpoints stay.
 
@@ -66,6 +67,8 @@ def save_state(out: Path, accelerator, model, optimizer, progress: dict[str, Any
         shutil.rmtree(temporary, ignore_errors=True)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         rest = {"optimizer": optimizer.state_dict(), "scaler": scaler, "progress": progress, "random": states}
+        if average is not None:
+            rest["average"] = average.state_dict()
         try:
             temporary.mkdir(parents=True)
             save_model(accelerator.unwrap_model(model), temporary / "model.safetensors")
@@ -82,8 +85,8 @@ def save_state(out: Path, accelerator, model, optimizer, progress: dict[str, Any
     accelerator.wait_for_everyone()
 
 
-def load_state(path: Path, accelerator, model, optimizer) -> dict[str, Any]:
-    """Go back to a checkpoint: model, optimiser and this process's random numbers.
+def load_state(path: Path, accelerator, model, optimizer, average) -> dict[str, Any]:
+    """Go back to a checkpoint: model, optimiser, average if there is one, and this process's random numbers.
 
     Returns:
         The loop's counters.
@@ -102,7 +105,9 @@ def load_state(path: Path, accelerator, model, optimizer) -> dict[str, Any]:
     try:
         load_model(accelerator.unwrap_model(model), path / "model.safetensors", device=str(accelerator.device))
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, SafetensorError) as error:
+        if average is not None:
+            average.load_state_dict(state["average"])
+    except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: damaged, or of another model than this configuration's ({error})") from error
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])

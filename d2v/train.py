@@ -29,7 +29,7 @@ from d2v.checkpoint import write_json
 from d2v.config import Optim, Run, to_yaml, write_config
 from d2v.errors import InputError
 from d2v.log import Log
-from d2v.optim import build_optimizer, lr_scale
+from d2v.optim import averaged, build_average, build_optimizer, lr_scale
 from d2v.state import checkpoints, load_state, replace_folder, save_state
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
@@ -141,6 +141,7 @@ def fit(
     model.gradient_checkpointing_enable(run.gradient_checkpointing)
     model.to(accelerator.device).train()
     plain = model  # without the wrapper of several processes
+    average = build_average(plain, optim)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, optim))
 
     torch.manual_seed(run.seed + accelerator.process_index)  # each process its own dropout and masks
@@ -154,7 +155,7 @@ def fit(
         "seconds": 0.0,
     }
     if run.resume and checkpoints(out):
-        progress = load_state(checkpoints(out)[-1], accelerator, model, optimizer)
+        progress = load_state(checkpoints(out)[-1], accelerator, model, optimizer, average)
     begun = time.monotonic() - progress["seconds"]
     accelerator.init_trackers("log")
     log = Log(out / "log.jsonl", progress["step"], total, unit, accelerator)
@@ -190,6 +191,8 @@ def fit(
             loss, items, size, *asked = accumulate(model, update, loss_fn, accelerator, extra=asked_to_stop)
             norm, finite = descend(model, optimizer, items, optim.clip, accelerator)
             finite = finite and math.isfinite(loss)
+            if average is not None:
+                average.update_parameters(plain)
 
             progress["step"] += 1
             progress["seconds"] = time.monotonic() - begun
@@ -211,10 +214,11 @@ def fit(
                 )
             out_of_time_without_a_model = asked[1] and progress["best"] is None
             if now % eval_every == 0 or now == total or out_of_time_without_a_model:
-                evaluate_and_keep_best()
+                with averaged(plain, average):
+                    evaluate_and_keep_best()
             stop = any(asked) or now == total or (run.patience is not None and progress["stale"] >= run.patience)
             if now % save_every == 0 or stop:
-                save_state(out, accelerator, model, optimizer, progress, run.keep_last)
+                save_state(out, accelerator, model, optimizer, average, progress, run.keep_last)
     log.close()
     if stop and asked[0] and progress["step"] < total:
         raise Interrupted(f"saved at update {progress['step']}; --run.resume true --run.out {out} goes on")

@@ -11,8 +11,12 @@ from benchmarks.recipe import load_recipe
 from d2v.config import parse
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
+from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
-from tests.tiny import TINY_AUDIO
+from d2v.processors.image import ImageProcessor
+from d2v.processors.text import Tokenizer
+from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.py"))
@@ -54,5 +58,27 @@ def tiny_recogniser(folder: Path) -> Path:
     config = Data2VecAudioConfig(**TINY_AUDIO, vocab_size=len(tokenizer))
     torch.manual_seed(0)
     for part in (Data2VecAudioForCTC(config), AudioFeatureExtractor(), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+def tiny_reader(folder: Path) -> Path:
+    """A checkpoint of a tiny text model without a head, and its tokenizer; returns its folder."""
+    tokenizer = Tokenizer.train(sentences(20, seed=0), 300)
+    config = Data2VecTextConfig(**TINY_TEXT, vocab_size=len(tokenizer), max_position_embeddings=514)
+    torch.manual_seed(0)
+    for part in (Data2VecTextModel(config), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+def tiny_viewer(folder: Path, **changes) -> Path:
+    """A checkpoint of a tiny vision model without a head, and its processor; returns its folder."""
+    side = TINY_VISION["image_size"]
+    torch.manual_seed(0)
+    for part in (
+        Data2VecVisionModel(Data2VecVisionConfig(**TINY_VISION | changes)),
+        ImageProcessor(size={"height": side, "width": side}),
+    ):
         part.save_pretrained(folder)
     return folder

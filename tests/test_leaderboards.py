@@ -29,6 +29,41 @@ def require(condition, what):
 # Checkers
 
 
+GLUE_FILES = {  # what the server expects, by file: rows, and what may stand there
+    "CoLA.tsv": (1063, {"0", "1"}),
+    "SST-2.tsv": (1821, {"0", "1"}),
+    "MRPC.tsv": (1725, {"0", "1"}),
+    "STS-B.tsv": (1379, None),
+    "QQP.tsv": (390965, {"0", "1"}),
+    "MNLI-m.tsv": (9796, {"entailment", "neutral", "contradiction"}),
+    "MNLI-mm.tsv": (9847, {"entailment", "neutral", "contradiction"}),
+    "QNLI.tsv": (5463, {"entailment", "not_entailment"}),
+    "RTE.tsv": (3000, {"entailment", "not_entailment"}),
+    "WNLI.tsv": (146, {"0", "1"}),
+    "AX.tsv": (1104, {"entailment", "neutral", "contradiction"}),
+}
+
+
+def check_glue(path):
+    """What the server of gluebenchmark.com reads; returns the predictions by file."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        require(sorted(archive.namelist()) == sorted(GLUE_FILES), f"files {archive.namelist()}")
+        for name, (count, classes) in GLUE_FILES.items():
+            header, *rows, end = archive.read(name).decode("utf-8").split("\n")
+            require(header == "index\tprediction" and end == "", f"{name}: no header, or the last line is cut")
+            fields = [row.split("\t") for row in rows]
+            require(all(len(row) == 2 for row in fields), f"{name}: not two columns")
+            require([index for index, _ in fields] == [str(i) for i in range(count)], f"{name}: indices")
+            found[name] = [prediction for _, prediction in fields]
+            if classes:
+                require(set(found[name]) <= classes, f"{name}: {set(found[name])}")
+            else:
+                require(all(re.fullmatch(r"[0-5]\.\d{3}", value) for value in found[name]), f"{name}: no values")
+                require(max(map(float, found[name])) <= 5, f"{name}: above 5")
+    return found
+
+
 def check_superb(path):
     """What the server of superbbenchmark.org reads; returns the tasks it would score."""
     checks = {
@@ -175,6 +210,94 @@ def complaint(capsys, arguments):
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
     return message.removeprefix("error: ").rstrip("\n")
+
+
+# GLUE
+
+CLASSES = {  # names by number, as the hub has them
+    "cola": ["unacceptable", "acceptable"],
+    "sst2": ["negative", "positive"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "qnli": ["entailment", "not_entailment"],
+    "rte": ["entailment", "not_entailment"],
+    "wnli": ["not_entailment", "entailment"],
+    "mnli_m": ["entailment", "neutral", "contradiction"],
+    "mnli_mm": ["entailment", "neutral", "contradiction"],
+    "ax": ["entailment", "neutral", "contradiction"],
+}
+NUMBERED = ("CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "WNLI.tsv")
+
+
+def glue_run(folder, file, names, order=1):
+    """A run that predicts class i % C for row i, or the value i - 1; its rows in another order."""
+    ids = range(GLUE_FILES[file][0])[::order]
+    rows = [{"id": str(i), "label": names[i % len(names)]} if names else {"id": str(i), "value": i - 1.0} for i in ids]
+    return write_run(folder, rows)
+
+
+def glue(tmp_path, **runs):
+    out = tmp_path / "glue.zip"
+    main(["glue", "--out", str(out), *(word for task, run in runs.items() for word in (f"--{task}", run))])
+    return out
+
+
+def file_of(task):
+    names = {"cola": "CoLA", "sst2": "SST-2", "mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", "stsb": "STS-B"}
+    return names.get(task, task.upper()) + ".tsv"
+
+
+def test_glue_takes_what_we_write(tmp_path, capsys):
+    runs = {task: glue_run(tmp_path / task, file_of(task), names, order=-1) for task, names in CLASSES.items()}
+    runs["stsb"] = glue_run(tmp_path / "stsb", "STS-B.tsv", None)
+    out = glue(tmp_path, **runs)
+    found = check_glue(out)
+    for task, names in CLASSES.items():
+        written = ["0", "1"] if file_of(task) in NUMBERED else names
+        assert found[file_of(task)] == [written[i % len(names)] for i in range(len(found[file_of(task)]))]
+    assert found["STS-B.tsv"][:8] == ["0.000", "0.000", "1.000", "2.000", "3.000", "4.000", "5.000", "5.000"]
+    assert set(found["QQP.tsv"]) == {"0"}
+    assert capsys.readouterr().out == (
+        f"{out}: cola, sst2, mrpc, stsb, mnli_m, mnli_mm, qnli, rte, wnli, ax\n"
+        "one prediction for all rows, for want of a run: qqp\n"
+    )
+
+
+def test_a_class_may_be_a_number_already(tmp_path):
+    found = check_glue(glue(tmp_path, wnli=glue_run(tmp_path / "wnli", "WNLI.tsv", ["1", "0"])))
+    assert found["WNLI.tsv"][:3] == ["1", "0", "1"]
+
+
+WNLI = [{"id": str(i), "label": "entailment"} for i in range(146)]
+BAD_GLUE = {
+    "too few": ("wnli", WNLI[:-1], "145 rows; should be those of wnli's test set, numbered 0 to 145"),
+    "another numbering": (
+        "wnli",
+        [*WNLI[1:], {"id": "146", "label": "entailment"}],
+        "146 rows; should be those of wnli",
+    ),
+    "too many": ("wnli", [*WNLI, {"id": "146", "label": "entailment"}], "147 rows; should be those of wnli"),
+    "twice": ("wnli", [*WNLI, WNLI[3]], "two predictions for row 3; there should be one"),
+    "another task": (
+        "wnli",
+        [{"id": "0", "label": "neutral"}],
+        "wnli has the classes not_entailment, entailment, not 'n",
+    ),
+    "no names": ("mnli_m", [{"id": "0", "label": "LABEL_0"}], "mnli_m has the classes entailment, neutral, contra"),
+    "a class for a value": ("stsb", [{"id": "0", "label": "3"}], r"line 1: .*with id, value \('value'\)"),
+    "no value": ("stsb", [{"id": "0", "value": float("nan")}], "row 0 has the value nan; should be a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GLUE)
+def test_glue_refuses(tmp_path, capsys, case):
+    task, rows, message = BAD_GLUE[case]
+    found = complaint(capsys, ["glue", f"--{task}", write_run(tmp_path / task, rows), "--out", f"{tmp_path}/g.zip"])
+    assert found.startswith(f"{tmp_path}/{task}") and re.search(message, found)
+    assert not (tmp_path / "g.zip").exists()
+
+
+def test_glue_needs_a_run(capsys):
+    assert complaint(capsys, ["glue"]).startswith("glue: no run; give one or more of --cola, --sst2, ")
 
 
 # SUPERB
@@ -365,6 +488,37 @@ SPOILED = {
         lambda name, data: (name[:-3] + ".rttm", b""),
     ),
 }
+
+
+SPOILED_GLUE = {
+    "missing": ("QQP.tsv", lambda name, data: (None, data)),
+    "name": ("WNLI.tsv", lambda name, data: ("wnli.tsv", data)),
+    "folder": ("WNLI.tsv", lambda name, data: (f"glue/{name}", data)),
+    "no header": ("WNLI.tsv", lambda name, data: (name, data.partition(b"\n")[2])),
+    "commas": ("WNLI.tsv", lambda name, data: (name, data.replace(b"\t", b","))),
+    "short": ("RTE.tsv", lambda name, data: (name, data[:-2].rpartition(b"\n")[0] + b"\n")),
+    "cut": ("RTE.tsv", lambda name, data: (name, data[:-1])),
+    "order": ("RTE.tsv", lambda name, data: (name, data.replace(b"\n0\t", b"\n9\t"))),
+    "numbers": ("RTE.tsv", lambda name, data: (name, data.replace(b"\tentailment", b"\t0"))),
+    "names": ("WNLI.tsv", lambda name, data: (name, data.replace(b"\t1\n", b"\tentailment\n"))),
+    "another task's": ("MNLI-m.tsv", lambda name, data: (name, data.replace(b"\tentailment", b"\tnot_entailment"))),
+    "above 5": ("STS-B.tsv", lambda name, data: (name, data.replace(b"\n0\t0.000", b"\n0\t5.001"))),
+    "no decimals": ("STS-B.tsv", lambda name, data: (name, data.replace(b"\n0\t0.000", b"\n0\t0"))),
+}
+
+
+@pytest.fixture(scope="module")
+def packed_glue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue")
+    out = glue(folder, wnli=glue_run(folder / "wnli", "WNLI.tsv", ["0", "1"]))
+    check_glue(out)
+    return out
+
+
+@pytest.mark.parametrize("case", SPOILED_GLUE)
+def test_the_checker_of_glue_refuses(packed_glue, case):
+    with pytest.raises(Refused):
+        check_glue(spoiled(packed_glue, *SPOILED_GLUE[case]))
 
 
 @pytest.mark.parametrize("case", SPOILED)

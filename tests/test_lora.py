@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2v.errors import InputError
-from d2v.lora import add_lora, load_lora, merge_lora, save_lora
+from d2v.lora import add_lora, load_lora, merge_lora, save_adapted, save_lora
 from tests.parity import apart, pair
 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -125,3 +125,21 @@ def test_wrong_adapters_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(InputError, match="should be a LoRA"):
         load_lora(models("Data2VecTextModel")[1], tmp_path)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_an_adapted_model_is_saved_merged_and_as_an_adapter(name, tmp_path):
+    theirs, ours, x = models(name)
+    add_lora(ours, 2)
+    stir(ours)
+    expected = ours(x)[0]
+    save_adapted(ours, tmp_path)
+    assert apart(type(ours).from_pretrained(tmp_path, verbose=False)(x)[0], expected) < 1e-5
+    assert apart(peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")(x)[0], expected) < 1e-5
+    assert torch.equal(ours(x)[0], expected) and hasattr(ours, "peft_config")  # training goes on
+
+
+def test_without_an_adapter_there_is_no_folder_for_one(tmp_path):
+    _, ours, _ = models(FEW[1])
+    save_adapted(ours, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

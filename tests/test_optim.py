@@ -12,7 +12,7 @@ from d2v.config import Optim
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.optim import build_optimizer, layer_of, lr_scale, param_groups
+from d2v.optim import averaged, build_average, build_optimizer, layer_of, lr_scale, param_groups
 
 TINY = Data2VecAudioConfig(
     hidden_size=8,
@@ -213,3 +213,27 @@ def test_layers_of_the_vision_model_are_beits():
     top = {base + "encoder.relative_position_bias.relative_position_bias_table", "classifier.weight", "classifier.bias"}
     top |= {base + "pooler.layernorm.weight", base + "pooler.layernorm.bias"}
     assert {name for name, layer in found.items() if layer == 4} == top
+
+
+def test_moving_average_by_hand():
+    """It begins with the first update; statistics of batch norms are averaged as weights are."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    average = build_average(model, Optim(ema=0.75))
+    for value in (1.0, 5.0, 9.0):
+        nn.init.constant_(model[0].weight, value)
+        model[1].running_mean.fill_(10 * value)
+        average.update_parameters(model)
+    expected = (1 * 0.75 + 5 * 0.25) * 0.75 + 9 * 0.25
+    with averaged(model, average):
+        assert (model[0].weight.item(), model[1].running_mean.item()) == (expected, 10 * expected)
+    assert (model[0].weight.item(), model[1].running_mean.item()) == (9, 90)
+    assert average.module[0].weight.item() == expected
+
+
+def test_without_a_decay_there_is_no_average():
+    model = nn.Linear(1, 1)
+    assert build_average(model, Optim()) is None
+    with averaged(model, None):
+        pass
+    with pytest.raises(InputError, match=r"optim.ema should be below 1, such as 0.9999, not 1"):
+        Optim(ema=1.0)

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import soundfile
 import torch
+import yaml
 
 PITCH = {"a": 300, "b": 700, "c": 1500, " ": 0}
 TINY_AUDIO = {
@@ -24,6 +25,13 @@ STILL_AUDIO = {  # nothing random in training
     "final_dropout": 0.0,
     "layerdrop": 0.0,
     "mask_time_prob": 0.0,
+}
+TINY_TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "type_vocab_size": 1,
 }
 TINY_VISION = {
     "hidden_size": 32,
@@ -65,6 +73,13 @@ def texts(count: int, seed: int) -> list[str]:
     return ["".join(random.choice(list("abc"), random.integers(2, 5))) + " ab" for _ in range(count)]
 
 
+def sentences(count: int, seed: int) -> list[str]:
+    """Seeded sentences of a small grammar, such as "the red cat sees the old dog"."""
+    random = np.random.default_rng(seed)
+    words = [["the"], ["red", "blue", "small", "old"], ["cat", "dog", "bird"], ["sees", "hears", "likes"]]
+    return [" ".join(str(random.choice(words[i])) for i in (0, 1, 2, 3, 0, 1, 2)) for _ in range(count)]
+
+
 def speech(folder, **splits):
     """A folder of parquet files, `<split>.parquet`, with `id`, `audio` and `text`.
 
@@ -85,6 +100,13 @@ def speech(folder, **splits):
         }
         datasets.Dataset.from_dict(table).to_parquet(folder / f"{split}.parquet")
     return folder
+
+
+def name_splits(folder, splits, name="default"):
+    """Write the card that tells `datasets` which split each `<split>.parquet` is, also where it would not guess it."""
+    files = [{"split": split, "path": f"{split}.parquet"} for split in splits]
+    front = yaml.safe_dump({"configs": [{"config_name": name, "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{front}---\n", "utf-8")
 
 
 def arpa(path, words: dict[str, float], pairs: dict[str, float]) -> str:

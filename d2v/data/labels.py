@@ -1,6 +1,8 @@
 """Class names: labels of any type to text, and what the classes are."""
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 from d2v.errors import InputError
 
@@ -17,18 +19,28 @@ def name_classes(splits: dict[str, "Dataset"], column: str) -> tuple[dict[str, "
 
     Returns:
         The splits, and the classes: those that the column's type lists, else those that occur, in order.
+
+    Raises:
+        InputError: some labels are text, others numbers.
     """
-    named = {
-        role: split.remove_columns(column).add_column(column, names(split, column)) for role, split in splits.items()
-    }
+    named = {}
+    for role, split in splits.items():
+        if {int, str} <= {type(label) for label in every_label(split[column][:])}:
+            raise InputError(f"{role}: {column} has text and numbers; should be one of the two")
+        named[role] = split.remove_columns(column).add_column(column, names(split, column))
     first = splits.get("train") or next(iter(splits.values()))
     listed = listed_names(first, column)
     if listed is None:
         labels = named["train" if "train" in named else next(iter(named))][column]
-        found = {label for value in labels for label in (value if isinstance(value, list) else [value])}
-        found = [label for label in found if isinstance(label, str)]
+        found = {label for label in every_label(labels) if isinstance(label, str)}
         listed = sorted(found, key=int if all(map(str.isdecimal, found)) else str)
     return named, listed
+
+
+def every_label(values: Iterable[Any]) -> Iterator[Any]:
+    """The labels of a column, whose rows have one or a list of them."""
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
 
 
 def listed_names(split: "Dataset", column: str) -> list[str] | None:
@@ -46,7 +58,9 @@ def names(split: "Dataset", column: str) -> list[Any]:
             return [name(label) for label in value]
         if isinstance(value, bool) or not isinstance(value, int):
             return value
-        return None if value < 0 else listed[value] if listed else str(value)  # the hub's unlabelled tests have -1
+        if value < 0:  # the hub's unlabelled tests have -1
+            return None
+        return listed[value] if listed and value < len(listed) else str(value)
 
     return [name(value) for value in split[column]]
 
@@ -74,3 +88,26 @@ def check_classes(names: list[str], column: str) -> list[str]:
         there = f"{len(names)} classes{': ' if names else ''}{', '.join(names)}"
         raise InputError(f"train: {column} has {there}; should have two or more, as text or whole numbers")
     return names
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, with their number after those that come twice: ImageNet's 134 and 517 are both "crane" on the hub."""
+    counts = Counter(names := list(names))
+    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+
+
+def match_classes(match: Literal["name", "number", "order"], names: list[str], classes: list[str]) -> dict[str, int]:
+    """What each label of the data is among a model's classes.
+
+    Args:
+        match: labels are the names of the model's classes, their numbers, or classes in the same order.
+        names: of the model's classes.
+        classes: of the data, from `name_classes`.
+
+    Raises:
+        InputError: by order there have to be as many of both.
+    """
+    if match == "order" and len(classes) != len(names):
+        raise InputError(f"data.match order: the data have {len(classes)} classes, the model has {len(names)}")
+    labels = {"name": names, "number": map(str, range(len(names))), "order": classes}[match]
+    return {label: i for i, label in enumerate(labels)}

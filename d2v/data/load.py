@@ -14,10 +14,24 @@ BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json"
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
 
 
-def load(config: Any, demo: Callable[[], dict[str, "Dataset"]], columns: dict[str, str], accelerator):
-    """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`."""
+def load(
+    config: Any,
+    demo: Callable[[], dict[str, "Dataset"]],
+    columns: dict[str, str],
+    accelerator,
+    reader: Callable[[Data], dict[str, "Dataset"]] | None = None,
+) -> dict[str, "Dataset"]:
+    """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`.
+
+    Args:
+        config: a recipe's, with `mode`, `data` and `run`.
+        demo: makes all splits of the demo.
+        columns: as for `choose_splits`.
+        accelerator: from `d2v.train.start`.
+        reader: makes all splits of a source, by default `read`.
+    """
     with accelerator.main_process_first():
-        found = demo() if config.data.path is None else read(config.data)
+        found = demo() if config.data.path is None else (reader or read)(config.data)
         return choose_splits(found, config.data, config.run.seed, columns, training=config.mode == "train")
 
 
@@ -88,7 +102,7 @@ def join(parts: list["Dataset"]) -> "Dataset":
 
 
 def read(data: Data) -> dict[str, "Dataset"]:
-    """All splits of a source, sound left undecoded."""
+    """All splits of a source, sound and images left undecoded."""
     import datasets
 
     path = Path(data.path)
@@ -104,20 +118,24 @@ def read(data: Data) -> dict[str, "Dataset"]:
             splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), **options)
         else:
             splits = datasets.load_dataset(data.path, data.name)
+        for split in splits.values():
+            if split.info.builder_name == "json":  # whose reader does not look at what strings are made of
+                split.data.validate(full=True)
     except InputError:
         raise
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
-        raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({error})") from error
+        reason = error.__cause__ or error  # such as a byte that is not UTF-8
+        raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({reason})") from error
     return {name: undecoded(split) for name, split in splits.items()}
 
 
 def undecoded(split: "Dataset") -> "Dataset":
-    """The split with sound as bytes and path: soundfile decodes it where it is used, without FFmpeg."""
+    """The split with sound and images as bytes and path: they are decoded where they are used, without FFmpeg."""
     import datasets
 
     for name, feature in split.features.items():
-        if isinstance(feature, datasets.Audio) and feature.decode:
-            split = split.cast_column(name, datasets.Audio(decode=False))
+        if isinstance(feature, datasets.Audio | datasets.Image) and feature.decode:
+            split = split.cast_column(name, type(feature)(decode=False))
     return split
 
 

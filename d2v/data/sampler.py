@@ -58,6 +58,8 @@ class LengthBatches(Sampler[list[int]]):
         # Twenty buckets at the most, of eight usual batches at least: lengths differ little, much is left to shuffle.
         usual = max_rows if max_length is None else min(max_rows, max_length * len(lengths) / sum(lengths))
         count = max(1, min(20, int(len(order) / (8 * max(usual, 1)))))
+        if lengths[order[0]] == lengths[order[-1]]:  # buckets would only keep neighbours, often of one class, together
+            count = 1
         bounds = [round(len(order) * i / count) for i in range(count + 1)]
         self.buckets = [order[start:end] for start, end in pairwise(bounds)]
         self.sizes = []  # of each bucket's batches

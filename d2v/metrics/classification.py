@@ -53,6 +53,40 @@ def mean_average_precision(references: np.ndarray, scores: np.ndarray) -> dict[s
     return {"map": float(average_precision_score(references[:, present], scores[:, present], average="macro"))}
 
 
+def ranked_accuracy(references: Sequence[str], ranked: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`accuracy`, and `accuracy_top5` where five classes are ranked.
+
+    Args:
+        references: (N,) names.
+        ranked: (N, up to 5) names, the most likely first.
+
+    Raises:
+        InputError: no examples, so that no rate is defined.
+    """
+    if not len(references):
+        raise InputError("no example to score; an accuracy needs at least one")
+    found = {"accuracy": float(np.mean([name == row[0] for name, row in zip(references, ranked, strict=True)]))}
+    if len(ranked[0]) >= 5:
+        found["accuracy_top5"] = float(np.mean([name in row[:5] for name, row in zip(references, ranked, strict=True)]))
+    return found
+
+
+def real_accuracy(labels: Sequence[Sequence[int]], predictions: Sequence[int]) -> float:
+    """Share of images whose predicted class is one of those that people saw in them (Beyer et al., 2020, "ReaL").
+
+    Args:
+        labels: N lists of class numbers; images with an empty one do not count.
+        predictions: (N,) class numbers.
+
+    Raises:
+        InputError: no image has a label.
+    """
+    right = [number in seen for seen, number in zip(labels, predictions, strict=True) if seen]
+    if not right:
+        raise InputError("no image has a ReaL label; an accuracy needs at least one")
+    return float(np.mean(right))
+
+
 def plot_confusion(
     references: Sequence[str], predictions: Sequence[str], names: Sequence[str], path: str | os.PathLike
 ) -> None:

@@ -104,6 +104,12 @@ def test_rows_of_a_batch_are_alike():
     assert max(spread) < 320 / 8  # of ten buckets each holds a tenth
 
 
+def test_rows_of_one_length_are_mixed_whatever_their_order():
+    """A data set sorted by class has batches of many."""
+    spread = [max(batch) - min(batch) for batch in batches_of(LengthBatches([1] * 320, max_rows=8))]
+    assert min(spread) > 320 / 4
+
+
 @given(lengths, st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
 @SETTINGS
 def test_processes_instead_of_accumulation_change_no_update(lengths, max_rows, processes, accumulation):

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from matplotlib import image, pyplot
 
 from d2v.errors import InputError
-from d2v.metrics.classification import accuracy_and_f1, mean_average_precision, plot_confusion
+from d2v.metrics.classification import (
+    accuracy_and_f1,
+    mean_average_precision,
+    plot_confusion,
+    ranked_accuracy,
+    real_accuracy,
+)
 
 
 def test_by_hand():
@@ -89,3 +95,25 @@ def test_many_classes_fit(tmp_path, figures):
     assert not axis.texts
     boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
     assert all(above.ymin >= below.ymax for above, below in pairwise(boxes))
+
+
+def test_ranked_accuracy_is_scikit_learns():
+    from sklearn.metrics import top_k_accuracy_score
+
+    random = np.random.default_rng(0)
+    scores, labels = random.normal(size=(60, 8)), random.integers(0, 8, 60)
+    ranked = [[str(i) for i in row] for row in np.argsort(-scores, axis=1)[:, :5]]
+    found = ranked_accuracy([str(label) for label in labels], ranked)
+    classes = {"labels": range(8)}
+    assert found["accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1, **classes))
+    assert found["accuracy_top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5, **classes))
+    assert ranked_accuracy(["a", "b"], [["a", "b"], ["a", "b"]]) == {"accuracy": 0.5}
+    with pytest.raises(InputError, match="no example to score"):
+        ranked_accuracy([], [])
+
+
+def test_real_accuracy_by_hand():
+    """The second image has no label and does not count; any of several labels is right."""
+    assert real_accuracy([[1], [], [2, 3], [0]], [1, 1, 3, 2]) == pytest.approx(2 / 3)
+    with pytest.raises(InputError, match="no image has a ReaL label"):
+        real_accuracy([[], []], [0, 1])

@@ -57,6 +57,6 @@ def goes_on_exactly(run: Callable, args: list, tmp_path: Path) -> None:
 
 def evaluates_to_the_same(run: Callable, trained: Path, results: dict, args: list, tmp_path: Path) -> None:
     """Assert that evaluating the best model repeats the training run's figures and predictions."""
-    again = run("--mode=evaluate", f"--model={trained / 'best'}", f"--run.out={tmp_path}", *args)
+    again = run(*args, "--mode=evaluate", f"--model={trained / 'best'}", f"--run.out={tmp_path}")
     assert figures(again) == figures(results)
     assert (tmp_path / "predictions.jsonl").read_text("utf-8") == (trained / "predictions.jsonl").read_text("utf-8")

@@ -1,0 +1,106 @@
+"""Augmentation of images by torchvision, drawn from each row's own numbers.
+
+Shapes: B batch, C classes, H and W height and width in pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from PIL import Image
+from torch import Tensor
+
+from d2v.config import at_least
+from d2v.data.image import drawing
+from d2v.errors import InputError
+from d2v.processors.image import ImageProcessor
+
+
+@dataclass
+class Augment:
+    """What is done to the images of train. The defaults are BEiT's (`run_class_finetuning.py`); 0 leaves a step out.
+
+    Attributes:
+        crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.
+        flip: share of images that are mirrored.
+        rand_augment: magnitude of RandAugment's two operations, 1 to 10.
+        color_jitter: largest change of brightness, contrast and saturation. timm, and so BEiT, has it only without
+            RandAugment.
+        erasing: share of images that have a rectangle replaced by noise.
+        mixup: alpha of MixUp's share of the other image, such as 0.8.
+        cutmix: the same of CutMix; with both, each batch has one of them.
+        smoothing: of the labels.
+    """
+
+    crop: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    rand_augment: int = 9
+    color_jitter: float = 0.0
+    erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+
+    def __post_init__(self):
+        if not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise InputError(f"augment.crop should be two shares, the smaller first and above 0, not {self.crop}")
+        at_least(
+            0, "augment", self, ("flip", "rand_augment", "color_jitter", "erasing", "mixup", "cutmix", "smoothing")
+        )
+        for name, largest in (("flip", 1), ("rand_augment", 10), ("erasing", 1), ("smoothing", 1)):
+            if (value := getattr(self, name)) > largest:
+                raise InputError(f"augment.{name} should be at most {largest}, not {value:g}")
+
+
+def augmenter(
+    augment: Augment, processor: ImageProcessor, size: tuple[int, int]
+) -> Callable[[Image.Image, tuple[int, ...]], Tensor]:
+    """A function of an image and its draw: (3, H, W) float32, augmented, with the processor's mean and deviation.
+
+    Args:
+        augment: what is done.
+        processor: rescales and normalises; what it does to an image's size is the crop's business here.
+        size: height and width in pixels.
+    """
+    from torchvision.transforms import v2
+
+    plain = replace(processor, do_resize=False, do_center_crop=False)
+    steps = [
+        v2.RandomResizedCrop(size, augment.crop, interpolation=processor.resample),
+        v2.RandomHorizontalFlip(augment.flip),
+    ]
+    if augment.rand_augment:
+        # Bin m of 11 is m / 10 of an operation's range, as timm counts; grey fills what a rotation uncovers.
+        steps.append(v2.RandAugment(2, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=[128] * 3))
+    if augment.color_jitter:
+        steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+    before = v2.Compose(steps)
+    after = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes
+
+    def apply(image: Image.Image, draw: tuple[int, ...]) -> Tensor:
+        with drawing(draw):
+            return after(plain([before(image)])["pixel_values"][0])
+
+    return apply
+
+
+def mixer(augment: Augment, classes: int) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
+    """A function of a batch's pixels (B, 3, H, W), labels (B,) and draw: mixed pixels and labels (B, C).
+
+    Without MixUp and CutMix both stay as they are.
+    """
+    from torchvision.transforms import v2
+
+    mixes = [
+        kind(alpha=alpha, num_classes=classes)
+        for kind, alpha in ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
+        if alpha
+    ]
+    mix = v2.RandomChoice(mixes) if mixes else None
+
+    def apply(pixels: Tensor, labels: Tensor, draw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if mix is None:
+            return pixels, labels
+        with drawing((*draw, 1)):  # not the numbers that the row of this draw was augmented with
+            return mix(pixels, labels)
+
+    return apply

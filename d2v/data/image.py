@@ -1,0 +1,116 @@
+"""Images of a data set: reading them, their size, and what is drawn for each in training."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from d2v.config import Data
+from d2v.errors import InputError
+from d2v.processors.image import ImageProcessor, ImageSource, load_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class ImageData(Data):
+    """Data with images.
+
+    Attributes:
+        image_column: images, as `datasets` stores them, or paths.
+        crop_ratio: evaluation sees the middle of an image whose shorter side is 1 / crop_ratio times the model's size,
+            0.875 in BEiT; 0 squeezes all of it to that size, as the released processors do. By default as the
+            checkpoint's processor does it, and 0 for a new model.
+    """
+
+    image_column: str = "image"
+    crop_ratio: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop_ratio is not None and not 0 <= self.crop_ratio <= 1:
+            raise InputError(f"data.crop_ratio should be 0 to 1, such as 0.875, not {self.crop_ratio:g}")
+
+
+def read_image(value: ImageSource, where: str) -> Image.Image:
+    """Decode an image as `load_image` does, to 8-bit RGB, upright, transparency dropped.
+
+    Args:
+        value: a path, the bytes of a file, the `{"bytes", "path"}` of `datasets.Image(decode=False)`, or an image.
+        where: what to call it in messages, such as "train, row 3".
+    """
+    try:
+        return load_image(value)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+@contextmanager
+def drawing(draw: tuple[int, ...]) -> Iterator[None]:
+    """Within, torch's random numbers are those of a row's `draw`, see `d2v.data.collate.Drawn`; then as they were.
+
+    The transforms of torchvision draw from torch's generator of the CPU. `torch.manual_seed` would reset a GPU's too.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def fit_processor(processor: ImageProcessor, size: tuple[int, int], crop_ratio: float | None) -> ImageProcessor:
+    """The processor that makes images of the model's size.
+
+    Args:
+        processor: a checkpoint's, or the default.
+        size: height and width in pixels.
+        crop_ratio: see `ImageData`.
+    """
+    shape = dict(zip(("height", "width"), size, strict=True))
+    if crop_ratio is None and shape == (processor.crop_size if processor.do_center_crop else processor.size):
+        return processor
+    if not crop_ratio:
+        return replace(processor, size=shape, do_center_crop=False)
+    edge = {"shortest_edge": round(min(size) / crop_ratio)}
+    return replace(processor, size=edge, do_center_crop=True, crop_size=shape)
+
+
+def add_places(split: "Dataset", name: str) -> "Dataset":
+    """The split with a column `where`, what `read_image` calls its rows."""
+    return split.add_column("where", [f"{name}, row {i}" for i in range(len(split))])
+
+
+def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:
+    """The classes that people saw in images of ImageNet's validation, from ReaL's `real.json`; some are empty.
+
+    Args:
+        path: of the file, a list of lists of class numbers. The first is of `ILSVRC2012_val_00000001.JPEG`, and so on.
+        images: names of their files; where these do not say the number, they have to be all, in order.
+        classes: how many there are.
+
+    Raises:
+        InputError: no such file, not such lists, or images that it does not have.
+    """
+    try:
+        seen = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    valid = isinstance(seen, list) and all(
+        isinstance(row, list) and all(type(n) is int and 0 <= n < classes for n in row) for row in seen
+    )
+    if not valid:
+        raise InputError(f"{path}: should be a list of lists of class numbers below {classes}, as in ReaL's real.json")
+    found = [re.search(r"_val_(\d{8})", image) for image in images]
+    rows = [int(match[1]) - 1 for match in found] if all(found) else list(range(len(images)))
+    if max(rows) >= len(seen) or (not all(found) and len(images) != len(seen)):
+        raise InputError(f"{path}: has labels of {len(seen)} images, not of these {len(images)}, such as {images[0]}")
+    return [seen[row] for row in rows]

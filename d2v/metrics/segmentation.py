@@ -1,0 +1,73 @@
+"""Intersection over union and accuracy of label maps, from pixels added up over the whole data set.
+
+Shapes: H and W height and width in pixels, C classes.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from d2v.errors import InputError
+from d2v.processors.image import IGNORED
+
+
+def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
+    """Pixels of each class in one image: rightly predicted, predicted, referred to. (3, C)
+
+    Those of images are added up before a rate is taken: an image's own rates would weigh a class by where it occurs.
+
+    Args:
+        prediction: (H, W) class numbers.
+        reference: (H, W) the same, `IGNORED` where nothing counts.
+        classes: C.
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    counts = multiclass_confusion_matrix(
+        prediction, reference.long(), classes, ignore_index=IGNORED, validate_args=False
+    )  # (C, C): reference down, prediction across
+    return torch.stack((counts.diagonal(), counts.sum(0), counts.sum(1)))
+
+
+def class_rates(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Each class's IoU and accuracy, NaN where it has neither: (C,) and (C,).
+
+    Args:
+        counts: (3, C), `pixel_counts` added up.
+    """
+    right, predicted, referred = counts.double()
+    return right / (predicted + referred - right), right / referred
+
+
+def segmentation_rates(counts: Tensor, *, absent: float = math.nan) -> dict[str, float]:
+    """`mean_iou`, `mean_accuracy` and `overall_accuracy`.
+
+    Args:
+        counts: (3, C), `pixel_counts` added up.
+        absent: IoU of a class that is neither predicted nor referred to. By default such a class is left out of the
+            mean, as in mmsegmentation; for SceneParsing, the benchmark of ADE20K, it is 0.
+
+    Raises:
+        InputError: not one pixel counts.
+    """
+    if not counts[2].any():
+        raise InputError("not one pixel to score; all are ignored")
+    iou, accuracy = class_rates(counts)
+    return {
+        "mean_iou": float(iou.nan_to_num(absent).nanmean()),
+        "mean_accuracy": float(accuracy.nanmean()),
+        "overall_accuracy": float(counts[0].sum() / counts[2].sum()),
+    }
+
+
+def write_class_table(counts: Tensor, names: list[str], path: Path) -> None:
+    """Write a CSV with each class's IoU, accuracy and share of the pixels; a rate that is not defined is empty."""
+    iou, accuracy = (["" if math.isnan(x) else f"{x:.4f}" for x in rates.tolist()] for rates in class_rates(counts))
+    shares = [f"{x:.4f}" for x in (counts[2].double() / counts[2].sum()).tolist()]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("class", "iou", "accuracy", "share"))
+        rows.writerows(zip(names, iou, accuracy, shares, strict=True))

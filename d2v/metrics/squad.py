@@ -1,0 +1,99 @@
+"""SQuAD's exact match and F1, as its two official scripts compute them, but as fractions."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from d2v.errors import InputError
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, as in the official scripts
+
+
+def squad(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
+    """`exact_match` and `f1` as in evaluate-v1.1.py: a question's best over its references, meant over questions.
+
+    Args:
+        references: the right answers to each question, one or more.
+        answers: one to each question.
+
+    Raises:
+        InputError: no question, or one without a right answer.
+    """
+    for i, texts in enumerate(references):
+        if not texts:
+            raise InputError(f"question {i} has no answer; SQuAD 2.0 scores such questions (data.unanswerable)")
+    scores = [
+        (max(exact(answer, text) for text in texts), max(overlap(answer, text) for text in texts))
+        for texts, answer in zip(references, answers, strict=True)
+    ]
+    return averages(scores)
+
+
+def squad_v2(
+    references: Sequence[Sequence[str]], answers: Sequence[str], no_answer: Sequence[float], threshold: float
+) -> dict[str, float]:
+    """`exact_match` and `f1` as in evaluate-v2.0.py, where the right answer may be that there is none.
+
+    `has_ans_*` and `no_ans_*` are those of the questions with and without an answer. `best_f1` is the F1 that another
+    threshold, `best_f1_thresh`, would have reached; the questions of a test set are not there to choose it by.
+
+    Args:
+        references: the right answers to each question, none if it cannot be answered.
+        answers: one to each question, whatever the probability that there is none; "" for none at all.
+        no_answer: the probability that a question has none, or any score that rises with it.
+        threshold: an answer is given unless `no_answer` is above it.
+    """
+    scores = []
+    for texts, answer in zip(references, answers, strict=True):
+        texts = [text for text in texts if normalize(text)] or [""]
+        f1 = max(overlap(answer, text, empty=True) for text in texts)
+        scores.append((max(exact(answer, text) for text in texts), f1))
+    known = [bool(texts) for texts in references]
+    given = [
+        (float(not has), float(not has)) if probability > threshold else score
+        for score, probability, has in zip(scores, no_answer, known, strict=True)
+    ]
+    found = averages(given)
+    for prefix, side in ("has_ans", True), ("no_ans", False):
+        if part := [score for score, has in zip(given, known, strict=True) if has == side]:
+            found |= {f"{prefix}_{key}": value for key, value in averages(part).items()}
+
+    # From giving no answer at all, give one after another, the surest first.
+    total = best = float(known.count(False))
+    best_threshold = 0.0
+    for i in sorted(range(len(scores)), key=lambda i: no_answer[i]):
+        total += scores[i][1] if known[i] else -bool(answers[i])
+        if total > best:
+            best, best_threshold = total, no_answer[i]
+    return found | {"best_f1": best / len(scores), "best_f1_thresh": float(best_threshold)}
+
+
+def averages(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Means of exact matches and F1s."""
+    if not scores:
+        raise InputError("no question to score; a mean needs at least one")
+    return {
+        key: sum(values) / len(scores)
+        for key, values in zip(("exact_match", "f1"), zip(*scores, strict=True), strict=True)
+    }
+
+
+def exact(answer: str, reference: str) -> float:
+    """1 if they are the same but for case, punctuation, articles and white space, else 0."""
+    return float(normalize(answer) == normalize(reference))
+
+
+def overlap(answer: str, reference: str, *, empty: bool = False) -> float:
+    """F1 of the words that they share; with `empty` two texts without words are the same (2.0), else not (1.1)."""
+    words, wanted = normalize(answer).split(), normalize(reference).split()
+    if empty and not (words and wanted):
+        return float(words == wanted)
+    shared = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+
+
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous white space."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())

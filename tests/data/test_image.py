@@ -1,0 +1,122 @@
+"""Images of a data set: reading, size, draws, and the files that go with ImageNet."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d2v.config import Data
+from d2v.data.image import ImageData, add_places, drawing, fit_processor, read_image, read_real
+from d2v.data.image_demo import digits, png
+from d2v.data.load import read
+from d2v.errors import InputError
+from d2v.processors.image import ImageProcessor
+
+
+def test_what_cannot_be_read_is_named_by_split_and_row():
+    """`tests/processors/test_image.py` has what else images can be."""
+    with pytest.raises(InputError, match=r"^train, row 3: <bytes>: damaged or cut-off image"):
+        read_image({"bytes": png(Image.new("RGB", (64, 64)))[:-40], "path": None}, "train, row 3")
+    with pytest.raises(InputError, match=r"^test, row 0: x.png: no such file"):
+        read_image("x.png", "test, row 0")
+
+
+def test_drawing_is_a_function_of_the_draw_and_leaves_no_trace():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    values = {}
+    for draw in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1)):
+        with drawing(draw):
+            values.setdefault(draw, []).append(torch.rand(2).tolist())
+    assert values[0, 0, 1][0] == values[0, 0, 1][1] and len({str(found[0]) for found in values.values()}) == 3
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_crop_ratio():
+    given = ImageProcessor(image_mean=[0.1, 0.2, 0.3])
+    assert fit_processor(given, (224, 224), None) is given
+    middle = fit_processor(given, (224, 224), 0.875)
+    assert (middle.size, middle.do_center_crop) == ({"shortest_edge": 256}, True)  # as BEiT's 224 / 256
+    assert (middle.crop_size, middle.image_mean) == ({"height": 224, "width": 224}, given.image_mean)
+    assert fit_processor(middle, (224, 224), None) is middle  # an evaluation sees what the training's saw
+    whole = fit_processor(middle, (224, 224), 0)
+    assert (whole.size, whole.do_center_crop) == ({"height": 224, "width": 224}, False)
+    assert fit_processor(given, (32, 48), None).size == {"height": 32, "width": 48}  # a model of another size
+    with pytest.raises(InputError, match=r"data.crop_ratio should be 0 to 1, such as 0.875, not 2"):
+        ImageData(crop_ratio=2.0)
+
+
+def test_the_middle_by_hand():
+    """A wide image's shorter side becomes 8, of which the middle 4 are kept."""
+    image = Image.fromarray(np.repeat(np.arange(16, dtype=np.uint8)[None] * 10, 8, axis=0)).convert("RGB")
+    processor = fit_processor(ImageProcessor(do_rescale=False, do_normalize=False), (4, 4), 0.5)
+    found = processor([image])["pixel_values"]
+    assert found.shape == (1, 3, 4, 4) and found[0, 0, 0].tolist() == [60, 70, 80, 90]
+
+
+def test_folders_archives_and_tables_of_images(tmp_path):
+    """What `datasets` makes of them stays undecoded."""
+    import tarfile
+
+    pixel = png(Image.new("RGB", (1, 1)))
+    for name in ("a", "b"):
+        (tmp_path / "folders/train" / name).mkdir(parents=True)
+        (tmp_path / "folders/train" / name / "x.png").write_bytes(pixel)
+    split = read(Data(path=str(tmp_path / "folders")))["train"]
+    assert split.features["label"].names == ["a", "b"] and split.features["image"].decode is False
+    assert split[1]["image"]["path"].endswith("b/x.png")
+
+    (tmp_path / "archives").mkdir()
+    with tarfile.open(tmp_path / "archives/train-0.tar", "w") as archive:
+        for name, content in (("0.png", pixel), ("0.cls", b"7")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    (row,) = read(Data(path=str(tmp_path / "archives")))["train"]
+    assert row["cls"] == 7 and read_image(row["png"], "row 0").size == (1, 1)
+
+
+def test_places_are_said_by_split_and_row():
+    split = add_places(digits()["test"].select([5, 3]), "test")
+    assert list(split["where"]) == ["test, row 0", "test, row 1"]
+
+
+def test_digits():
+    splits = digits()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1283, "test": 257, "validation": 257}
+    assert all(set(split["label"]) == set(range(10)) for split in splits.values())
+    seen = [row["image"]["bytes"] for split in splits.values() for row in split]
+    assert read_image(seen[0], "a").size == (32, 32) and len(set(seen)) == len(seen)
+
+
+def real(tmp_path, content):
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_real_labels_go_by_the_number_in_the_name_or_else_by_order(tmp_path):
+    path = real(tmp_path, [[0], [], [1, 2]])
+    names = ["val/n1/ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000001_n01440764.JPEG"]
+    assert read_real(path, names, 3) == [[1, 2], [0]]
+    assert read_real(path, ["a", "b", "c"], 3) == [[0], [], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "images", "message"),
+    [
+        ({"a": 1}, ["a"], "should be a list of lists of class numbers below 3"),
+        ([[3]], ["a"], "should be a list of lists of class numbers below 3"),
+        ([[0]], ["a", "b"], "has labels of 1 images, not of these 2, such as a"),
+        ([[0]], ["ILSVRC2012_val_00000002.JPEG"], "has labels of 1 images, not of these 1"),
+    ],
+)
+def test_real_labels_that_do_not_fit(tmp_path, content, images, message):
+    with pytest.raises(InputError, match=rf"real.json: {message}"):
+        read_real(real(tmp_path, content), images, 3)
+    with pytest.raises(InputError, match="nowhere.json: not a readable JSON file"):
+        read_real(str(tmp_path / "nowhere.json"), images, 3)
