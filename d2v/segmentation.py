@@ -1,0 +1,133 @@
+"""From an image to a class for each of its pixels: whole or in windows, at several scales, mirrored.
+
+Shapes: B batch, C classes, H and W height and width in pixels.
+"""
+
+import os
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.models.vision import sides
+from d2v.processors.image import IGNORED
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, H, W) at another size."""
+    return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear")
+
+
+def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, C, H, W) of images (B, 3, H, W) of any size, padded to whole patches, two a side at least."""
+    height, width = images.shape[2:]
+    padding = [
+        max(2 * patch, -(-side // patch) * patch) - side
+        for side, patch in zip((height, width), sides(model.config.patch_size), strict=True)
+    ]
+    padded = F.pad(images, (0, padding[1], 0, padding[0]))  # 0 is the mean colour
+    return resize(model(padded).logits.float(), tuple(padded.shape[2:]))[:, :, :height, :width]
+
+
+def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) -> Tensor:
+    """Logits (B, C, H, W), the mean of those of all windows over a pixel.
+
+    Args:
+        model: for segmentation.
+        images: (B, 3, H, W).
+        window: its side in pixels; a side of the image that is shorter is seen whole.
+        stride: from one window to the next; the last one is moved back to where the image ends.
+    """
+
+    def parts(length: int) -> list[slice]:
+        last = max(length - window, 0)
+        return [slice(min(start, last), min(start, last) + window) for start in range(0, last + stride, stride)]
+
+    total, count = 0, images.new_zeros(images.shape[2:])
+    for rows, columns in product(*map(parts, images.shape[2:])):
+        logits = whole_logits(model, images[:, :, rows, columns])
+        total = logits.new_zeros(*logits.shape[:2], *images.shape[2:]) if isinstance(total, int) else total
+        total[:, :, rows, columns] += logits
+        count[rows, columns] += 1
+    return total / count
+
+
+def label_map(
+    model: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: list[float] | tuple[float, ...] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """The most likely class of each pixel, (H, W) uint8.
+
+    Logits are interpolated to the wanted size before a class is chosen. With several scales, or mirrored, the
+    probabilities are averaged, as in mmsegmentation.
+
+    Args:
+        model: for segmentation.
+        image: (3, h, w), normalised.
+        size: (H, W), the image's own.
+        window, stride: as for `window_logits`; without them the image is seen whole.
+        scales: factors that the image is resized by.
+        flip: look at the mirrored image too.
+    """
+    scores = 0
+    for scale, mirrored in product(scales, (False, True) if flip else (False,)):
+        scaled = [max(1, round(scale * side)) for side in image.shape[1:]]
+        x = image[None] if scale == 1 else F.interpolate(image[None], scaled, mode="bilinear", antialias=True)
+        x = x.flip(3) if mirrored else x
+        logits = window_logits(model, x, window, stride) if window else whole_logits(model, x)
+        logits = resize(logits.flip(3) if mirrored else logits, size)
+        scores = scores + logits.softmax(dim=1)
+    return scores[0].argmax(0).to(torch.uint8)
+
+
+def draw_overlays(
+    rows: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]], names: list[str], path: str | os.PathLike
+) -> None:
+    """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
+
+    Args:
+        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
+        names: all C classes; the first thirty that occur are in the legend.
+        path: of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
+
+    def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        known = labels != IGNORED
+        mixed = image.astype(float)
+        mixed[known] = 0.35 * mixed[known] + 0.65 * colours[labels[known]]
+        return mixed.astype(np.uint8)
+
+    columns = 2 if rows[0][1] is None else 3
+    figure, axes = pyplot.subplots(
+        len(rows), columns, figsize=(3.2 * columns + 1.5, 2.5 * len(rows)), layout="constrained", squeeze=False
+    )
+    for line, (image, reference, prediction) in zip(axes, rows, strict=True):
+        maps = {"image": None, "reference": reference, "prediction": prediction}
+        shown = [(title, labels) for title, labels in maps.items() if labels is not None or title == "image"]
+        for axis, (title, labels) in zip(line, shown, strict=True):
+            axis.imshow(image if labels is None else over(image, labels))
+            axis.set_axis_off()
+            if axis in axes[0]:
+                axis.set_title(title, fontsize=9)
+    occurring = np.unique(
+        np.concatenate([labels.ravel() for _, *maps in rows for labels in maps if labels is not None])
+    )
+    patches = [Patch(color=colours[i] / 255, label=names[i]) for i in occurring[occurring != IGNORED][:30]]
+    figure.legend(handles=patches, loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
