@@ -191,7 +191,9 @@ def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     recipe = load_recipe(path.parent.name)
     asked = parse(recipe.Config, ["--config", str(path)])
     args = ["--config", str(path), "--run.max_steps", "2", "--run.eval_every", "2", "--run.tracker", "null"]
-    args += ["--run.out", str(tmp_path / "run"), "--data.path", str(tmp_path / "data"), "--data.workers", "0"]
+    # `datasets` keeps what it read by the folder's name and card, so that the name has to be this configuration's alone.
+    folder = tmp_path / "_".join((path.parent.name, path.stem))
+    args += ["--run.out", str(tmp_path / "run"), "--data.path", str(folder), "--data.workers", "0"]
     if asked.model and isinstance(asked.data, TextData):
         args += ["--model", str(tiny_reader(tmp_path / "model"))]
     elif asked.model and isinstance(asked.data, SegmentationData):
@@ -205,8 +207,8 @@ def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     elif asked.model:
         args += ["--model", str(tiny_recogniser(tmp_path / "model"))]
         (tmp_path / "model" / "vocab.json").unlink()  # the released models have heard, but never written
-    write_like(path.parent.name, asked.data.path, asked.data.name, tmp_path / "data")
-    files = {file.name for file in (tmp_path / "data").iterdir()}
+    write_like(path.parent.name, asked.data.path, asked.data.name, folder)
+    files = {file.name for file in folder.iterdir()}
     splits = [*asked.data.train_split.split("+"), asked.data.validation_split]
     assert {f"{split}.parquet" for split in splits} <= files
     scored = "test" if f"{asked.data.test_split}.parquet" in files else "validation"  # not all tests are public
