@@ -1,4 +1,4 @@
-r"""A whole recipe with transformers' model in place of ours: the same data, batches, tokenizer, optimiser and first weights.
+r"""A whole recipe with transformers' model in it: the same data, batches, tokenizer, optimiser and first weights.
 
     python -m benchmarks.agreement masked_lm --config recipes/configs/masked_lm/shakespeare.yaml \
         --data.path DIR --run.max_steps 200 --run.out OUT

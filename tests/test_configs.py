@@ -191,7 +191,7 @@ def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     recipe = load_recipe(path.parent.name)
     asked = parse(recipe.Config, ["--config", str(path)])
     args = ["--config", str(path), "--run.max_steps", "2", "--run.eval_every", "2", "--run.tracker", "null"]
-    # `datasets` keeps what it read by the folder's name and card, so that the name has to be this configuration's alone.
+    # `datasets` keeps what it read by the name and card of the folder: the name has to be of this configuration alone.
     folder = tmp_path / "_".join((path.parent.name, path.stem))
     args += ["--run.out", str(tmp_path / "run"), "--data.path", str(folder), "--data.workers", "0"]
     if asked.model and isinstance(asked.data, TextData):
