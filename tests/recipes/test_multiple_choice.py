@@ -139,6 +139,11 @@ def test_adapters(trained, data, tmp_path):
     assert run(*again, f"--run.out={tmp_path / 'again'}")["accuracy"] == results["accuracy"]
 
 
+def test_the_demo_has_the_columns_it_says(tmp_path):
+    few = ["--data.max_train_samples=8", "--data.max_validation_samples=4", "--data.max_test_samples=3"]
+    assert run(*few, f"--run.out={tmp_path}", "--run.max_steps=1")["examples"] == 3
+
+
 def test_long_texts_are_cut_and_counted(data, tmp_path, capsys):
     few = [f"--data.path={data}", f"--run.out={tmp_path}", "--run.max_steps=1"]
     run(*SMALL, *few, "--data.max_length=512", "--arch.max_position_embeddings=14")
