@@ -47,7 +47,7 @@ def texts(cell) -> list[str]:
 
 
 def test_they_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["text", "vision"]
+    assert [path.stem for path in NOTEBOOKS] == ["speech", "text", "vision"]
 
 
 def test_was_executed_once_from_top_to_bottom(cells):
