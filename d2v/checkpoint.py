@@ -46,12 +46,17 @@ def fetch_file(source: str | Path, name: str) -> Path | None:
         raise InputError(f"{source}: neither a folder nor a hub repository that can be read") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if there is none."""
+def read_json_value(path: str | Path) -> Any:
+    """What a JSON file holds; InputError if it is none."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return json.loads(Path(path).read_text("utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if there is none."""
+    value = read_json_value(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, not {value!r:.40}")
     return value

@@ -35,8 +35,7 @@ def text_model(
         tokens = f"{len(tokenizer)} tokens, its model {model.config.vocab_size}"
         raise InputError(f"{config.model}: the tokenizer has {tokens}; they do not belong together")
     if training and config.lora.rank:
-        lora = config.lora
-        add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules)
+        add_lora(model, **vars(config.lora))
     return model
 
 

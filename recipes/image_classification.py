@@ -110,8 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.freeze == "encoder":
         model.freeze_base_model()
     elif training and config.lora.rank:
-        lora = config.lora
-        add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules)
+        add_lora(model, **vars(config.lora))
     size = sides(model.config.image_size)
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio)

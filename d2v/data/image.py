@@ -1,17 +1,16 @@
 """Images of a data set: reading them, their size, and what is drawn for each in training."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
+from d2v.checkpoint import read_json_value
 from d2v.config import Data
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
@@ -100,10 +99,7 @@ def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:
     Raises:
         InputError: no such file, not such lists, or images that it does not have.
     """
-    try:
-        seen = json.loads(Path(path).read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    seen = read_json_value(path)
     valid = isinstance(seen, list) and all(
         isinstance(row, list) and all(type(n) is int and 0 <= n < classes for n in row) for row in seen
     )

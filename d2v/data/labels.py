@@ -28,11 +28,10 @@ def name_classes(splits: dict[str, "Dataset"], column: str) -> tuple[dict[str, "
         if {int, str} <= {type(label) for label in every_label(split[column][:])}:
             raise InputError(f"{role}: {column} has text and numbers; should be one of the two")
         named[role] = split.remove_columns(column).add_column(column, names(split, column))
-    first = splits.get("train") or next(iter(splits.values()))
-    listed = listed_names(first, column)
+    first = "train" if "train" in splits else next(iter(splits))
+    listed = listed_names(splits[first], column)
     if listed is None:
-        labels = named["train" if "train" in named else next(iter(named))][column]
-        found = {label for label in every_label(labels) if isinstance(label, str)}
+        found = {label for label in every_label(named[first][column]) if isinstance(label, str)}
         listed = sorted(found, key=int if all(map(str.isdecimal, found)) else str)
     return named, listed
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from d2v.data.text import TextData
+from d2v.data.text import ROWS, TextData
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
-
-ROWS = 1000  # that are encoded at once: enough for all cores, little in memory
 
 
 @dataclass

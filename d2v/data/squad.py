@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2v.config import Data
 from d2v.data.load import read
-from d2v.data.text import row_names
+from d2v.data.text import ROWS, row_names
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
@@ -152,8 +152,8 @@ def question_windows(
         InputError: a question leaves no room for a window.
     """
     found = []
-    for done in range(0, len(questions), 1000):  # encodings are large
-        part = slice(done, done + 1000)
+    for done in range(0, len(questions), ROWS):
+        part = slice(done, done + ROWS)
         options = {"max_length": max_length, "truncation": "only_second", "stride": stride}
         try:
             encodings = tokenizer([text.strip() for text in questions[part]], contexts[part], **options)

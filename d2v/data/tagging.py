@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2v.data.labels import label_problem
+from d2v.data.text import ROWS
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
@@ -60,8 +61,8 @@ def encode_words(
     if (room := max_length - 2) < 1:
         raise InputError(f"data.max_length is {max_length}; should be at least 3: a token and the two around a text")
     windows = []
-    for done in range(0, len(sentences), 1000):  # encodings are large
-        encodings = tokenizer(sentences[done : done + 1000], is_split_into_words=True)
+    for done in range(0, len(sentences), ROWS):
+        encodings = tokenizer(sentences[done : done + ROWS], is_split_into_words=True)
         for row, encoding in enumerate(encodings, done):
             words = np.array(encoding.word_ids[1:-1], np.int32)
             starts = [*np.flatnonzero(np.diff(words, prepend=-1)).tolist(), len(words)]

@@ -13,6 +13,8 @@ from d2v.processors.text import Tokenizer
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ROWS = 1000  # that are encoded at once: enough for all cores; encodings take much memory, their ids little
+
 
 @dataclass
 class TextData(Data):
@@ -75,7 +77,7 @@ def encode_texts(
         InputError: a row has no text.
     """
     rows, cut = [], 0
-    for part in split.select_columns(list(columns)).iter(1000):  # encodings are large, ids are not
+    for part in split.select_columns(list(columns)).iter(ROWS):
         texts = [part[column] for column in columns]
         for i, values in enumerate(zip(*texts, strict=True), start=len(rows)):
             check_text(dict(zip(columns, values, strict=True)), f"{name}, row {i}")

@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 
 from d2v.errors import InputError
-from d2v.metrics.classification import mean_average_precision
+from d2v.metrics.classification import accuracy_and_f1, mean_average_precision
 
 
 def accuracy(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
     """The share of examples that are right."""
-    from sklearn.metrics import accuracy_score
-
-    return accuracy_score(references, predictions)
+    return accuracy_and_f1(references, predictions)["accuracy"]
 
 
 def macro_f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
     """The plain mean of the classes' F1, over those that are referred to or predicted."""
-    from sklearn.metrics import f1_score
-
-    return f1_score(references, predictions, average="macro", zero_division=0)
+    return accuracy_and_f1(references, predictions)["macro_f1"]
 
 
 def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:

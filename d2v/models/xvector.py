@@ -40,7 +40,7 @@ class TDNNLayer(nn.Module):
         # Windows that saw two clips, or filler, are left out.
         starts = accumulate(lengths, initial=0)
         own = [torch.arange(start, start + n - context) for start, n in zip(starts, lengths, strict=False)]
-        return self.norm(x[torch.cat(own).to(x.device)]), [n - context for n in lengths]
+        return self.norm(x.index_select(0, torch.cat(own).to(x.device))), [n - context for n in lengths]
 
 
 class AMSoftmax(nn.Module):
