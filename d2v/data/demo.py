@@ -177,8 +177,8 @@ def _words(words: list[str], least: int, most: int, rng: np.random.Generator) ->
 
 def _say(text: str, voice: str, rng: np.random.Generator, pitch: int = 50, spread: int = 15) -> np.ndarray:
     """Says a text, (S,), at a random rate and at most `spread` from a pitch, of which 50 is the voice's own."""
-    pitch = int(rng.integers(pitch - spread, pitch + spread + 1))
-    return speak(text, voice, rate=int(rng.integers(120, 171)), pitch=pitch)
+    rate, off = int(rng.integers(120, 171)), int(rng.integers(-spread, spread + 1))
+    return speak(text, voice, rate=rate, pitch=pitch + off)
 
 
 def _recorded(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
