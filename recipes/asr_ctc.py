@@ -21,10 +21,10 @@ from d2v import losses
 from d2v.beam_search import Decoding, beam_search
 from d2v.checkpoint import fetch_file
 from d2v.config import Optim, Run, check_mode, run
-from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, text_problem, transcript_problem
+from d2v.data.audio import AudioData, check_splits, load_clips, text_problem, transcript_problem
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.demo import number_words
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.decoding import greedy, hear_in_windows, words_with_times
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, normalized_error_rate, show_errors, whisper_normalizer
@@ -180,7 +180,7 @@ def main(config: Config) -> dict[str, Any]:
         if labelled:
             references = map(tokenizer.normalize, split[data.text_column])
             found = [row | {"reference": text} for row, text in zip(found, references, strict=True)]
-        return [{"id": clip} | row for clip, row in zip(clip_names(split, data.audio_column), found, strict=True)]
+        return [{"id": clip} | row for clip, row in zip(row_names(split, data.audio_column), found, strict=True)]
 
     def pairs(found: list[dict[str, Any]], key: str = "text") -> tuple[list[str], list[str]]:
         return [row["reference"] for row in found], [row[key] for row in found]

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from d2v import losses
 from d2v.config import Optim, Run, check_mode, run
-from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, random_crop, random_speed
+from d2v.data.audio import AudioData, check_splits, load_clips, random_crop, random_speed
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.demo import spoken_words
 from d2v.data.labels import check_classes, label_problem, name_classes
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.errors import InputError
 from d2v.metrics.classification import accuracy_and_f1, mean_average_precision, plot_confusion
 from d2v.models.audio import Data2VecAudioConfig
@@ -150,7 +150,7 @@ def main(config: Config) -> dict[str, Any]:
         ]
         if labelled:
             found = [row | {"reference": label} for row, label in zip(found, split[data.label_column], strict=True)]
-        return [{"id": clip} | row for clip, row in zip(clip_names(split, data.audio_column), found, strict=True)]
+        return [{"id": clip} | row for clip, row in zip(row_names(split, data.audio_column), found, strict=True)]
 
     def rates(found: list[dict[str, Any]]) -> dict[str, float]:
         if several:

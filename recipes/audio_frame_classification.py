@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from d2v import losses
 from d2v.checkpoint import fetch_file, read_json, write_json
 from d2v.config import Optim, Run, at_least, check_mode, run
-from d2v.data.audio import AudioData, check_splits, clip_names, crop_start, load_clips
+from d2v.data.audio import AudioData, check_splits, crop_start, load_clips
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.demo import conversations
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.data.turns import read_turns, recording_names, turn_classes, turn_problem
 from d2v.diarization import Segment, hear_segments, read_rttm, segments_to_frames, write_rttm
 from d2v.metrics.diarization import baselines, choose_threshold, plot_timelines, segment_rates
@@ -132,7 +132,7 @@ def main(config: Config) -> dict[str, Any]:
         learn=lambda row, seconds: turn_problem(row, seconds, turns, known, most=len(names)),
         score=lambda row, seconds: turn_problem(row, seconds, turns, known) if labelled else None,
     )
-    clips = {role: clip_names(split, data.audio_column) for role, (split, _) in rows.items() if role != "train"}
+    clips = {role: row_names(split, data.audio_column) for role, (split, _) in rows.items() if role != "train"}
     recordings = {role: recording_names(clips[role], role) for role in clips}
     real = {role: dict(zip(recordings[role], map(turns, rows[role][0]), strict=True)) for role in clips if labelled}
 

@@ -22,8 +22,8 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, at_least, check_mode, run
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.language import LanguageData, cut, pieces, read_stream, training_windows, windows
-from d2v.data.load import load
-from d2v.data.text import row_names, tokenizer_for
+from d2v.data.load import load, row_names
+from d2v.data.text import tokenizer_for
 from d2v.data.text_demo import docs_text
 from d2v.lora import save_adapted
 from d2v.losses import IGNORE

@@ -23,13 +23,12 @@ from torch import Tensor
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
-from d2v.data.audio import clip_names
 from d2v.data.augment import Augment, augmenter, mixer
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.image import ImageData, add_places, fit_processor, read_image, read_real
 from d2v.data.image_demo import digits
 from d2v.data.labels import check_classes, distinct, label_problem, match_classes, name_classes
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.errors import InputError
 from d2v.lora import add_lora, save_adapted
 from d2v.metrics.classification import plot_confusion, ranked_accuracy, real_accuracy
@@ -156,7 +155,7 @@ def main(config: Config) -> dict[str, Any]:
         if labelled:
             references = [names[numbers[label]] for label in split[data.label_column]]
             found = [row | {"reference": label} for row, label in zip(found, references, strict=True)]
-        return [{"id": image} | row for image, row in zip(clip_names(split, data.image_column), found, strict=True)]
+        return [{"id": image} | row for image, row in zip(row_names(split, data.image_column), found, strict=True)]
 
     def rates(found: list[dict[str, Any]]) -> dict[str, float]:
         return ranked_accuracy([row["reference"] for row in found], [list(row["scores"]) for row in found])

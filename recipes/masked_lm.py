@@ -21,8 +21,8 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.language import LanguageData, cut, masker, pieces, read_stream, training_windows, windows
-from d2v.data.load import load
-from d2v.data.text import encode_texts, row_names, tokenizer_for
+from d2v.data.load import load, row_names
+from d2v.data.text import encode_texts, tokenizer_for
 from d2v.data.text_demo import docs_text
 from d2v.errors import InputError
 from d2v.lora import save_adapted

@@ -23,8 +23,8 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
 from d2v.data.choices import encode_choices, read_choices
 from d2v.data.collate import eval_loader, train_loader
-from d2v.data.load import load
-from d2v.data.text import TextData, row_names, tokenizer_for
+from d2v.data.load import load, row_names
+from d2v.data.text import TextData, tokenizer_for
 from d2v.data.text_demo import docs_next
 from d2v.lora import save_adapted
 from d2v.metrics.classification import accuracy_and_f1

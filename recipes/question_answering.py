@@ -21,7 +21,7 @@ from d2v import losses
 from d2v.checkpoint import write_json
 from d2v.config import Lora, Optim, Run, at_least, check_mode, run
 from d2v.data.collate import eval_loader, train_loader
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.data.squad import (
     answer,
     answer_tokens,
@@ -31,7 +31,7 @@ from d2v.data.squad import (
     read_questions,
     text_tokens,
 )
-from d2v.data.text import TextData, all_texts, row_names, tokenizer_for
+from d2v.data.text import TextData, all_texts, tokenizer_for
 from d2v.data.text_demo import docs_questions
 from d2v.lora import save_adapted
 from d2v.metrics.squad import squad, squad_v2

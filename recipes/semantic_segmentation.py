@@ -23,11 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from d2v.config import Optim, Run, check_mode, run
-from d2v.data.audio import clip_names
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.image import fit_processor, read_image
 from d2v.data.image_demo import SCENE_CLASSES, scenes
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.data.segmentation import (
     SegmentationData,
     augment,
@@ -175,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # The end: what the best model sees in images that chose nothing
     role, begun = "test" if "test" in splits else "validation", time.perf_counter()
-    split, pictures = splits[role], clip_names(splits[role], data.image_column)
+    split, pictures = splits[role], row_names(splits[role], data.image_column)
     (out / "masks").mkdir(exist_ok=True)
     files = [out / "masks" / f"{name}.png" for name in file_names(pictures)]
     counts = sum(look(model, role, files))

@@ -21,11 +21,11 @@ import torch
 
 from d2v import verification
 from d2v.config import Optim, Run, at_least, check_mode, run
-from d2v.data.audio import AudioData, check_splits, clip_names, load_clips, random_crop
+from d2v.data.audio import AudioData, check_splits, load_clips, random_crop
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.demo import voices
 from d2v.data.labels import check_classes, name_classes
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.errors import InputError
 from d2v.metrics.verification import plot_det, verification_rates
 from d2v.models.audio import Data2VecAudioConfig
@@ -150,9 +150,9 @@ def main(config: Config) -> dict[str, Any]:
 
     name = "test" if "test" in rows else "validation"
     split = rows[name][0]
-    names = clip_names(split, data.audio_column)
+    names = row_names(split, data.audio_column)
     if data.trials:
-        files = clip_names(split.select_columns(data.audio_column), data.audio_column)
+        files = row_names(split.select_columns(data.audio_column), data.audio_column)
         clips = verification.number_clips(files) | verification.number_clips(names)
         listed = verification.read_trials(data.trials, clips, labelled=labelled)
         trials = [(label, clips[enrol], clips[test]) for label, enrol, test in listed]

@@ -28,8 +28,8 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
 from d2v.data.collate import eval_loader, train_loader
 from d2v.data.labels import check_classes, label_problem, name_classes
-from d2v.data.load import load
-from d2v.data.text import TextData, all_texts, encode_texts, row_names, tokenizer_for
+from d2v.data.load import load, row_names
+from d2v.data.text import TextData, all_texts, encode_texts, tokenizer_for
 from d2v.data.text_demo import docs_classification
 from d2v.errors import InputError
 from d2v.lora import save_adapted

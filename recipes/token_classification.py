@@ -19,9 +19,9 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
 from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.labels import check_classes, name_classes
-from d2v.data.load import load
+from d2v.data.load import load, row_names
 from d2v.data.tagging import check_tags, check_words, encode_words, firsts, inside, piece_labels, write_conll
-from d2v.data.text import TextData, row_names, tokenizer_for
+from d2v.data.text import TextData, tokenizer_for
 from d2v.data.text_demo import docs_tagging
 from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion

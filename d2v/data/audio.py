@@ -173,11 +173,3 @@ def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str |
         return "empty transcript"
     needed = len(labels) + sum(a == b for a, b in pairwise(labels))  # a blank between equal ones
     return f"{len(labels)} labels need {needed} frames; the clip has {frames}" if needed > frames else None
-
-
-def clip_names(split: "Dataset", audio_column: str) -> list[str]:
-    """What to call each row: its `id`, or else its file, or else its number."""
-    if "id" in split.column_names:
-        return [str(name) for name in split["id"]]
-    paths = (audio["path"] if isinstance(audio, dict) else audio for audio in split[audio_column])
-    return [str(path or i) for i, path in enumerate(paths)]

@@ -161,3 +161,17 @@ def read_audio_folder(folder: Path, datasets) -> "Dataset":
             return table.remove_columns("file_name").add_column("audio", paths)
     files = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in AUDIO)
     return datasets.Dataset.from_dict({"audio": files})
+
+
+def row_names(split: "Dataset", files: str | None = None) -> list[str]:
+    """What to call each row: its `id`, or else its file or GLUE's `idx`, or else its number.
+
+    Args:
+        split: the rows.
+        files: the column of files, as paths or as `datasets` stores them, where there are some.
+    """
+    for column in ("id",) if files else ("id", "idx"):
+        if column in split.column_names:
+            return [str(name) for name in split[column]]
+    paths = split[files] if files else [None] * len(split)
+    return [str((path["path"] if isinstance(path, dict) else path) or i) for i, path in enumerate(paths)]

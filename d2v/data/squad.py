@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.config import Data
-from d2v.data.load import read
-from d2v.data.text import ROWS, row_names
+from d2v.data.load import read, row_names
+from d2v.data.text import ROWS
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 

@@ -97,11 +97,3 @@ def check_text(texts: dict[str, str], where: str) -> None:
             raise InputError(f"{where}: {column} is {text!r}; should be text")
     if not any(text.strip() for text in texts.values()):
         raise InputError(f"{where}: {' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} empty; should be text")
-
-
-def row_names(split: "Dataset") -> list[str]:
-    """What to call each row: its `id`, or else its `idx` as GLUE calls it, or else its number."""
-    for column in ("id", "idx"):
-        if column in split.column_names:
-            return [str(name) for name in split[column]]
-    return [str(i) for i in range(len(split))]

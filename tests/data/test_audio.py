@@ -6,7 +6,6 @@ import soundfile
 
 from d2v.data.audio import (
     check_clips,
-    clip_names,
     load_clips,
     random_crop,
     random_speed,
@@ -162,16 +161,6 @@ def test_frames_are_enough_exactly_where_the_loss_is_finite():
             logits = torch.zeros(1, frames, len(TOKENIZER))
             loss, _ = ctc(logits, torch.tensor([labels]), torch.tensor([frames]), blank=TOKENIZER.pad_token_id)
             assert loss.isfinite() == (transcript_problem(text, TOKENIZER, frames) is None)
-
-
-def test_names_of_clips():
-    import datasets
-
-    paths = [{"bytes": b"x", "path": "a/b.wav"}, {"bytes": b"x", "path": None}]
-    split = datasets.Dataset.from_dict({"sound": paths})
-    assert clip_names(split, "sound") == ["a/b.wav", "1"]
-    assert clip_names(datasets.Dataset.from_dict({"sound": ["a.wav", "b.wav"]}), "sound") == ["a.wav", "b.wav"]
-    assert clip_names(split.add_column("id", [7, 8]), "sound") == ["7", "8"]
 
 
 def test_speed_and_crop_follow_their_draw():

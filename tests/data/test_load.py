@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from d2v.config import Data
-from d2v.data.load import choose_splits, read
+from d2v.data.load import choose_splits, read, row_names
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
 from tests.tiny import flac, speech, tones
@@ -193,3 +193,19 @@ def test_missing_splits_and_columns_are_named():
     message = complaint(choose_splits, table(rows), Data(path="x"), 0, {"text": "sentence"}, training=True)
     assert message == "x, train: no column 'sentence' (data.text_column); there are audio, text"
     assert complaint(chosen, {"train": 3, "test": 0}) == "demo, test: no rows"
+
+
+def test_rows_go_by_what_they_have():
+    import datasets
+
+    def rows(**columns):
+        return datasets.Dataset.from_dict(columns)
+
+    assert row_names(rows(id=["a", "b"], idx=[3, 4])) == ["a", "b"]
+    assert row_names(rows(idx=[3, 4])) == ["3", "4"]
+    assert row_names(rows(text=["a", "b"])) == ["0", "1"]
+
+    files = [{"bytes": b"x", "path": "a/b.wav"}, {"bytes": b"x", "path": None}]
+    assert row_names(rows(sound=files, idx=[3, 4]), "sound") == ["a/b.wav", "1"]
+    assert row_names(rows(sound=["a.wav", "b.wav"]), "sound") == ["a.wav", "b.wav"]
+    assert row_names(rows(sound=files, id=[7, 8]), "sound") == ["7", "8"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2v.config import Lora
-from d2v.data.text import TextData, all_texts, encode_texts, row_names, tokenizer_for
+from d2v.data.text import TextData, all_texts, encode_texts, tokenizer_for
 from d2v.errors import InputError
 from d2v.models.text_heads import Data2VecTextForSequenceClassification, Data2VecTextForTokenClassification
 from d2v.processors.text import Tokenizer
@@ -72,12 +72,6 @@ def test_a_side_of_a_pair_may_be_empty(tokenizer):
 def test_a_late_row_is_named_by_its_number(tokenizer):
     with pytest.raises(InputError, match="^train, row 1001: a is None"):
         encode_texts(tokenizer, rows(a=["x"] * 1001 + [None]), ["a"], "train", 9)
-
-
-def test_rows_go_by_what_they_have():
-    assert row_names(rows(id=["a", "b"], idx=[3, 4])) == ["a", "b"]
-    assert row_names(rows(idx=[3, 4])) == ["3", "4"]
-    assert row_names(rows(text=["a", "b"])) == ["0", "1"]
 
 
 def test_texts_of_several_columns():
