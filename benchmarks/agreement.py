@@ -22,13 +22,15 @@ from d2v.checkpoint import rename
 from d2v.config import parse
 
 MODELS = {
-    "text_classification": ("Data2VecTextForSequenceClassification", "accuracy"),
-    "token_classification": ("Data2VecTextForTokenClassification", "accuracy"),
-    "question_answering": ("Data2VecTextForQuestionAnswering", "f1"),
-    "masked_lm": ("Data2VecTextForMaskedLM", "loss"),
-    "causal_lm": ("Data2VecTextForCausalLM", "loss"),
+    "text_classification": "Data2VecTextForSequenceClassification",
+    "token_classification": "Data2VecTextForTokenClassification",
+    "question_answering": "Data2VecTextForQuestionAnswering",
+    "multiple_choice": "Data2VecTextForMultipleChoice",
+    "masked_lm": "Data2VecTextForMaskedLM",
+    "causal_lm": "Data2VecTextForCausalLM",
 }
-"""Recipe -> its model, and the figure to compare."""
+METRICS = ("matthews_correlation", "accuracy", "f1", "loss")
+"""What is compared of that which a recipe reports."""
 
 
 def stand_in(ours: type[nn.Module]) -> type[nn.Module]:
@@ -78,25 +80,27 @@ def stand_in(ours: type[nn.Module]) -> type[nn.Module]:
 def main(argv: list[str]) -> None:
     """Run the recipe with both models, and print the figures of each seed."""
     name, *args = argv
-    model, metric = MODELS[name]
+    model = MODELS[name]
     recipe = load_recipe(name)
     config, ours = parse(recipe.Config, args), getattr(recipe, model)
-    found: dict[str, list[float]] = {"d2v": [], "transformers": []}
+    found: dict[str, list[dict[str, float]]] = {"d2v": [], "transformers": []}
     minutes = dict.fromkeys(found, 0.0)
     for seed in range(3):
         for who, cls in (("d2v", ours), ("transformers", stand_in(ours))):
             setattr(recipe, model, cls)
             begun = time.monotonic()
             own = replace(config, run=replace(config.run, seed=seed, out=f"{config.run.out}/{who}{seed}"))
-            found[who].append(recipe.main(own)[metric])
+            found[who].append(recipe.main(own))
             minutes[who] += (time.monotonic() - begun) / 60
-    means = {who: statistics.mean(values) for who, values in found.items()}
-    deviation = statistics.mean(statistics.variance(values) for values in found.values()) ** 0.5
-    print(f"\n{metric}, {torch.get_num_threads()} threads")
-    for who, values in found.items():
-        figures = "".join(f"{value:9.4f}" for value in values)
-        print(f"{who:<14}{figures}   mean {means[who]:.4f}, {minutes[who]:.1f} minutes")
-    print(f"apart {abs(means['d2v'] - means['transformers']):.4f}; two pooled deviations {2 * deviation:.4f}")
+    for metric in [metric for metric in METRICS if metric in found["d2v"][0]]:
+        print(f"\n{metric}, {torch.get_num_threads()} threads")
+        values = {who: [results[metric] for results in runs] for who, runs in found.items()}
+        for who in found:
+            figures = "".join(f"{value:9.4f}" for value in values[who])
+            print(f"{who:<14}{figures}   mean {statistics.mean(values[who]):.4f}, {minutes[who]:.1f} minutes")
+        apart = abs(statistics.mean(values["d2v"]) - statistics.mean(values["transformers"]))
+        pooled = statistics.mean(map(statistics.variance, values.values())) ** 0.5
+        print(f"apart {apart:.4f}; two pooled deviations {2 * pooled:.4f}")
 
 
 if __name__ == "__main__":

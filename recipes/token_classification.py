@@ -5,7 +5,7 @@
     accelerate launch recipes/token_classification.py --mode evaluate --model runs/ner/best --run.out runs/again
     accelerate launch recipes/token_classification.py --mode predict --model runs/ner/best --data.path words.jsonl
 
-Without a data option it learns what Python's documentation prints as code, in a few minutes on a CPU.
+Without a data option it learns to put capitals and punctuation back into Python's documentation, in minutes on a CPU.
 """
 
 import time

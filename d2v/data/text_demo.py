@@ -4,7 +4,6 @@ Nothing is drawn: a checksum decides which split a text is in and what its place
 function of the version of Python. Each set takes a second or two to make.
 """
 
-import keyword
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LONGEST = 100  # words of a context
-TAG_TYPES = ["CODE", "KEYWORD", "METHOD", "TERM"]
+SIGNS = {"": "plain", ",": "comma", ";": "comma", ".": "period", "?": "period", "!": "period", ":": "colon"}
+MARKS = "\"'`*()[]"
 
 
 def docs_classification() -> dict[str, "Dataset"]:
@@ -30,24 +30,23 @@ def docs_classification() -> dict[str, "Dataset"]:
 
 
 def docs_tagging() -> dict[str, "Dataset"]:
-    """Sentences of the language reference: `tokens` and `tags`, BIO of what the reference prints as code or emphasised.
+    """Paragraphs without capitals and punctuation, as speech recognition leaves them: `tokens` and `tags`.
 
-    Code is a KEYWORD, a METHOD (with underscores around it) or other CODE; what is emphasised, a parameter or a part of
-    the grammar, is a TERM.
+    A tag names the sign behind its word, and is capitalised where the word is: "However," is `however` with `Comma`,
+    and most words are `plain`.
     """
     import datasets
 
-    names = ["O", *(f"{begin}-{kind}" for kind in TAG_TYPES for begin in "BI")]
+    names = [form for sign in dict.fromkeys(SIGNS.values()) for form in (sign, sign.capitalize())]
     features = {
         "tokens": datasets.List(datasets.Value("string")),
         "tags": datasets.List(datasets.ClassLabel(names=names)),
     }
-    found = (sentence for topic in topics() for paragraph in paragraphs(topic) for sentence in sentences(paragraph))
-    rows = []
-    for sentence in dict.fromkeys(found):
-        tokens, tags = zip(*tag_words(sentence), strict=True)
-        rows.append((sentence, {"tokens": tokens, "tags": tags}))
-    return split(rows, features)
+    rows = {}
+    for paragraph in dict.fromkeys(paragraph for text in all_docs() for paragraph in paragraphs(text)):
+        tokens, tags = zip(*strip_words(paragraph), strict=True)
+        rows.setdefault(tokens, (" ".join(tokens), {"tokens": tokens, "tags": tags}))
+    return split(rows.values(), features)
 
 
 def docs_questions() -> dict[str, "Dataset"]:
@@ -135,36 +134,17 @@ def split(rows: Iterable[tuple[str, dict[str, Any]]], features: dict[str, Any]) 
     }
 
 
-MARKED = re.compile(
-    r"""
-    (?P<code> ["`]{1,2} (?P<inside>[^"`\s][^"`]*) ["`]{1,2} )
-    | (?<![\w*]) \* (?P<term> [A-Za-z_][\w ]*? ) \* (?![\w*])
-    """,
-    re.VERBOSE,
-)
-
-
-def tag_words(sentence: str) -> list[tuple[str, str]]:
-    """The words and signs of a sentence without its marks, each with its tag."""
-    found, end = [], 0
-
-    def add(text: str, kind: str | None) -> None:
-        for i, word in enumerate(re.findall(r"\w+|[^\w\s]", text)):
-            found.append((word, f"{'BI'[i > 0]}-{kind}" if kind else "O"))
-
-    for match in MARKED.finditer(sentence):
-        add(sentence[end : match.start()].replace("**", ""), None)
-        add(match["inside"] or match["term"], code_type(match["inside"]) if match["inside"] else "TERM")
-        end = match.end()
-    add(sentence[end:].replace("**", ""), None)
+def strip_words(paragraph: str) -> list[tuple[str, str]]:
+    """The words of a paragraph without brackets, quotes, signs and capitals at the front, each with its tag."""
+    found = []
+    for piece in paragraph.split():
+        inner = piece.strip(MARKS)
+        word = inner.rstrip("".join(SIGNS))
+        if re.search(r"\w", word):
+            tag, word = SIGNS[inner[len(word) :][:1]], word.strip(MARKS)
+            upper = word[0].isupper() and word[1:] == word[1:].lower()  # not IOError, whose capitals are its own
+            found.append((word.lower(), tag.capitalize()) if upper else (word, tag))
     return found
-
-
-def code_type(code: str) -> str:
-    """What a piece of code is."""
-    if keyword.iskeyword(code) or keyword.issoftkeyword(code):
-        return "KEYWORD"
-    return "METHOD" if re.search(r"__\w+__\(", code) else "CODE"
 
 
 def ask(documented: Documented) -> list[dict[str, Any]]:

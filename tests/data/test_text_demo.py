@@ -10,7 +10,7 @@ import pytest
 
 from d2v.data import docs, text_demo
 from d2v.data.docs import AREAS, Documented, docstrings, paragraphs, sentences, topics
-from d2v.data.text_demo import ask, ask_if, tag_words
+from d2v.data.text_demo import ask, ask_if, strip_words
 from d2v.errors import InputError
 
 SETS = {
@@ -64,34 +64,37 @@ def test_labels_are_the_areas(sets):
     assert all(areas[row["text"]] == train.features["label"].int2str(row["label"]) for row in train.select(range(99)))
 
 
-def test_tags_are_what_the_reference_marks(sets):
-    names = sets["docs_tagging"]["train"].features["tags"].feature.names
+def test_tags_and_words_make_the_paragraph_again(sets):
+    signs = {name: sign for sign, name in reversed(text_demo.SIGNS.items())}
+    text = {re.sub(r"\W", "", paragraph) for text in text_demo.all_docs() for paragraph in paragraphs(text)}
     for split in sets["docs_tagging"].values():
+        names = split.features["tags"].feature.names
         for row in split:
             tags = [names[tag] for tag in row["tags"]]
-            assert len(tags) == len(row["tokens"]) and not any(re.search(r"\s", token) for token in row["tokens"])
-            for before, tag in zip(["O", *tags], tags, strict=False):
-                assert tag[0] != "I" or before in (tag, f"B-{tag[2:]}")
+            pairs = zip(row["tokens"], tags, strict=True)
+            words = [word.capitalize() if tag[0].isupper() else word for word, tag in pairs]
+            assert re.sub(r"\W", "", "".join(words)) in text
+            assert {signs[tag.lower()] for tag in tags} <= set(",.: ") | {""}
 
 
-@pytest.mark.parametrize("quote", ['"', "`", "``"])  # of Sphinx's text builder, by version
-def test_a_sentence_is_tagged(quote):
-    sentence = (
-        f"If {quote}for{quote} or {quote}object.__len__(self){quote} takes *the name*, {quote}x y{quote} 2 * 3 * 4."
-    )
-    tagged = tag_words(sentence)
-    assert (
-        " ".join(word for word, _ in tagged) == "If for or object . __len__ ( self ) takes the name , x y 2 * 3 * 4 ."
-    )
-    assert {(word, tag) for word, tag in tagged if tag != "O"} == {
-        ("for", "B-KEYWORD"),
-        ("object", "B-METHOD"),
-        *((word, "I-METHOD") for word in (".", "__len__", "(", "self", ")")),
-        ("the", "B-TERM"),
-        ("name", "I-TERM"),
-        ("x", "B-CODE"),
-        ("y", "I-CODE"),
-    }
+def test_a_paragraph_loses_signs_and_capitals():
+    paragraph = "Don't call 'x', \"object.__len__()\": it raises an IOError. However, *name* - A (see `f('x')`); ends!"
+    assert strip_words(paragraph) == [
+        ("don't", "Plain"),
+        ("call", "plain"),
+        ("x", "comma"),
+        ("object.__len__", "colon"),
+        ("it", "plain"),
+        ("raises", "plain"),
+        ("an", "plain"),
+        ("IOError", "period"),
+        ("however", "Comma"),
+        ("name", "plain"),
+        ("a", "Plain"),
+        ("see", "plain"),
+        ("f('x", "comma"),
+        ("ends", "period"),
+    ]
 
 
 def test_answers_are_where_they_say(sets):
