@@ -3,12 +3,12 @@ r"""A whole recipe with transformers' model in it: the same data, batches, token
     python -m benchmarks.agreement masked_lm --config recipes/configs/masked_lm/shakespeare.yaml \
         --data.path DIR --run.max_steps 200 --run.out OUT
 
-Everything behind the recipe's name goes to the recipe, three times with either model, each time with another seed. The
+Everything behind the recipe's name goes to the recipe, with either model and each of `--seeds`, three unless said. The
 figures should differ no more than the seeds make them: their means by at most two pooled standard deviations.
 """
 
+import argparse
 import statistics
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -77,15 +77,19 @@ def stand_in(ours: type[nn.Module]) -> type[nn.Module]:
     return StandIn
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Run the recipe with both models, and print the figures of each seed."""
-    name, *args = argv
-    model = MODELS[name]
-    recipe = load_recipe(name)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", choices=MODELS)
+    parser.add_argument("--seeds", type=int, default=3)
+    options, args = parser.parse_known_args()
+    recipe, model = load_recipe(options.recipe), MODELS[options.recipe]
     config, ours = parse(recipe.Config, args), getattr(recipe, model)
     found: dict[str, list[dict[str, float]]] = {"d2v": [], "transformers": []}
     minutes = dict.fromkeys(found, 0.0)
-    for seed in range(3):
+    for seed in range(options.seeds):
         for who, cls in (("d2v", ours), ("transformers", stand_in(ours))):
             setattr(recipe, model, cls)
             begun = time.monotonic()
@@ -98,10 +102,12 @@ def main(argv: list[str]) -> None:
         for who in found:
             figures = "".join(f"{value:9.4f}" for value in values[who])
             print(f"{who:<14}{figures}   mean {statistics.mean(values[who]):.4f}, {minutes[who]:.1f} minutes")
+        if options.seeds == 1:
+            continue
         apart = abs(statistics.mean(values["d2v"]) - statistics.mean(values["transformers"]))
         pooled = statistics.mean(map(statistics.variance, values.values())) ** 0.5
         print(f"apart {apart:.4f}; two pooled deviations {2 * pooled:.4f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
