@@ -1,5 +1,6 @@
 """Any source that `datasets` reads, as splits with the columns a recipe needs."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,8 @@ def read(data: Data) -> dict[str, "Dataset"]:
                 raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(BUILDERS)}")
             options = {"sep": "\t"} if path.suffix == ".tsv" else {}
             splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), **options)
+        elif files := shards(path):
+            splits = datasets.load_dataset("parquet", data_files=files)
         else:
             splits = datasets.load_dataset(data.path, data.name)
         for split in splits.values():
@@ -127,6 +130,19 @@ def read(data: Data) -> dict[str, "Dataset"]:
         reason = error.__cause__ or error  # such as a byte that is not UTF-8
         raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({reason})") from error
     return {name: undecoded(split) for name, split in splits.items()}
+
+
+def shards(folder: Path) -> dict[str, list[str]]:
+    """The files `<split>-00000-of-00001.parquet` of a folder by split, if one has a name that `datasets` passes over.
+
+    On its own it looks for the usual names, and for others in `data/` only.
+    """
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*-of-*.parquet")):
+        if match := re.fullmatch(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}", file.stem):
+            found.setdefault(match[1], []).append(str(file))
+    usual = re.compile("train(ing)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?")
+    return {} if all(usual.fullmatch(name) for name in found) else found
 
 
 def undecoded(split: "Dataset") -> "Dataset":

@@ -209,3 +209,11 @@ def test_rows_go_by_what_they_have():
     assert row_names(rows(sound=files, idx=[3, 4]), "sound") == ["a/b.wav", "1"]
     assert row_names(rows(sound=["a.wav", "b.wav"]), "sound") == ["a.wav", "b.wav"]
     assert row_names(rows(sound=files, id=[7, 8]), "sound") == ["7", "8"]
+
+
+def test_a_folder_has_splits_of_any_name(tmp_path):
+    for name in ("train", "out_of_domain", "test.other"):  # a name is a word, or words with points between them
+        for part in (0, 1):
+            table({name: 2 + part})[name].to_parquet(tmp_path / f"{name}-0000{part}-of-00002.parquet")
+    splits = read(Data(path=str(tmp_path)))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 5, "out_of_domain": 5, "test.other": 5}
