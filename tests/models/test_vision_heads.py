@@ -71,6 +71,12 @@ def test_fifty_updates_follow_transformers(variant):
     same_updates(theirs, ours, batches)
 
 
+def test_fifty_updates_of_segmentation_follow_transformers():
+    theirs, ours = tiny(SEGMENTATION, **VARIANTS["per layer"], num_labels=5)
+    images = [images_for(ours, 4) for _ in range(5)]
+    same_updates(theirs, ours, [{"pixel_values": x, "labels": torch.randint(0, 5, (4, *x.shape[2:]))} for x in images])
+
+
 @pytest.mark.parametrize("name", [CLASSIFICATION, SEGMENTATION])
 @pytest.mark.parametrize("variant", ["both", "class token"])
 def test_checkpoints_go_both_ways(name, variant, tmp_path):
