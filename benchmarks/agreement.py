@@ -27,7 +27,6 @@ MODELS = {
     "question_answering": "Data2VecTextForQuestionAnswering",
     "multiple_choice": "Data2VecTextForMultipleChoice",
     "masked_lm": "Data2VecTextForMaskedLM",
-    "causal_lm": "Data2VecTextForCausalLM",
 }
 METRICS = ("matthews_correlation", "accuracy", "f1", "loss")
 """What is compared of that which a recipe reports."""
@@ -96,17 +95,18 @@ def main() -> None:
             own = replace(config, run=replace(config.run, seed=seed, out=f"{config.run.out}/{who}{seed}"))
             found[who].append(recipe.main(own))
             minutes[who] += (time.monotonic() - begun) / 60
-    for metric in [metric for metric in METRICS if metric in found["d2v"][0]]:
+    for metric in METRICS:
+        if metric not in found["d2v"][0]:
+            continue
         print(f"\n{metric}, {torch.get_num_threads()} threads")
         values = {who: [results[metric] for results in runs] for who, runs in found.items()}
+        means = {who: statistics.mean(figures) for who, figures in values.items()}
         for who in found:
             figures = "".join(f"{value:9.4f}" for value in values[who])
-            print(f"{who:<14}{figures}   mean {statistics.mean(values[who]):.4f}, {minutes[who]:.1f} minutes")
-        if options.seeds == 1:
-            continue
-        apart = abs(statistics.mean(values["d2v"]) - statistics.mean(values["transformers"]))
-        pooled = statistics.mean(map(statistics.variance, values.values())) ** 0.5
-        print(f"apart {apart:.4f}; two pooled deviations {2 * pooled:.4f}")
+            print(f"{who:<14}{figures}   mean {means[who]:.4f}, {minutes[who]:.1f} minutes")
+        if options.seeds > 1:
+            pooled = statistics.mean(map(statistics.variance, values.values())) ** 0.5
+            print(f"apart {abs(means['d2v'] - means['transformers']):.4f}; two pooled deviations {2 * pooled:.4f}")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def read(data: Data) -> dict[str, "Dataset"]:
                 raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(BUILDERS)}")
             options = {"sep": "\t"} if path.suffix == ".tsv" else {}
             splits = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), **options)
-        elif files := shards(path):
+        elif not data.name and (files := shards(path)):
             splits = datasets.load_dataset("parquet", data_files=files)
         else:
             splits = datasets.load_dataset(data.path, data.name)

@@ -43,7 +43,7 @@ def docs_tagging() -> dict[str, "Dataset"]:
         "tags": datasets.List(datasets.ClassLabel(names=names)),
     }
     rows = {}
-    for paragraph in dict.fromkeys(paragraph for text in all_docs() for paragraph in paragraphs(text)):
+    for paragraph in all_paragraphs():
         tokens, tags = zip(*strip_words(paragraph), strict=True)
         rows.setdefault(tokens, (" ".join(tokens), {"tokens": tokens, "tags": tags}))
     return split(rows.values(), features)
@@ -106,13 +106,17 @@ def docs_text() -> dict[str, "Dataset"]:
     """Paragraphs of the docstrings and of the language reference, one a row: `text`."""
     import datasets
 
-    found = dict.fromkeys(paragraph for text in all_docs() for paragraph in paragraphs(text))
-    return split(((text, {"text": text}) for text in found), {"text": datasets.Value("string")})
+    return split(((text, {"text": text}) for text in all_paragraphs()), {"text": datasets.Value("string")})
 
 
 def all_docs() -> list[str]:
     """All docstrings, and the language reference by topic."""
     return [documented.text for documented in docstrings()] + topics()
+
+
+def all_paragraphs() -> list[str]:
+    """The paragraphs of `all_docs`, each once."""
+    return list(dict.fromkeys(paragraph for text in all_docs() for paragraph in paragraphs(text)))
 
 
 def split(rows: Iterable[tuple[str, dict[str, Any]]], features: dict[str, Any]) -> dict[str, "Dataset"]:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import pytest
@@ -66,15 +66,19 @@ def test_labels_are_the_areas(sets):
 
 def test_tags_and_words_make_the_paragraph_again(sets):
     signs = {name: sign for sign, name in reversed(text_demo.SIGNS.items())}
-    text = {re.sub(r"\W", "", paragraph) for text in text_demo.all_docs() for paragraph in paragraphs(text)}
+    plainer = str.maketrans(";?!", ",..", text_demo.MARKS)
+    texts = defaultdict(list)  # a few differ in their signs only
+    for paragraph in text_demo.all_paragraphs():
+        texts[re.sub(r"\W", "", paragraph)].append(paragraph.translate(plainer))
     for split in sets["docs_tagging"].values():
         names = split.features["tags"].feature.names
         for row in split:
             tags = [names[tag] for tag in row["tags"]]
             pairs = zip(row["tokens"], tags, strict=True)
             words = [word.capitalize() if tag[0].isupper() else word for word, tag in pairs]
-            assert re.sub(r"\W", "", "".join(words)) in text
-            assert {signs[tag.lower()] for tag in tags} <= set(",.: ") | {""}
+            signed = [word.translate(plainer) + signs[tag.lower()] for word, tag in zip(words, tags, strict=True)]
+            candidates = texts[re.sub(r"\W", "", "".join(words))]
+            assert any(all(word in text for word in signed) for text in candidates)
 
 
 def test_a_paragraph_loses_signs_and_capitals():
