@@ -3,9 +3,9 @@
 jsonargparse reads both into dataclasses. An unknown key, a wrong type and an impossible value are errors of one line.
 """
 
+import argparse
 import difflib
 import errno
-import itertools
 import re
 import sys
 import warnings
@@ -187,6 +187,8 @@ def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> N
 def parse(config_class: type, args: list[str] | None = None, demo: Path | None = None) -> Any:
     """A recipe's configuration from the command line; InputError if it is not valid.
 
+    What the command line says wins over a `--config` file, wherever that stands; of two files the later wins.
+
     Args:
         config_class: the recipe's `Config`.
         args: the command line, by default the process's.
@@ -209,9 +211,15 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             raise InputError(file + explain(str(error), parser)) from error
 
-    for flag, file in itertools.pairwise(args):
-        if flag == "--config":
-            read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, options = finder.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    for file in found.config:
+        read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
+    args = [*(f"--config={file}" for file in found.config), *options]
     values = read(args)
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])

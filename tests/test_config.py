@@ -50,12 +50,12 @@ def test_defaults_are_the_recipes_own():
 
 def test_flags_override_the_file_and_the_file_the_defaults(write):
     file = write("optim: {lr: 0.5, clip: 2.0}\nrun: {seed: 7}")
-    for args in (["--config", file, "--optim.lr", "0.25"], ["--config", file, "--optim.lr=0.25"]):
-        found = parse(Config, args)
-        assert (found.optim.lr, found.optim.clip, found.run.seed) == (0.25, 2.0, 7)
-        assert (found.run.out, found.optim.eps) == ("runs/test", 1e-8)
-    # The last word counts: a file after a flag overrides it, a second file the first.
-    assert parse(Config, ["--optim.lr", "0.25", "--config", file]).optim.lr == 0.5
+    for flag in (["--optim.lr", "0.25"], ["--optim.lr=0.25"]):
+        for args in (["--config", file, *flag], [f"--config={file}", *flag], [*flag, "--config", file]):
+            found = parse(Config, args)
+            assert (found.optim.lr, found.optim.clip, found.run.seed) == (0.25, 2.0, 7)
+            assert (found.run.out, found.optim.eps) == ("runs/test", 1e-8)
+    # Of two files the later wins.
     found = parse(Config, ["--config", file, "--config", write("optim: {lr: 0.125}", "later.yaml")])
     assert (found.optim.lr, found.optim.clip) == (0.125, 2.0)
 
@@ -116,6 +116,7 @@ def test_unknown_flag(flag, suggestion):
         (["--mode", "trian"], ["mode", "'train', 'evaluate'", "trian"]),
         (["--optim.betas", "[0.9]"], ["optim.betas", "2 elements"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "not exist"]),
+        (["--config"], ["--config", "expected one argument"]),
         (["train"], ["train"]),
     ],
 )

@@ -38,7 +38,7 @@ class Config:
     def __post_init__(self):
         if self.id2label is None:
             self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        self.id2label = {int(i): name for i, name in self.id2label.items()}
+        self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
         self.num_labels = len(self.id2label)
         check_types(self)
 

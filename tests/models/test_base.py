@@ -133,6 +133,8 @@ def test_another_architecture():
 def test_labels():
     config = Data2VecAudioConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}})
     assert config.num_labels == 3 and config.label2id == {"a": 0, "b": 1, "c": 2}
+    sorted_as_text = {"0": "a", "1": "b", "10": "k"} | {str(i): "cdefghij"[i - 2] for i in range(2, 10)}
+    assert "".join(Data2VecAudioConfig.from_dict({"id2label": sorted_as_text}).id2label.values()) == "abcdefghijk"
     fewer = Data2VecAudioConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}}, num_labels=1)
     assert fewer.id2label == {0: "LABEL_0"}
     assert Data2VecAudioConfig.from_dict({}, id2label={0: "x"}).num_labels == 1
