@@ -12,7 +12,8 @@ class LengthBatches(Sampler[list[int]]):
     """Batches bounded in rows and in padded length, for training.
 
     Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches
-    and shuffles these. The number of batches does not change from epoch to epoch, every row comes once an epoch, and
+    and shuffles these. Within a batch the shortest come first: neighbours of one length share a call of attention, see
+    `d2v.models.packing`. The number of batches does not change from epoch to epoch, every row comes once an epoch, and
     the order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all
     batches are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
 
@@ -48,6 +49,7 @@ class LengthBatches(Sampler[list[int]]):
         """
         self.seed, self.rank, self.processes, self.accumulation = seed, rank, processes, accumulation
         self.epoch = self.skip = 0
+        self.lengths = lengths
         group = processes * accumulation
         if len(lengths) < group:
             raise InputError(
@@ -96,7 +98,7 @@ class LengthBatches(Sampler[list[int]]):
         order = torch.randperm(len(batches), generator=generator).tolist()
         mine = order[self.rank : self.total : self.processes]
         for i in mine[self.skip :]:
-            yield batches[i]
+            yield sorted(batches[i], key=self.lengths.__getitem__)
 
 
 def eval_batches(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
+from d2v.models.dropout import Dropout
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
 from d2v.models.packing import Packing, filler
@@ -161,7 +162,7 @@ class AudioEncoder(Encoder):
         )
         self.pos_conv_embed = PositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, packing: Packing, **options):
         """As `Encoder.forward`."""

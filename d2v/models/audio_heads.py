@@ -10,6 +10,7 @@ from d2v import losses
 from d2v.errors import InputError
 from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.base import check_labels, classification_loss, mean
+from d2v.models.dropout import Dropout
 from d2v.models.outputs import HeadOutput
 from d2v.models.packing import Packing
 
@@ -20,7 +21,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
     def __init__(self, config: Data2VecAudioConfig):
         super().__init__(config)
         self.data2vec_audio = Data2VecAudioModel(config)
-        self.dropout = nn.Dropout(config.final_dropout)
+        self.dropout = Dropout(config.final_dropout)
         self.lm_head = nn.Linear(
             config.output_hidden_size if config.add_adapter else config.hidden_size, config.vocab_size
         )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models.dropout import Dropout
 from d2v.models.packing import Packing
 from d2v.models.transformer import Attention
 
@@ -32,7 +33,7 @@ class PatchEmbeddings(nn.Module):
         if config.use_absolute_position_embeddings:
             self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], width))
         self.projection = nn.Conv2d(config.num_channels, width, config.patch_size, stride=config.patch_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Images (B, channels, height, width) to (B, 1 + P, D) and their grid.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, init_linear
+from d2v.models.dropout import Dropout
 from d2v.models.outputs import TextModelOutput
 from d2v.models.packing import Packing, filler
 from d2v.models.transformer import Activation, Cache, Encoder
@@ -86,7 +87,7 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=pad)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Embedded words (N, D), positions (N,) and types (N,) to (N, D)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2v import losses
 from d2v.models.base import check_labels, classification_loss, mean
+from d2v.models.dropout import Dropout
 from d2v.models.generation import generate
 from d2v.models.outputs import CausalLMOutput, HeadOutput, QuestionAnsweringOutput
 from d2v.models.packing import Packing
@@ -192,7 +193,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: Data2VecTextConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = Dropout(config.head_dropout)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, first: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Data2VecTextForMultipleChoice(TextPreTrainedModel):
     def __init__(self, config: Data2VecTextConfig):
         super().__init__(config)
         self.data2vec_text = Data2VecTextModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
@@ -254,7 +255,7 @@ class Data2VecTextForTokenClassification(TextPreTrainedModel):
     def __init__(self, config: Data2VecTextConfig):
         super().__init__(config)
         self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 

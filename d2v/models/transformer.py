@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from d2v.errors import InputError
+from d2v.models.dropout import Dropout, drop
 from d2v.models.packing import Packing
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "selu", "silu", "swish", "tanh"]
@@ -31,6 +32,15 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
+
+LONGEST_WRITTEN_OUT = 1024
+"""Positions up to which a CPU in bf16 keeps all T * T weights of a row, though its kernel could do without."""
+
+SHORT = 128
+"""Positions below which rows of several lengths are attended to in fp32 on a CPU.
+
+In bf16 oneDNN compiles six products for every new number and length of rows, 3 to 6 ms, as long as they take in fp32.
+"""
 
 
 @dataclass
@@ -95,7 +105,7 @@ def attention_mask(queries: Packing, keys: Packing, causal: bool, device: torch.
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, for those who want to see the weights.
+    """Attention written out, which shows its weights.
 
     Args:
         q: (B, H, T, K).
@@ -107,12 +117,12 @@ def eager_attention(
     Returns:
         Context (B, H, T, K) and weights (B, H, T, S).
     """
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, S)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    weights = drop(scores.softmax(dim=-1), dropout)
     return weights @ v, weights
 
 
@@ -126,6 +136,21 @@ def sdpa_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
 
 
+def run_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, causal: bool) -> Tensor:
+    """The same for rows of one length without a mask, (B, H, T, K) to (B, H, T, K); with `causal` there is no bias.
+
+    torch's CPU kernel cannot drop weights, and what takes its place is 1.5 to 5 times slower than attention written
+    out; in bf16 the kernel itself takes twice as long. It needs less memory: a longer row stays with it.
+    """
+    cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not cpu or (dropout == 0 and (q.itemsize >= 4 or q.shape[2] > LONGEST_WRITTEN_OUT)):
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal)
+    if causal:
+        bias = q.new_full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
+    with torch.autocast("cpu", enabled=False):  # which would have the softmax in fp32, twice the memory to move
+        return eager_attention(q, k, v, None, bias, dropout)[0]
+
+
 def attention_by_rows(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
@@ -134,16 +159,15 @@ def attention_by_rows(
     On a CPU calls are cheap and wasted work is not. Elsewhere, and while compiling, one masked call on the padded
     batch is quicker than many small ones, unless nothing is padded.
     """
-    dtype = q.dtype
-    if q.device.type == "cpu" and q.itemsize < 4 and not torch.compiler.is_compiling():
-        # The CPU kernel's backward pass is up to twice as fast in fp32 as in bf16.
+    dtype, runs = q.dtype, packing.runs
+    if q.device.type == "cpu" and len(runs) > 1 and packing.length < SHORT:
         q, k, v = q.float(), k.float(), v.float()
     q, k, v = (packing.trim(x) for x in (q, k, v))
-    contexts, sizes = [], [rows * length for rows, length in packing.runs]
-    for (rows, length), *qkv in zip(packing.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+    contexts, sizes = [], [rows * length for rows, length in runs]
+    for (rows, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
         q_run, k_run, v_run = (x.unflatten(0, (rows, length)).transpose(1, 2) for x in qkv)  # (rows, H, length, K)
         run_bias = None if bias is None else bias[..., :length, :length].to(q.dtype)
-        context = F.scaled_dot_product_attention(q_run, k_run, v_run, run_bias, dropout, is_causal=causal)
+        context = run_attention(q_run, k_run, v_run, run_bias, dropout, causal)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
     return packing.fill(contexts[0] if len(contexts) == 1 else torch.cat(contexts)).to(dtype)
 
@@ -231,7 +255,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.activation = ACTIVATIONS[activation]
-        self.activation_dropout, self.dropout = nn.Dropout(activation_dropout), nn.Dropout(dropout)
+        self.activation_dropout, self.dropout = Dropout(activation_dropout), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, D)"""
@@ -270,7 +294,7 @@ class Block(nn.Module):
             Attention, width, heads, dropout=attention_dropout, key_bias=key_bias, implementation=implementation
         )
         self.attn = attention(causal=causal)
-        self.attn_dropout = nn.Dropout(dropout)
+        self.attn_dropout = Dropout(dropout)
         self.attn_norm = nn.LayerNorm(width, eps=norm_eps)
         if cross_attention:
             self.cross_attn, self.cross_norm = attention(causal=False), nn.LayerNorm(width, eps=norm_eps)

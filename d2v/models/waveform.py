@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models.dropout import Dropout
 from d2v.models.packing import Packing, filler
 from d2v.models.transformer import ACTIVATIONS
 
@@ -140,7 +141,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C) -> hidden states (N, D) and normalised features (N, C)."""

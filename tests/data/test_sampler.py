@@ -53,8 +53,9 @@ def test_an_epoch(lengths, max_rows, max_length, processes, accumulation, seed, 
     assert len(set(rows)) == len(rows) and set(rows) <= set(range(len(lengths)))
     assert len(rows) == (len(lengths) // group * group if single else len(lengths))
 
-    # Within the bounds, and none empty.
+    # Within the bounds, none empty, rows of one length side by side.
     for batch in found:
+        assert [lengths[i] for i in batch] == sorted(lengths[i] for i in batch)
         assert 1 <= len(batch) <= max_rows
         assert (
             max_length is None or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_length * 1.0001

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
+from d2v.models.dropout import drop
 from d2v.models.packing import Packing
-from d2v.models.transformer import Encoder
+from d2v.models.transformer import Encoder, attention_by_rows
 
 BLOCK = {
     "width": 8,
@@ -113,3 +117,54 @@ def test_gradient_checkpointing_keeps_less():
             run(model, x)
         kept.append(sum(saved))
     assert kept[1] < kept[0] / 3
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_dropout_drops_its_share_and_keeps_the_mean(p, seed, dtype):
+    torch.manual_seed(seed)
+    x = torch.ones(173, 231, dtype=dtype, requires_grad=True)  # an odd number of elements
+    out = drop(x, p)
+    out.sum().backward()
+    kept = out != 0
+    assert out.shape == x.shape and out.dtype == dtype and torch.equal(x.grad, out)
+    assert torch.allclose(out[kept].double(), torch.tensor(1 / (1 - p), dtype=torch.float64), rtol=1e-2)
+    assert abs(kept.double().mean() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16
+    torch.manual_seed(seed)
+    assert torch.equal(out, drop(x, p))
+
+
+def test_dropout_treats_all_elements_alike():
+    # Four elements share a word of 64 random bits: none of the four is kept more often, or together with another.
+    kept = (drop(torch.ones(400_000), 0.25) != 0).view(-1, 4).double()
+    assert (kept.mean(0) - 0.75).abs().max() < 0.01
+    assert (torch.corrcoef(kept.T) - torch.eye(4)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True), (1.0, True)])
+def test_dropout_at_its_ends(p, training):
+    x = torch.randn(5, 3)
+    assert torch.equal(drop(x, p, training), x * 0 if training and p else x)
+    assert drop(torch.ones(0, 3), 0.5).shape == (0, 3) and drop(torch.ones(()), 0.5) in (0, 2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_way_to_attend_means_the_same(causal, dropout, dtype):
+    # Rows of one length and of several, short and long: fp32, bf16, torch's kernel or written out.
+    for lengths in ((5, 5), (7, 3, 3), (130, 140)):
+        packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], len(lengths), max(lengths))
+        q, k = (torch.randn(sum(lengths), 2, 8, dtype=dtype) for _ in range(2))
+        v = torch.ones(sum(lengths), 2, 8, dtype=dtype)  # so that the context is the sum of the weights that are left
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = attention_by_rows(q, k, v, packing, None, dropout, causal)
+        assert out.dtype == dtype and torch.equal(out[..., 0], out[..., 1])
+        assert abs(out.double().mean() - 1) < (0.01 if dropout == 0 else 0.2)
+        if dropout == 0:
+            v = torch.randn_like(v)
+            out = attention_by_rows(q, k, v, packing, None, dropout, causal).float()
+            parts = zip(*(x.float().split(lengths) for x in (q, k, v, out)), strict=True)
+            for q_row, k_row, v_row, found in parts:
+                qkv = (x.transpose(0, 1) for x in (q_row, k_row, v_row))
+                expected = F.scaled_dot_product_attention(*qkv, is_causal=causal).transpose(0, 1)
+                assert torch.allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 0.05)
