@@ -32,5 +32,5 @@ class Dropout(nn.Dropout):
     """The module of the function."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """X of any shape."""
+        """Of any shape."""
         return drop(x, self.p, self.training)

@@ -37,9 +37,9 @@ LONGEST_WRITTEN_OUT = 1024
 """Positions up to which a CPU in bf16 keeps all T * T weights of a row, though its kernel could do without."""
 
 SHORT = 128
-"""Positions below which rows of several lengths are attended to in fp32 on a CPU.
+"""Positions below which rows of several lengths go through attention in fp32 on a CPU, though they are in bf16.
 
-In bf16 oneDNN compiles six products for every new number and length of rows, 3 to 6 ms, as long as they take in fp32.
+In bf16 oneDNN compiles its products anew for every number and length of rows, 3 to 6 ms each time; in fp32 it does not.
 """
 
 
@@ -160,7 +160,7 @@ def attention_by_rows(
     batch is quicker than many small ones, unless nothing is padded.
     """
     dtype, runs = q.dtype, packing.runs
-    if q.device.type == "cpu" and len(runs) > 1 and packing.length < SHORT:
+    if q.device.type == "cpu" and q.itemsize < 4 and len(runs) > 1 and packing.length < SHORT:
         q, k, v = q.float(), k.float(), v.float()
     q, k, v = (packing.trim(x) for x in (q, k, v))
     contexts, sizes = [], [rows * length for rows, length in runs]

@@ -149,10 +149,11 @@ def test_dropout_at_its_ends(p, training):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_every_way_to_attend_means_the_same(causal, dropout, dtype):
-    # Rows of one length and of several, short and long: fp32, bf16, torch's kernel or written out.
-    for lengths in ((5, 5), (7, 3, 3), (130, 140)):
+    # Rows of one length and of several, short, long and very long: fp32, bf16, torch's kernel or written out.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float64: 1e-12}[dtype]
+    for lengths in ((5, 5), (7, 3, 3), (130, 140), (1030, 2)):
         packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], len(lengths), max(lengths))
         q, k = (torch.randn(sum(lengths), 2, 8, dtype=dtype) for _ in range(2))
         v = torch.ones(sum(lengths), 2, 8, dtype=dtype)  # so that the context is the sum of the weights that are left
@@ -162,9 +163,10 @@ def test_every_way_to_attend_means_the_same(causal, dropout, dtype):
         assert abs(out.double().mean() - 1) < (0.01 if dropout == 0 else 0.2)
         if dropout == 0:
             v = torch.randn_like(v)
-            out = attention_by_rows(q, k, v, packing, None, dropout, causal).float()
-            parts = zip(*(x.float().split(lengths) for x in (q, k, v, out)), strict=True)
+            out = attention_by_rows(q, k, v, packing, None, dropout, causal)
+            exact = torch.promote_types(dtype, torch.float32)
+            parts = zip(*(x.to(exact).split(lengths) for x in (q, k, v, out)), strict=True)
             for q_row, k_row, v_row, found in parts:
                 qkv = (x.transpose(0, 1) for x in (q_row, k_row, v_row))
                 expected = F.scaled_dot_product_attention(*qkv, is_causal=causal).transpose(0, 1)
-                assert torch.allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 0.05)
+                assert torch.allclose(found, expected, atol=tolerance)
