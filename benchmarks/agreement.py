@@ -18,8 +18,8 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.recipe import load_recipe
-from d2v.checkpoint import rename
 from d2v.config import parse
+from d2v.pretrained import rename
 
 MODELS = {
     "text_classification": "Data2VecTextForSequenceClassification",

@@ -66,8 +66,13 @@ RUNS: dict[str, dict[str, list[str]]] = {
     },
     "multiple_choice": {
         "evaluate": SCORE,
-        "predict": [*PREDICT, "--data.path={inputs}/texts.jsonl", "--data.prompt_column=question",
-                    "--data.start_column=null", "--data.choice_columns=[choices]"],
+        "predict": [
+            *PREDICT,
+            "--data.path={inputs}/texts.jsonl",
+            "--data.prompt_column=question",
+            "--data.start_column=null",
+            "--data.choice_columns=[choices]",
+        ],
     },
     "causal_lm": {
         "evaluate": SCORE,
@@ -117,7 +122,7 @@ def write_inputs(folder: Path) -> None:
     ]
     (folder / "turns.rttm").write_text("".join(turns), "utf-8")
     (folder / "trials.txt").write_text("".join(f"{i}.wav {j}.wav\n" for i in range(6) for j in range(i)), "utf-8")
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     grams = ["-99\t<s>\t0", "-1\t</s>\t0", "-9\t<unk>\t0", *(f"-1\t{word}\t0" for word in words)]
     lines = ["\\data\\", f"ngram 1={len(grams)}", "ngram 2=1", "", "\\1-grams:", *grams, "", "\\2-grams:"]
     (folder / "lm.arpa").write_text("\n".join([*lines, "-0.5\tone two", "", "\\end\\", ""]), "utf-8")

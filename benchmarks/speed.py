@@ -22,9 +22,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from d2v.checkpoint import rename
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.pretrained import rename
 from d2v.processors.audio import AudioFeatureExtractor
 
 IMPLEMENTATIONS = EAGER, SDPA, OURS = "transformers-eager", "transformers-sdpa", "ours"

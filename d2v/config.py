@@ -264,7 +264,7 @@ def to_yaml(config: Any) -> str:
 
 def run(main: Callable[[Any], Any], config_class: type, demo: Path | None = None) -> None:
     """Run a recipe from the command line; exit code 0, 2 for bad input, 130 for an interrupt that was saved."""
-    from d2v.train import Interrupted
+    from d2v.training.loop import Interrupted
 
     try:
         main(parse(config_class, demo=demo))

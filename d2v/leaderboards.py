@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2v.checkpoint import read_json
 from d2v.config import exit_with
 from d2v.errors import InputError
+from d2v.pretrained import read_json
 from d2v.processors.image import load_mask
-from d2v.report import write_jsonl
+from d2v.training.report import write_jsonl
 
 KEYWORD = "(yes|no|up|down|left|right|on|off|stop|go|_unknown_|_silence_)"
 VOXCELEB = r"id\d{5}-\S{11}-\d{5}"  # speaker, video, utterance

@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d2v import losses
-from d2v.beam_search import Decoding, beam_search
-from d2v.checkpoint import fetch_file
 from d2v.config import Optim, Run, check_mode, run
 from d2v.data.audio import AudioData, check_splits, load_clips, text_problem, transcript_problem
-from d2v.data.collate import eval_loader, pad_labels, train_loader
-from d2v.data.demo import number_words
 from d2v.data.load import load, row_names
-from d2v.decoding import greedy, hear_in_windows, words_with_times
+from d2v.data.loaders import eval_loader, pad_labels, train_loader
+from d2v.decode.ctc import greedy, hear_in_windows, words_with_times
+from d2v.decode.ctc_lm import Decoding, beam_search
+from d2v.demo.speech import number_words
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, normalized_error_rate, show_errors, whisper_normalizer
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.pretrained import fetch_file
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
-from d2v.report import finish
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 # What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
 FINE_TUNING = {

@@ -20,17 +20,17 @@ from torch import Tensor
 from d2v import losses
 from d2v.config import Optim, Run, check_mode, run
 from d2v.data.audio import AudioData, check_splits, load_clips, random_crop, random_speed
-from d2v.data.collate import eval_loader, train_loader
-from d2v.data.demo import spoken_words
 from d2v.data.labels import check_classes, label_problem, name_classes
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.demo.speech import spoken_words
 from d2v.errors import InputError
 from d2v.metrics.classification import accuracy_and_f1, mean_average_precision, plot_confusion
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.report import finish
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -21,20 +21,20 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v import losses
-from d2v.checkpoint import fetch_file, read_json, write_json
 from d2v.config import Optim, Run, at_least, check_mode, run
 from d2v.data.audio import AudioData, check_splits, crop_start, load_clips
-from d2v.data.collate import eval_loader, train_loader
-from d2v.data.demo import conversations
+from d2v.data.diarization import read_turns, recording_names, turn_classes, turn_problem
 from d2v.data.load import load, row_names
-from d2v.data.turns import read_turns, recording_names, turn_classes, turn_problem
-from d2v.diarization import Segment, hear_segments, read_rttm, segments_to_frames, write_rttm
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.decode.diarization import Segment, hear_segments, read_rttm, segments_to_frames, write_rttm
+from d2v.demo.speech import conversations
 from d2v.metrics.diarization import baselines, choose_threshold, plot_timelines, segment_rates
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
+from d2v.pretrained import fetch_file, read_json, write_json
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.report import finish
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

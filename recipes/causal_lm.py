@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, at_least, check_mode, run
-from d2v.data.collate import eval_loader, train_loader
-from d2v.data.language import LanguageData, cut, pieces, read_stream, training_windows, windows
+from d2v.data.language_modeling import LanguageData, cut, pieces, read_stream, training_windows, windows
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.text import tokenizer_for
-from d2v.data.text_demo import docs_text
+from d2v.demo.text import docs_text
 from d2v.lora import save_adapted
 from d2v.losses import IGNORE
-from d2v.metrics.language import language_rates
+from d2v.metrics.language_modeling import language_rates
 from d2v.models.text_heads import Data2VecTextForCausalLM
-from d2v.report import finish
-from d2v.text import text_model
-from d2v.train import fit, predict, start
+from d2v.training.build import text_model
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -24,19 +24,19 @@ from torch import Tensor
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
 from d2v.data.augment import Augment, augmenter, mixer
-from d2v.data.collate import eval_loader, train_loader
 from d2v.data.image import ImageData, add_places, fit_processor, read_image, read_real
-from d2v.data.image_demo import digits
 from d2v.data.labels import check_classes, distinct, label_problem, match_classes, name_classes
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.demo.images import digits
 from d2v.errors import InputError
 from d2v.lora import add_lora, save_adapted
 from d2v.metrics.classification import plot_confusion, ranked_accuracy, real_accuracy
 from d2v.models.vision import Data2VecVisionConfig, sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
-from d2v.report import finish
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -21,17 +21,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
-from d2v.data.choices import encode_choices, read_choices
-from d2v.data.collate import eval_loader, train_loader
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.multiple_choice import encode_choices, read_choices
 from d2v.data.text import TextData, tokenizer_for
-from d2v.data.text_demo import docs_next
+from d2v.demo.text import docs_next
 from d2v.lora import save_adapted
 from d2v.metrics.classification import accuracy_and_f1
 from d2v.models.text_heads import Data2VecTextForMultipleChoice
-from d2v.report import finish
-from d2v.text import text_model
-from d2v.train import fit, predict, start
+from d2v.training.build import text_model
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -18,11 +18,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v import losses
-from d2v.checkpoint import write_json
 from d2v.config import Lora, Optim, Run, at_least, check_mode, run
-from d2v.data.collate import eval_loader, train_loader
 from d2v.data.load import load, row_names
-from d2v.data.squad import (
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.question_answering import (
     answer,
     answer_tokens,
     best_spans,
@@ -32,13 +31,14 @@ from d2v.data.squad import (
     text_tokens,
 )
 from d2v.data.text import TextData, all_texts, tokenizer_for
-from d2v.data.text_demo import docs_questions
+from d2v.demo.text import docs_questions
 from d2v.lora import save_adapted
-from d2v.metrics.squad import squad, squad_v2
+from d2v.metrics.question_answering import squad, squad_v2
 from d2v.models.text_heads import Data2VecTextForQuestionAnswering
-from d2v.report import finish
-from d2v.text import text_model
-from d2v.train import fit, predict, start
+from d2v.pretrained import write_json
+from d2v.training.build import text_model
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -23,10 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from d2v.config import Optim, Run, check_mode, run
-from d2v.data.collate import eval_loader, train_loader
 from d2v.data.image import fit_processor, read_image
-from d2v.data.image_demo import SCENE_CLASSES, scenes
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.segmentation import (
     SegmentationData,
     augment,
@@ -38,14 +37,15 @@ from d2v.data.segmentation import (
     read_pairs,
     to_tensor,
 )
+from d2v.decode.segmentation import draw_overlays, label_map
+from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
 from d2v.metrics.segmentation import pixel_counts, segmentation_rates, write_class_table
 from d2v.models.vision import Data2VecVisionConfig, sides
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
 from d2v.processors.image import IGNORED, ImageProcessor
-from d2v.report import finish
-from d2v.segmentation import draw_overlays, label_map
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -19,20 +19,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from d2v import verification
 from d2v.config import Optim, Run, at_least, check_mode, run
 from d2v.data.audio import AudioData, check_splits, load_clips, random_crop
-from d2v.data.collate import eval_loader, train_loader
-from d2v.data.demo import voices
 from d2v.data.labels import check_classes, name_classes
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.decode import verification
+from d2v.demo.speech import voices
 from d2v.errors import InputError
 from d2v.metrics.verification import plot_det, verification_rates
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.report import finish
-from d2v.train import fit, predict, start
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -26,19 +26,19 @@ from torch import Tensor
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
-from d2v.data.collate import eval_loader, train_loader
 from d2v.data.labels import check_classes, label_problem, name_classes
 from d2v.data.load import load, row_names
+from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.text import TextData, all_texts, encode_texts, tokenizer_for
-from d2v.data.text_demo import docs_classification
+from d2v.demo.text import docs_classification
 from d2v.errors import InputError
 from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.glue import choose_figures, rates
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
-from d2v.report import finish, write_jsonl
-from d2v.text import problem_type, text_model
-from d2v.train import fit, predict, start
+from d2v.training.build import problem_type, text_model
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish, write_jsonl
 
 KINDS = {"one": "single_label_classification", "several": "multi_label_classification", "value": "regression"}
 

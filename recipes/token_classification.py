@@ -17,19 +17,27 @@ import numpy as np
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
-from d2v.data.collate import eval_loader, pad_labels, train_loader
 from d2v.data.labels import check_classes, name_classes
 from d2v.data.load import load, row_names
-from d2v.data.tagging import check_tags, check_words, encode_words, firsts, inside, piece_labels, write_conll
+from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import TextData, tokenizer_for
-from d2v.data.text_demo import docs_tagging
+from d2v.data.token_classification import (
+    check_tags,
+    check_words,
+    encode_words,
+    firsts,
+    inside,
+    piece_labels,
+    write_conll,
+)
+from d2v.demo.text import docs_tagging
 from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion
-from d2v.metrics.tagging import are_chunks, tag_rates
+from d2v.metrics.token_classification import are_chunks, tag_rates
 from d2v.models.text_heads import Data2VecTextForTokenClassification
-from d2v.report import finish
-from d2v.text import text_model
-from d2v.train import fit, predict, start
+from d2v.training.build import text_model
+from d2v.training.loop import fit, predict, start
+from d2v.training.report import finish
 
 
 @dataclass

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import d2v
-from d2v.checkpoint import rename
+from d2v.pretrained import rename
 
 TABLE: dict[str, dict[str, float | str]] = {}
 """Class -> column -> largest difference, filled by `tests/models/test_every_class.py` and printed after the tests."""

@@ -38,9 +38,9 @@ def test_imports_point_one_way(path):
     found = {module for module in imports(path) if module.partition(".")[0] not in sys.stdlib_module_names}
     assert not {module for module in found if within(module, "recipes", "tests", "benchmarks")}
     if within(name, "d2v.models"):
-        allowed = ("torch", "scipy", "d2v.models", "d2v.losses", "d2v.checkpoint", "d2v.errors")
+        allowed = ("torch", "scipy", "d2v.models", "d2v.losses", "d2v.pretrained", "d2v.errors")
         assert not {module for module in found if not within(module, *allowed)}
-    if name in ("d2v.losses", "d2v.checkpoint", "d2v.errors"):
+    if name in ("d2v.losses", "d2v.pretrained", "d2v.errors"):
         assert {module for module in found if within(module, "d2v")} <= {"d2v.errors"} - {name}
 
 

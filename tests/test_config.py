@@ -13,7 +13,7 @@ from benchmarks.recipe import load_recipe
 from d2v import config
 from d2v.config import Data, Optim, Run, parse, to_yaml
 from d2v.errors import InputError
-from d2v.train import Interrupted
+from d2v.training.loop import Interrupted
 
 
 @dataclass

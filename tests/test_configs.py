@@ -12,9 +12,9 @@ from PIL import Image
 from benchmarks.recipe import load_recipe
 from d2v.config import parse
 from d2v.data.image import ImageData
-from d2v.data.image_demo import png
 from d2v.data.segmentation import SegmentationData
 from d2v.data.text import TextData
+from d2v.demo.images import png
 from tests.helpers import ROOT, parse_command, tiny_reader, tiny_recogniser, tiny_viewer
 from tests.tiny import flac, name_splits, sentences, texts, tones
 

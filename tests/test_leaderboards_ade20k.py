@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2v.data.image_demo import png
+from d2v.demo.images import png
 from d2v.leaderboards import main
 from tests.test_leaderboards import Refused, complaint, require, spoiled, write_run
 

@@ -1,1 +1,1 @@
-"""Data: loading any `datasets` source, collation, length-bucketed sampling, and the embedded demo sets."""
+"""Rows and batches: any `datasets` source, its splits, labels and lengths, and the loaders."""

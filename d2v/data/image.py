@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d2v.checkpoint import read_json_value
 from d2v.config import Data
 from d2v.errors import InputError
+from d2v.pretrained import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def read_image(value: ImageSource, where: str) -> Image.Image:
 
 @contextmanager
 def drawing(draw: tuple[int, ...]) -> Iterator[None]:
-    """Within, torch's random numbers are those of a row's `draw`, see `d2v.data.collate.Drawn`; then as they were.
+    """Within, torch's random numbers are those of a row's `draw`, see `d2v.data.loaders.Drawn`; then as they were.
 
     The transforms of torchvision draw from torch's generator of the CPU. `torch.manual_seed` would reset a GPU's too.
     """

@@ -28,7 +28,7 @@ def load(
         config: a recipe's, with `mode`, `data` and `run`.
         demo: makes all splits of the demo.
         columns: as for `choose_splits`.
-        accelerator: from `d2v.train.start`.
+        accelerator: from `d2v.training.loop.start`.
         reader: makes all splits of a source, by default `read`.
     """
     with accelerator.main_process_first():

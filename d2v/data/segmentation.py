@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d2v.checkpoint import read_json
 from d2v.config import Data, at_least
 from d2v.data.image import add_places, drawing, read_image
 from d2v.data.load import read
 from d2v.errors import InputError
+from d2v.pretrained import read_json
 from d2v.processors.image import IGNORED, ImageSource, load_mask, reduce_labels
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def augment(image: Tensor, mask: Tensor, data: SegmentationData, draw: tuple[int
         image: (3, H, W) uint8, as `to_tensor` makes it.
         mask: (h, w) uint8 class numbers, of the image's proportions.
         data: how much of each.
-        draw: the numbers that decide, see `d2v.data.collate.Drawn`.
+        draw: the numbers that decide, see `d2v.data.loaders.Drawn`.
 
     Returns:
         Image and mask, `data.crop` large or smaller.

@@ -1,6 +1,6 @@
 """Diarization error rate, by pyannote.metrics, and what to compare it with.
 
-Segments are (start, end, speaker) in seconds, as in `d2v.diarization`. Shapes: T frames, C speakers.
+Segments are (start, end, speaker) in seconds, as in `d2v.decode.diarization`. Shapes: T frames, C speakers.
 """
 
 import os
@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from d2v.diarization import Segment, hear_segments, segments_to_frames
+from d2v.decode.diarization import Segment, hear_segments, segments_to_frames
 from d2v.errors import InputError
 
 Recordings = Mapping[str, Sequence[Segment]]

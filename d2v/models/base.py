@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from d2v import checkpoint, losses
+from d2v import losses, pretrained
 from d2v.errors import InputError
 from d2v.models.transformer import Attention
 
@@ -64,7 +64,7 @@ class Config:
     @classmethod
     def from_pretrained(cls, source: str | Path, **changes) -> "Config":
         """From `config.json` of a folder or a hub repository."""
-        return cls.from_dict(checkpoint.load_config(source), **changes)
+        return cls.from_dict(pretrained.load_config(source), **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of `config.json`."""
@@ -98,7 +98,7 @@ class PreTrainedModel(nn.Module):
 
     Attributes:
         config_class: the configuration it is built from.
-        renames: our parameter names to Hugging Face's, see `d2v.checkpoint`.
+        renames: our parameter names to Hugging Face's, see `d2v.pretrained`.
         base_model_prefix: under this attribute, models with a head keep the model without one.
     """
 
@@ -171,18 +171,18 @@ class PreTrainedModel(nn.Module):
             **config_changes: fields of the configuration that are to differ, such as `mask_time_prob=0.5`.
         """
         model = cls(cls.config_class.from_pretrained(source, **config_changes))
-        report = checkpoint.load_weights(model, source)
+        report = pretrained.load_weights(model, source)
         if verbose and str(report):
             print(report)
         return model.to(torch_dtype or torch.float32).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` as Hugging Face does, under its names."""
-        checkpoint.save(self, folder)
+        pretrained.save(self, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Save to a hub repository, created if need be; returns the commit's address."""
-        return checkpoint.push_to_hub(self, repo_id, private=private, token=token)
+        return pretrained.push_to_hub(self, repo_id, private=private, token=token)
 
 
 def init_linear(module: nn.Module, std: float) -> None:

@@ -19,8 +19,8 @@ import soxr
 import torch
 from torch import Tensor
 
-from d2v.checkpoint import fetch_file, read_json, write_json
 from d2v.errors import InputError
+from d2v.pretrained import fetch_file, read_json, write_json
 
 AudioSource = str | os.PathLike | bytes | dict[str, Any]
 # What Hugging Face's tokenizer assumes where tokenizer_config.json is silent.

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2v.checkpoint import fetch_file, read_json, write_json
 from d2v.errors import InputError
+from d2v.pretrained import fetch_file, read_json, write_json
 
 ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image
 # Of Pillow's formats those in use; others are rare, and to read EPS, which is a program, it would run Ghostscript.

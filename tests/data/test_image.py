@@ -10,8 +10,8 @@ from PIL import Image
 
 from d2v.config import Data
 from d2v.data.image import ImageData, add_places, drawing, fit_processor, read_image, read_real
-from d2v.data.image_demo import digits, png
 from d2v.data.load import read
+from d2v.demo.images import digits, png
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from d2v.data.image_demo import SCENE_CLASSES, png, scenes
 from d2v.data.segmentation import (
     SegmentationData,
     augment,
@@ -20,6 +19,7 @@ from d2v.data.segmentation import (
     read_pairs,
     to_tensor,
 )
+from d2v.demo.images import SCENE_CLASSES, png, scenes
 from d2v.errors import InputError
 
 LABELS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)

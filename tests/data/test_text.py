@@ -9,7 +9,7 @@ from d2v.data.text import TextData, all_texts, encode_texts, tokenizer_for
 from d2v.errors import InputError
 from d2v.models.text_heads import Data2VecTextForSequenceClassification, Data2VecTextForTokenClassification
 from d2v.processors.text import Tokenizer
-from d2v.text import problem_type, text_model
+from d2v.training.build import problem_type, text_model
 from tests.helpers import tiny_reader
 from tests.tiny import TINY_TEXT, sentences
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import d2v
-from d2v.checkpoint import rename
+from d2v.pretrained import rename
 from tests.parity import TABLE, apart, opens_both_ways, pair
 from tests.tiny import STILL_AUDIO
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import d2v
-from d2v.checkpoint import rename
 from d2v.errors import InputError
 from d2v.models.generation import choose
+from d2v.pretrained import rename
 from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
 
 TINY = {

@@ -15,9 +15,9 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.optimize import brentq
 
 from d2v import Data2VecVisionConfig, Data2VecVisionForImageClassification, Data2VecVisionModel
-from d2v.checkpoint import load_weights, rename
 from d2v.errors import InputError
 from d2v.models.patches import RelativePositionBias, offset_index, resize_positions, resize_table, stretched
+from d2v.pretrained import load_weights, rename
 from tests.parity import apart, opens_both_ways, pair, same_gradients
 from tests.tiny import TINY_VISION
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from d2v import Data2VecVisionConfig, Data2VecVisionForSemanticSegmentation
-from d2v.checkpoint import rename
 from d2v.errors import InputError
 from d2v.models.vision_heads import segmentation_loss
+from d2v.pretrained import rename
 from tests.models.test_vision import VARIANTS, images_for, tiny
 from tests.parity import apart, opens_both_ways, same_gradients, same_updates
 from tests.tiny import TINY_VISION

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.recipe import RECIPES
-from d2v.data.language import pieces, read_stream
+from d2v.data.language_modeling import pieces, read_stream
 from d2v.errors import InputError
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM, Data2VecTextForMaskedLM

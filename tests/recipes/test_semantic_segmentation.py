@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2v.data.image_demo import png
+from d2v.demo.images import png
 from d2v.errors import InputError
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
 from tests.tiny import TINY_VISION

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from d2v import verification
+from d2v.decode import verification
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner

@@ -1,0 +1,1 @@
+"""The embedded data sets, made on the spot from what is installed; only recipes import them."""

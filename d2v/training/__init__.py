@@ -1,0 +1,1 @@
+"""Runs: the job, the model it starts from, the loop and its parts, what a run says and leaves."""

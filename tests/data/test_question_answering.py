@@ -1,0 +1,265 @@
+"""Questions in windows: answers are found again character by character, and windows together say the best."""
+
+import json
+import math
+from itertools import pairwise
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.config import Data
+from d2v.data.question_answering import (
+    answer,
+    answer_tokens,
+    best_spans,
+    check_questions,
+    question_windows,
+    read_questions,
+    text_tokens,
+)
+from d2v.errors import InputError
+from d2v.processors.text import Tokenizer
+
+SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
+WORDS = ["cat", "  ", "naïve", "🦄", "e\u0301", "\u200d", "ﬁ", "東京", "\n", "it's", "(a)", "½", "\t"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["the cat sat on the mat, the unbelievable cat"] * 3, 300)
+
+
+def cut(tokenizer, context, question="what?", max_length=24, stride=4):
+    return question_windows([question], [context], tokenizer, max_length, stride, "test")
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=15).map(" ".join), st.data())
+@SEEDED
+def test_an_answer_is_found_again(tokenizer, context, data):
+    """Whatever the characters: in each window that has all of it, by the fewest tokens that hold it."""
+    start = data.draw(st.integers(0, len(context) - 1))
+    text = context[start : data.draw(st.integers(start + 1, len(context)))]
+    if not text.strip():
+        return
+    windows = cut(tokenizer, "x " + context)
+    found = 0
+    for window in windows:
+        first, last = answer_tokens(window, text, start + 2)
+        offsets = window["offsets"]
+        held = text_tokens(window)
+        assert held.sum() == (offsets[:, 0] < offsets[:, 1]).sum()
+        if (first, last) == (0, 0):
+            continue
+        found += 1
+        assert window["first"] <= first <= last < len(window["ids"]) - 1 and held[first] and held[last]
+        begin, end = offsets[first - window["first"], 0], offsets[last - window["first"], 1]
+        covered, wanted = ("x " + context)[begin:end], text.strip()
+        assert wanted in covered
+        # No token more than is needed: without its first or last one a part of the answer would be missing.
+        begins = start + 2 + len(text) - len(text.lstrip())
+        assert offsets[first - window["first"], 1] > begins and offsets[last - window["first"], 0] < begins + len(
+            wanted
+        )
+    longest = max(len(window["offsets"]) for window in windows)
+    if len(tokenizer([text])[0].ids) <= 4 and longest > 10:  # shorter than what windows share
+        assert found
+
+
+def test_by_hand(tokenizer):
+    context = "the 🦄 cat sat"
+    (window,) = cut(tokenizer, context, question="  what?\n")
+    ids = window["ids"].tolist()
+    assert ids == tokenizer(["what?"], [context])[0].ids  # white space around the question is gone
+    for text in ("the", "🦄", "cat", "the 🦄 cat sat", " cat "):
+        first, last = answer_tokens(window, text, context.index(text))
+        assert tokenizer.decode(ids[first : last + 1]).strip() == text.strip()
+    assert answer_tokens(window, "sat.", 10) == (0, 0)  # goes on behind the window
+
+
+def test_windows_hold_every_token_and_share_some(tokenizer):
+    context = "the unbelievable cat sat on the mat, " * 5
+    windows = cut(tokenizer, context)
+    whole = tokenizer([context])[0].offsets[1:-1]
+    assert len(windows) > 3 and all(len(window["ids"]) <= 24 for window in windows)
+    assert {tuple(pair) for window in windows for pair in window["offsets"].tolist()} == set(whole)
+    for one, following in pairwise(windows):
+        assert one["offsets"][-4:].tolist() == following["offsets"][:4].tolist()
+
+
+def test_rows_keep_their_windows(tokenizer):
+    contexts = ["cat", "the cat sat on the mat " * 4, "mat"]
+    windows = question_windows(["a", "b", "c"], contexts, tokenizer, 20, 2, "test")
+    rows = [window["row"] for window in windows]
+    assert rows == sorted(rows) and rows.count(0) == rows.count(2) == 1 and rows.count(1) >= 2
+
+
+def test_a_question_without_room(tokenizer):
+    with pytest.raises(InputError, match=r"test, rows from 0: row 0: .* \(data.max_length, data.stride\)"):
+        cut(tokenizer, "the cat sat " * 20, question="the cat sat on the mat " * 3)
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
+@SEEDED
+def test_the_best_spans_of_all(length, longest, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    starts, ends = torch.randn(2, 2, length, generator=generator)
+    there = torch.rand(2, length, generator=generator) < 0.7
+    for row, spans in enumerate(best_spans(starts, ends, there, count, longest)):
+        every = [
+            (float(starts[row, i] + ends[row, j]), i, j)
+            for i in range(length)
+            for j in range(i, min(i + longest, length))
+            if there[row, i] and there[row, j]
+        ]
+        expected = sorted(every, reverse=True)[:count]
+        assert [span[1:] for span in spans] == [span[1:] for span in expected]
+        assert [span[0] for span in spans] == pytest.approx([span[0] for span in expected])
+
+
+def window(first: int, *offsets: tuple[int, int]) -> dict:
+    return {"first": first, "offsets": np.array(offsets)}
+
+
+CONTEXT = "one two three"
+FOUND = [  # the same three words in two windows: one two, two three
+    (window(3, (0, 3), (4, 7)), (1.0, [(5.0, 3, 3), (4.0, 4, 4)])),
+    (window(3, (4, 7), (8, 13)), (3.0, [(4.5, 3, 3), (2.0, 3, 4)])),
+]
+
+
+def test_what_windows_say_together():
+    found = answer(CONTEXT, FOUND, 20, None)
+    assert (found["answer"], found["start"], found["end"]) == ("one", 0, 3) and set(found) == {
+        "answer",
+        "start",
+        "end",
+        "nbest",
+    }
+    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three"]  # "two" once, with its higher score
+    odds = [math.exp(score) for score in (5.0, 4.5, 2.0)]
+    assert [row["probability"] for row in found["nbest"]] == pytest.approx([x / sum(odds) for x in odds])
+    assert len(answer(CONTEXT, FOUND, 2, None)["nbest"]) == 2
+
+
+def test_no_answer_is_the_least_of_the_windows():
+    found = answer(CONTEXT, FOUND, 20, 0.5)
+    assert found["no_answer"] == pytest.approx(1 / (1 + math.exp(5.0 - 1.0)))
+    assert found["answer"] == found["best"] == "one"
+    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three", ""]
+    withheld = answer(CONTEXT, FOUND, 20, 0.01)
+    assert (withheld["answer"], withheld["best"]) == ("", "one") and withheld["no_answer"] == found["no_answer"]
+
+
+OFFICIAL = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Cats",
+            "paragraphs": [
+                {
+                    "context": "A cat sat.",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Who?",
+                            "is_impossible": False,
+                            "answers": [{"text": "cat", "answer_start": 2}, {"text": "A cat", "answer_start": 0}],
+                        },
+                        {
+                            "id": "2",
+                            "question": "Why?",
+                            "is_impossible": True,
+                            "answers": [],
+                            "plausible_answers": [{"text": "sat", "answer_start": 6}],
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+FLAT = [
+    {"id": "1", "title": "Cats", "context": "A cat sat.", "question": "Who?"}
+    | {"answers": {"text": ["cat", "A cat"], "answer_start": [2, 0]}},
+    {"id": "2", "title": "Cats", "context": "A cat sat.", "question": "Why?"}
+    | {"answers": {"text": [], "answer_start": []}},
+]
+
+
+def test_all_layouts_are_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        (tmp_path / "a" / name).write_text(json.dumps(OFFICIAL), "utf-8")
+    splits = read_questions(Data(path=str(tmp_path / "a")))
+    assert set(splits) == {"train", "validation"} and splits["train"].to_list() == FLAT
+    (tmp_path / "flat.json").write_text(json.dumps({"data": FLAT}), "utf-8")  # as Hugging Face's scripts take it
+    assert read_questions(Data(path=str(tmp_path / "flat.json")))["train"].to_list() == FLAT
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in FLAT), "utf-8")
+    assert read_questions(Data(path=str(tmp_path / "lines.json")))["train"].to_list() == FLAT
+    (tmp_path / "p").mkdir()
+    datasets.Dataset.from_list(FLAT).to_parquet(tmp_path / "p/test.parquet")
+    assert read_questions(Data(path=str(tmp_path / "p")))["test"].to_list() == FLAT
+
+
+def test_questions_without_labels_have_no_answers(tmp_path):
+    article = {"paragraphs": [{"context": "A cat.", "qas": [{"id": "1", "question": "Who?"}]}]}
+    (tmp_path / "test.json").write_text(json.dumps({"data": [article]}), "utf-8")
+    split = read_questions(Data(path=str(tmp_path / "test.json")))["test"]
+    assert split.column_names == ["id", "title", "context", "question"]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": [{"paragraphs": [{"qas": [{"id": "1"}]}]}]}', "utf-8")
+    with pytest.raises(InputError, match="a.json: should be data\\[\\].paragraphs\\[\\].qas\\[\\].*context"):
+        read_questions(Data(path=str(tmp_path / "a.json")))
+    (tmp_path / "b.json").write_bytes('{"data": "caf\xe9"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="b.json: not UTF-8"):
+        read_questions(Data(path=str(tmp_path / "b.json")))
+
+
+GOOD = {"question": "Who?", "context": "A cat sat.", "answers": {"text": ["cat"], "answer_start": [2]}}
+BAD = {
+    "no question": ({"question": " "}, "the question is ' '; should be text"),
+    "no context": ({"context": None}, "the context is None; should be text"),
+    "no list of answers": ({"answers": None}, "no answer"),
+    "no place": ({"answers": {"text": ["cat"]}}, "should be lists 'text' and 'answer_start' of one length"),
+    "places are too few": ({"answers": {"text": ["cat"], "answer_start": []}}, "of one length"),
+    "no answer": ({"answers": {"text": [], "answer_start": []}}, "no answer; --data.unanswerable true is for"),
+    "an empty answer": ({"answers": {"text": [""], "answer_start": [2]}}, "the answer '' should be text"),
+    "elsewhere": (
+        {"answers": {"text": ["cat"], "answer_start": [3]}},
+        "the answer 'cat' should begin at character 3 of its context, where 'at ' is",
+    ),
+    "before": ({"answers": {"text": ["cat"], "answer_start": [-8]}}, "character -8 of its context, where None is"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named(case):
+    changes, message = BAD[case]
+    features = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}
+    features = {"answers": features} | {name: datasets.Value("string") for name in ("question", "context")}
+    rows = datasets.Dataset.from_list([GOOD, GOOD | changes], features=datasets.Features(features))
+    columns = {name: name for name in GOOD}
+    message = message if case not in ("no list of answers", "no place") else "answers are .*; should be lists"
+    with pytest.raises(InputError, match=f"train, row 1: .*{message}"):
+        check_questions({"train": rows}, columns, unanswerable=False)
+
+
+def test_what_is_scored_needs_no_places():
+    for answers in ({"text": ["cat"]}, {"text": ["dog"], "answer_start": [77]}):
+        rows = datasets.Dataset.from_list([GOOD | {"answers": answers}])
+        check_questions({"test": rows}, {name: name for name in GOOD}, unanswerable=False)
+    empty = datasets.Dataset.from_list([GOOD, GOOD | {"answers": {"text": [], "answer_start": []}}])
+    check_questions({"train": empty}, {name: name for name in GOOD}, unanswerable=True)
+
+
+def test_ids_differ():
+    rows = datasets.Dataset.from_list([GOOD | {"id": "7"}] * 2)
+    with pytest.raises(InputError, match="test: two questions have the id '7'; ids should differ"):
+        check_questions({"test": rows}, {name: name for name in GOOD}, unanswerable=False)
+    check_questions({"train": rows}, {name: name for name in GOOD}, unanswerable=False)

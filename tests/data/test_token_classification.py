@@ -1,0 +1,128 @@
+"""Words as tokens: none is lost, none counts twice, also where a sentence is longer than the model."""
+
+from itertools import pairwise
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.data.token_classification import (
+    check_tags,
+    check_words,
+    encode_words,
+    firsts,
+    inside,
+    piece_labels,
+    word_windows,
+    write_conll,
+)
+from d2v.errors import InputError
+from d2v.losses import IGNORE
+from d2v.processors.text import Tokenizer
+
+SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
+WORDS = ["the", "unbelievable", "cat", "—", "naïve", "🦄🦄", "x", "\u200d", "don't", "<mask>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["the cat sat on the mat, the unbelievable cat"] * 3, 300, add_prefix_space=True)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 20), st.integers(0, 30))
+@SEEDED
+def test_every_word_counts_once_and_fits(pieces, room, stride):
+    windows = list(word_windows(pieces, room, stride))
+    assert [word for *_, first, last in windows for word in range(first, last)] == list(range(len(pieces)))
+    cut = np.minimum(pieces, room)
+    for begin, end, first, last in windows:
+        assert begin <= first < last <= end and cut[begin:end].sum() <= room
+    for (begin, end, *_), (following, *_) in pairwise(windows):
+        assert begin < following <= end and cut[following:end].sum() <= stride
+
+
+def test_words_count_in_the_middle():
+    """Ten words of one token, windows of six that share four: each counts where it has more around it."""
+    assert list(word_windows([1] * 10, 6, 4)) == [(0, 6, 0, 4), (2, 8, 4, 6), (4, 10, 6, 10)]
+    assert list(word_windows([1, 1], 6, 4)) == [(0, 2, 0, 2)]
+    assert list(word_windows([1, 9, 1], 3, 0)) == [(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3)]  # one longer than a window
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(3, 30))
+@SEEDED
+def test_sentences_in_windows(tokenizer, sentences, max_length):
+    windows = encode_words(tokenizer, sentences, max_length, stride=4)
+    for row, sentence in enumerate(sentences):
+        own = [window for window in windows if window["row"] == row]
+        counted = [int(word) for window in own for word in window["words"][firsts(window["words"])]]
+        assert counted == list(range(len(sentence)))
+    for window in windows:
+        ids, words = window["ids"].tolist(), window["words"]
+        assert len(ids) == len(words) <= max_length
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) and words[0] == words[-1] == -1
+        # A word's tokens are those it has by itself, after a space; all of them, unless it is longer than the window.
+        for word in set(words.tolist()) - {-1}:
+            alone = tokenizer([" " + sentences[window["row"]][word]])[0].ids[1:-1][: max_length - 2]
+            assert [i for i, owner in zip(ids, words, strict=True) if owner == word] == alone
+
+
+def test_without_truncation_it_is_the_encoding(tokenizer):
+    (window,) = encode_words(tokenizer, [["the", "cat"]], 20, stride=4)
+    assert window["ids"].tolist() == tokenizer(["the cat"])[0].ids
+
+
+def test_labels_of_pieces():
+    words = np.array([-1, 0, 1, 1, 2, 2, 2, -1])
+    known = {"O": 0, "B-A": 1, "I-A": 2, "B-X": 3}  # there is no I-X
+    labels = np.array([0, 1, 3])
+    first = [IGNORE, 0, 1, IGNORE, 3, IGNORE, IGNORE, IGNORE]
+    assert firsts(words).tolist() == [False, True, True, False, True, False, False, False]
+    assert piece_labels(words, labels, None).tolist() == first
+    assert inside(known).tolist() == [0, 2, 2, 3]
+    assert piece_labels(words, labels, inside(known)).tolist() == [IGNORE, 0, 1, 2, 3, 3, 3, IGNORE]
+
+
+def test_columns(tmp_path):
+    write_conll(tmp_path / "out", [["EU", "New\u00a0York"], ["."]], [["B-ORG", "O"], ["O"]], [["O", "O"], ["O"]])
+    assert (tmp_path / "out").read_text("utf-8") == "EU B-ORG O\nNew_York O O\n\n. O O\n\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (None, "train, row 1: tokens is None; should be a list of words"),
+        ([], r"train, row 1: tokens is \[\]; should be a list of words"),
+        (["a", " "], "train, row 1: tokens has ' ' as word 1; should be text"),
+        (["a", None], "train, row 1: tokens has None as word 1; should be text"),
+    ],
+)
+def test_what_are_no_words(words, message):
+    with pytest.raises(InputError, match=message):
+        check_words({"train": datasets.Dataset.from_dict({"tokens": [["a"], words]})}, "tokens")
+
+
+def test_text_is_no_list_of_words():
+    with pytest.raises(InputError, match="test, row 0: tokens is 'a b'; should be a list of words"):
+        check_words({"test": datasets.Dataset.from_dict({"tokens": ["a b"]})}, "tokens")
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["A"], "test, row 1: 2 words in tokens, 1 labels in tags; should be as many"),
+        (["A", "C"], "test, row 1: tags 'C' is not one of the classes A, B"),
+        (["A", None], "test, row 1: tags None is not one of the classes A, B"),
+        (None, "test, row 1: tags is None; should be a list of labels"),
+    ],
+)
+def test_what_are_no_tags(tags, message):
+    rows = datasets.Dataset.from_dict({"tokens": [["a"], ["a", "b"]], "tags": [["B"], tags]})
+    with pytest.raises(InputError, match=message):
+        check_tags({"test": rows}, "tokens", "tags", {"A": 0, "B": 1})
+
+
+def test_no_room(tokenizer):
+    with pytest.raises(InputError, match="data.max_length is 2; should be at least 3"):
+        encode_words(tokenizer, [["a"]], 2, 0)

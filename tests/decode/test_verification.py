@@ -1,0 +1,210 @@
+"""Trials and their scores: files, draws, cosines, score normalisation."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.decode.verification import (
+    all_trials,
+    cosine_scores,
+    draw_trials,
+    first_clips,
+    number_clips,
+    read_cohort,
+    read_trials,
+    s_norm,
+    score_trials,
+    speaker_means,
+    write_cohort,
+    write_scores,
+)
+from d2v.errors import InputError
+from d2v.metrics.verification import equal_error_rate
+
+TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
+
+
+def test_a_list_of_trials(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a/1.wav a/2.wav\n\n0\ta/1.wav  b/1.wav\r\n")
+    assert read_trials(path) == read_trials(path, {"a/1.wav", "a/2.wav", "b/1.wav"}) == TRIALS
+    with pytest.raises(InputError, match=r"trials\.txt, line 3: there is no clip 'b/1\.wav'"):
+        read_trials(path, {"a/1.wav", "a/2.wav"})
+    path.write_text("a/1.wav a/2.wav\n1 b/1.wav\n")  # nobody knows the answers
+    assert read_trials(path) == [(None, "a/1.wav", "a/2.wav"), (None, "1", "b/1.wav")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("1 a.wav b.wav", "a.wav b.wav", "should be <1 or 0> <enrolment clip> <test clip>"),
+        ("1 a.wav b.wav", "1 a.wav b.wav c.wav", "should be <1 or 0>"),
+        ("1 a.wav b.wav", "target a.wav b.wav", "should be <1 or 0>"),
+        ("1 a.wav b.wav", "2 a.wav b.wav", "should be <1 or 0>"),
+        ("a.wav b.wav", "1 a.wav b.wav", "should be <enrolment clip> <test clip>"),
+        ("a.wav b.wav", "a.wav", "should be <enrolment clip> <test clip>"),
+    ],
+)
+def test_a_bad_trial_is_named(tmp_path, first, second, message):
+    (tmp_path / "trials.txt").write_text(f"{first}\n{second}\n")
+    with pytest.raises(InputError, match=rf"trials\.txt, line 2: {message}"):
+        read_trials(tmp_path / "trials.txt")
+
+
+def test_labels_may_be_needed(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n")
+    assert read_trials(path, labelled=True) == TRIALS
+    path.write_text("a/1.wav a/2.wav\n")
+    with pytest.raises(InputError, match=r"trials\.txt, line 1: should be <1 or 0>"):
+        read_trials(path, labelled=True)
+    path.write_text("0 a/1.wav b/1.wav\n0 a/2.wav b/1.wav\n")
+    with pytest.raises(InputError, match=r"trials\.txt: all trials are labelled 0"):
+        read_trials(path, labelled=True)
+
+
+def test_clips_go_by_the_ends_of_their_paths():
+    numbers = number_clips(["/data/x/1.wav", "/data/y/1.wav", "/data/y/2.wav", "1.wav", "plain"])
+    assert {clip: numbers.get(clip) for clip in ("x/1.wav", "y/1.wav", "2.wav", "data/y/2.wav", "plain")} == {
+        "x/1.wav": 0,
+        "y/1.wav": 1,
+        "2.wav": 2,
+        "data/y/2.wav": 2,
+        "plain": 4,
+    }
+    assert numbers["1.wav"] == 3 and numbers["/data/x/1.wav"] == 0  # a whole name before an end
+    assert "1.wav" not in number_clips(["x/1.wav", "y/1.wav"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "not a readable text file"), (b"\xff", "not a readable text file"), (b"\n \n", "empty")],
+)
+def test_no_trials(tmp_path, content, message):
+    if content:
+        (tmp_path / "trials.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"trials\.txt: .*{message}"):
+        read_trials(tmp_path / "trials.txt")
+
+
+def test_score_file(tmp_path):
+    write_scores(tmp_path / "scores.txt", TRIALS, [np.float32(1.0000001), -0.5])
+    assert (tmp_path / "scores.txt").read_text() == "1.00000000 a/1.wav a/2.wav\n0.25000000 a/1.wav b/1.wav\n"
+    write_scores(tmp_path / "scores.txt", TRIALS, [np.log(3), -7.0])  # beyond cosines: odds of 3 to 1 are 0.75
+    lines = (tmp_path / "scores.txt").read_text().splitlines()
+    assert lines[0] == "0.75000000 a/1.wav a/2.wav" and 0 < float(lines[1].split()[0]) < 0.001
+    with pytest.raises(ValueError):
+        write_scores(tmp_path / "scores.txt", TRIALS, [0.0])
+
+
+def kind(speakers, label):
+    """All pairs of clips with that label."""
+    pairs = combinations(range(len(speakers)), 2)
+    return {pair for pair in pairs if (speakers[pair[0]] == speakers[pair[1]]) == label}
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=14), st.integers(0, 60), st.integers(0, 9))
+@settings(derandomize=True, deadline=None, max_examples=150)
+def test_drawn_trials(speakers, count, seed):
+    targets, others = kind(speakers, True), kind(speakers, False)
+    if not targets or not others:
+        with pytest.raises(InputError, match="trials need two speakers"):
+            draw_trials(speakers, count, seed)
+        return
+    trials = draw_trials(speakers, count, seed)
+    pairs = [tuple(sorted(clips)) for _, *clips in trials]
+    half = min(count // 2, len(targets), len(others))
+    assert len(set(pairs)) == len(pairs) == 2 * half
+    assert {pair for pair, (label, *_) in zip(pairs, trials, strict=True) if label} <= targets
+    assert {pair for pair, (label, *_) in zip(pairs, trials, strict=True) if not label} <= others
+    assert trials == draw_trials(speakers, count, seed)
+
+
+def test_every_pair_is_drawn():
+    speakers = ["x", "y", "x", "z", "y", "x"]
+    seen = {(label, *sorted(clips)) for seed in range(300) for label, *clips in draw_trials(speakers, 2, seed)}
+    assert seen == {(1, *pair) for pair in kind(speakers, True)} | {(0, *pair) for pair in kind(speakers, False)}
+    assert draw_trials(speakers, 2, 0) != draw_trials(speakers, 2, 1)
+    with pytest.raises(InputError, match="2 clips of 2 speakers"):
+        draw_trials(["x", "y"], 10, 0)
+
+
+def test_cosines():
+    embeddings = {"p": np.array([3.0, 4.0]), "q": np.array([4.0, 3.0]), "r": np.array([-3.0, -4.0])}
+    trials = [(1, "p", "q"), (0, "p", "r"), (1, "q", "p"), (1, "p", "p")]
+    np.testing.assert_allclose(cosine_scores(embeddings, trials), [0.96, -1, 0.96, 1])
+    # Less (3, 3): p is (0, 1), q is (1, 0), r is (-6, -7).
+    centred = cosine_scores(embeddings, trials, mean=np.array([3.0, 3.0]))
+    np.testing.assert_allclose(centred, [0, -7 / np.sqrt(85), 0, 1], atol=1e-12)
+    numbered = cosine_scores(np.stack(list(embeddings.values())), [(1, 0, 1), (0, 0, 2)])
+    np.testing.assert_allclose(numbered, [0.96, -1])
+    assert cosine_scores({"p": np.zeros(2), "q": np.ones(2)}, [(1, "p", "q")]) == [0]
+    for missing, of in (("s", embeddings), (7, np.eye(2))):
+        with pytest.raises(InputError, match=f"no embedding .*{missing}"):
+            cosine_scores(of, [(1, missing, missing)])
+
+
+def test_s_norm_by_hand():
+    embeddings = {"p": np.array([1.0, 0.0]), "q": np.array([0.6, 0.8])}
+    cohort = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
+    # p scores 1, 0, -1 with the cohort, its best two 1 and 0: mean 0.5, deviation 0.5.
+    # q scores 0.6, 0.8, -0.6, its best two 0.8 and 0.6: mean 0.7, deviation 0.1.
+    trials = [(1, "p", "q"), (1, "q", "p")]
+    scores = cosine_scores(embeddings, trials)
+    expected = ((0.6 - 0.5) / 0.5 + (0.6 - 0.7) / 0.1) / 2
+    np.testing.assert_allclose(s_norm(scores, embeddings, trials, cohort, top=2), [expected] * 2)
+    # All three: deviations are those of the population.
+    p, q = np.array([1, 0, -1]), np.array([0.6, 0.8, -0.6])
+    expected = np.mean([(0.6 - scores.mean()) / scores.std() for scores in (p, q)])
+    np.testing.assert_allclose(s_norm(scores, embeddings, trials, cohort), [expected] * 2)
+    with pytest.raises(InputError, match="a cohort of 1"):
+        s_norm(scores, embeddings, trials, cohort[:1])
+
+
+def test_scores_relative_to_a_cohort(tmp_path):
+    embeddings = np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 1.0]])
+    trials, cohort = all_trials(3), np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.5]], dtype=np.float32)
+    assert [pair for _, *pair in trials] == [[0, 1], [0, 2], [1, 2]]
+    plain = cosine_scores(embeddings, trials)
+    np.testing.assert_array_equal(score_trials(embeddings, trials, None, center=False, top=0), plain)
+    mean = cohort.mean(axis=0)
+    centred = cosine_scores(embeddings, trials, mean=mean)
+    np.testing.assert_array_equal(score_trials(embeddings, trials, cohort, center=True, top=0), centred)
+    for center, scores, options in ((False, plain, {}), (True, centred, {"mean": mean})):
+        expected = s_norm(scores, embeddings, trials, cohort, top=2, **options)
+        np.testing.assert_array_equal(score_trials(embeddings, trials, cohort, center=center, top=2), expected)
+    write_cohort(tmp_path, cohort)
+    np.testing.assert_array_equal(read_cohort(tmp_path, 2), cohort)
+    with pytest.raises(InputError, match=r"cohort\.safetensors: should hold embeddings of shape \(speakers, 3\)"):
+        read_cohort(tmp_path, 3)
+    (tmp_path / "cohort.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no cohort\.safetensors"):
+        read_cohort(tmp_path, 2)
+
+
+def test_what_a_cohort_is_made_of():
+    speakers = ["x", "y", "x", "x", "z", "y"]
+    assert first_clips(speakers, most=2) == [0, 1, 2, 4, 5]
+    embeddings = np.arange(12.0).reshape(6, 2)
+    means = [(embeddings[0] + embeddings[2] + embeddings[3]) / 3, (embeddings[1] + embeddings[5]) / 2, embeddings[4]]
+    np.testing.assert_allclose(speaker_means(embeddings, speakers), means)
+
+
+def test_s_norm_helps_where_speakers_crowd():
+    # Half of the speakers lie close together, so that two of them score as high as two clips of one of the others.
+    generator = np.random.default_rng(0)
+
+    def voices(number):
+        crowd = generator.normal(0, 0.6, (number // 2, 16)) + np.eye(16)[0] * 3
+        return np.concatenate([crowd, generator.normal(0, 1, (number // 2, 16))])
+
+    speakers = np.repeat(np.arange(40), 5)
+    embeddings = voices(40)[speakers] + generator.normal(0, 0.35, (200, 16))
+    trials = draw_trials(speakers.tolist(), 800, seed=0)
+    labels = [label for label, _, _ in trials]
+    scores = cosine_scores(embeddings, trials)
+    normalised = s_norm(scores, embeddings, trials, voices(200), top=50)
+    assert equal_error_rate(labels, normalised) < 0.8 * equal_error_rate(labels, scores)

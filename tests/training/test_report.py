@@ -1,0 +1,185 @@
+"""What a run leaves and says: results, predictions, curves, model card, log."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from d2v.training import log, report
+
+RESULTS = {"wer": 0.125, "cer": 0.0625, "split": "test", "examples": 8, "seconds": 2.0, "examples_per_second": 4.0}
+
+
+class FakeAccelerator:
+    """Notes what trackers are told."""
+
+    def __init__(self, main=True):
+        self.is_main_process, self.trackers, self.logged = main, [SimpleNamespace(finish=lambda: None)], []
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+
+def new_log(path, step=0, total=10, main=True):
+    return log.Log(path, step, total, "audio s", FakeAccelerator(main))
+
+
+def end(out, trained, metrics, main=True, rows=7):
+    predictions = [{"id": i, "text": "größer"} for i in range(rows)]
+    names = {"recipe": "asr_ctc", "task": "automatic-speech-recognition", "data": "some/data"}
+    accelerator = FakeAccelerator(main)
+    return report.finish(
+        out, metrics, predictions, split="test", seconds=2.0, trained=trained, accelerator=accelerator, **names
+    )
+
+
+def test_the_end_of_an_evaluation(tmp_path, capsys):
+    results = end(tmp_path, None, {"wer": np.float32(0.5)})
+    memory = results["peak_memory_mb"]
+    plain = {"wer": 0.5, "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
+    assert results == plain | {"peak_memory_mb": memory} == json.loads((tmp_path / "results.json").read_text())
+    lines = (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 7 and json.loads(lines[6]) == {"id": 6, "text": "größer"} and "größer" in lines[0]
+    assert capsys.readouterr().out == report.summary(tmp_path, results, ["wer"]) + "\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "predictions.jsonl"}
+
+
+def test_the_end_of_training_and_of_the_other_processes(tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    assert end(tmp_path, "wer", {"wer": 0.5}, main=False)["wer"] == 0.5
+    assert not list((tmp_path / "best").iterdir()) and len(list(tmp_path.iterdir())) == 1
+    assert not capsys.readouterr().out
+    end(tmp_path, "wer", {"wer": 0.5})
+    assert (tmp_path / "curves.png").exists() and "wer 0.5000" in (tmp_path / "best/README.md").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists() or torch.cuda.is_available(), reason="Linux's own count")
+def test_peak_memory_is_in_megabytes():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    assert report.peak_memory_mb() == pytest.approx(int(line.split()[1]) / 1024, rel=0.02)
+
+
+def test_curves(tmp_path, monkeypatch):
+    from matplotlib import axes
+
+    drawn = {}
+
+    def plot(axis, *points, **options):
+        drawn[axis] = [list(map(float, values)) for values in points]
+
+    lines = [{"step": 5, "loss": 2.0, "lr": 0.1}, {"step": 10, "loss": 1.0}, {"step": 10, "eval_wer": 0.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.plot_curves(tmp_path, "wer")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(axes.Axes, "plot", plot)
+    report.plot_curves(tmp_path, "wer")
+    assert sorted(drawn.values()) == [[[5.0, 10.0], [2.0, 1.0]], [[10.0], [0.5]]]
+    assert {axis.get_title() for axis in drawn} == {"training loss", "wer on validation"}
+    (tmp_path / "log.jsonl").unlink()
+    report.plot_curves(tmp_path, "wer")  # a run of no updates
+
+
+def test_model_card_is_read_by_the_hub(tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = tmp_path / "my_run" / "best"
+    folder.mkdir(parents=True)
+    report.write_model_card(
+        folder,
+        recipe="asr_ctc",
+        task="automatic-speech-recognition",
+        data="openslr/librispeech_asr",
+        results=RESULTS,
+        metrics=["wer", "cer"],
+    )
+    text = (folder / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.model_name == "my_run" and card.data.pipeline_tag == "automatic-speech-recognition"
+    found = {r.metric_type: (r.metric_value, r.dataset_type, r.dataset_split) for r in card.data.eval_results}
+    assert found == {
+        "wer": (0.125, "openslr/librispeech_asr", "test"),
+        "cer": (0.0625, "openslr/librispeech_asr", "test"),
+    }
+    (model,) = yaml.safe_load(text.split("---")[1])["model-index"]
+    assert model["results"][0]["task"] == {"type": "automatic-speech-recognition"}
+    assert "`recipes/asr_ctc.py`" in card.text and "(8 examples): wer 0.1250, cer 0.0625." in card.text
+
+
+def test_summary_names_what_is_there(tmp_path):
+    (tmp_path / "results.json").touch()
+    (tmp_path / "best").mkdir()
+    lines = report.summary(tmp_path, RESULTS, ["wer", "cer"]).splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["wer", "0.1250"],
+        ["cer", "0.0625"],
+        ["examples", "8 (test), 4.0 a second"],
+        [str(tmp_path / "results.json"), "the figures"],
+        [str(tmp_path / "best"), "the best model"],
+    ]
+    assert lines[0].index("0.1250") == lines[2].index("8 (test)") == lines[3].index("the figures")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The log
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_the_average_since_the_last(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    said = new_log(tmp_path / "log.jsonl")
+    said.add(loss=6.0, items=2, size=30.0, waited=1.0)
+    said.add(loss=3.0, items=1, size=10.0, waited=0.0)
+    clock.now += 4.0
+    said.say(2, lr=0.5)
+    said.add(loss=1.0, items=4, size=6.0, waited=0.0)
+    clock.now += 2.0
+    said.say(3, lr=0.25)
+    said.say_evaluation(3, {"wer": 0.5}, best="0.5 at 3")
+    said.close()
+    entries = log.read_log(tmp_path / "log.jsonl")
+    # 9 of loss over 3 items; 40 s of sound in 4 s, one of which was spent on waiting.
+    assert entries == [
+        {"step": 2, "loss": 3.0, "audio_s_per_second": 10.0, "lr": 0.5, "waiting_for_data": 0.25},
+        {"step": 3, "loss": 0.25, "audio_s_per_second": 3.0, "lr": 0.25, "waiting_for_data": 0.0},
+        {"step": 3, "eval_wer": 0.5},
+    ]
+    assert said.accelerator.logged == [(entry.pop("step"), entry) for entry in entries]
+
+
+def test_resuming_drops_what_came_after(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    assert [entry["step"] for entry in log.read_log(path)] == [1, 2, 3]
+    new_log(path, step=2).write(3, {"loss": 1.0})
+    assert log.read_log(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.0}]
+    assert log.read_log(tmp_path / "none.jsonl") == []
+
+
+def test_only_the_main_process_writes(tmp_path, capsys):
+    said = new_log(tmp_path / "log.jsonl", main=False)
+    said.add(1.0, 1, 1.0, 0.0)
+    said.say(1, lr=0.1)
+    said.say_evaluation(1, {"wer": 0.5}, best="")
+    said.close()
+    assert not (tmp_path / "log.jsonl").exists() and len(said.accelerator.logged) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and not printed.err
+
+
+def test_an_evaluation_is_seen_without_a_terminal(tmp_path, capsys):
+    new_log(tmp_path / "log.jsonl").say_evaluation(40, {"wer": 0.5, "cer": 0.25}, best="0.4000 at 20")
+    assert "update 40: wer 0.5000, cer 0.2500 (best so far: 0.4000 at 20)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("items", [0, 5])
+def test_updates_without_items_do_not_divide_by_zero(tmp_path, items):
+    said = new_log(tmp_path / "log.jsonl")
+    said.add(0.0, items, 1.0, 0.0)
+    said.say(1, lr=0.1)
+    assert log.read_log(tmp_path / "log.jsonl")[0]["loss"] == 0.0
