@@ -1,18 +1,8 @@
-"""The command line that every recipe shares: a YAML file holds differences from the defaults, dotted flags override it.
+"""Configuration as dataclasses: what every recipe shares. The command line that fills them is `d2v.cli`'s."""
 
-jsonargparse reads both into dataclasses. An unknown key, a wrong type and an impossible value are errors of one line.
-"""
-
-import argparse
-import difflib
-import errno
-import re
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d2v.errors import InputError
 
@@ -22,21 +12,22 @@ class Run:
     """The run.
 
     Attributes:
-        out: folder for everything the run leaves.
-        seed: of initial weights, dropout, masks, the order of the data and the split that is held out.
-        epochs: passes over the training data; ignored with max_steps.
-        max_steps: updates.
-        max_minutes: stop, saved, after so much time; a later run with resume goes on.
-        resume: go on from the last checkpoint in `out`, exactly; start if there is none.
+        out: folder for everything that the run leaves.
+        seed: seed of initial weights, dropout, masks, the order of rows and the share that is held out.
+        epochs: passes over the training rows; max_steps overrides it.
+        max_steps: number of updates; by default epochs decides.
+        max_minutes: minutes after which the run saves and stops; --run.resume true goes on.
+        resume: go on from the last checkpoint in out, exactly, or start if there is none.
         precision: fp32, bf16 or fp16; by default what accelerate was configured with.
-        eval_every: updates from one evaluation to the next; by default an epoch.
-        save_every: updates from one checkpoint to the next; by default as eval_every.
+        pieces: pieces that a batch is computed in, one after another; more take less memory and change no update.
+        eval_every: updates from one evaluation to the next; by default one epoch.
+        save_every: updates from one checkpoint to the next; by default eval_every.
         log_every: updates from one line of log.jsonl to the next.
-        keep_last: checkpoints that are kept; the best model is kept besides.
-        patience: stop after so many evaluations without a better one.
-        max_nonfinite: stop after so many updates in a row whose loss or gradient was not finite; each is skipped.
-        gradient_checkpointing: less memory, more time.
-        tracker: where accelerate sends the log besides: tensorboard, wandb, ...; by default tensorboard if installed.
+        keep_last: number of checkpoints that are kept besides the best model.
+        patience: evaluations without a better metric after which the run stops; by default it does not.
+        max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
     """
 
     out: str = "runs/d2v"
@@ -46,6 +37,7 @@ class Run:
     max_minutes: float | None = None
     resume: bool = False
     precision: Literal["fp32", "bf16", "fp16"] | None = None
+    pieces: int = 1
     eval_every: int | None = None
     save_every: int | None = None
     log_every: int = 10
@@ -56,17 +48,8 @@ class Run:
     tracker: str | None = "auto"
 
     def __post_init__(self):
-        counts = (
-            "epochs",
-            "max_steps",
-            "eval_every",
-            "save_every",
-            "log_every",
-            "keep_last",
-            "patience",
-            "max_nonfinite",
-        )
-        at_least(1, "run", self, counts)
+        counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")
+        at_least(1, "run", self, (*counts, "max_nonfinite"))
 
 
 @dataclass
@@ -75,20 +58,19 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: of weights with two or more dimensions; biases, norms and scales have none.
-        clip: largest norm of the gradient; 0 for any.
-        schedule: of the learning rate after warm-up; tri_stage holds it, then lets it fall exponentially.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        weight_decay: weight decay of parameters with two or more dimensions; biases, norms and scales have none.
+        clip: maximum gradient norm; 0 disables clipping.
+        schedule: course of the learning rate after warm-up; tri_stage holds it, then lets it fall exponentially.
         warmup: updates, or below 1 the share of all updates, in which the rate rises to its peak.
-        hold: share of all updates that tri_stage holds the peak.
-        start_scale: the rate at the first update, as a share of the peak.
-        final_scale: the rate at the last update, as a share of the peak.
-        power: of the polynomial.
+        hold: share of all updates for which tri_stage holds the peak.
+        start_scale: learning rate of the first update as a share of the peak.
+        final_scale: learning rate of the last update as a share of the peak.
         layer_decay: factor of the learning rate from each layer to the one below.
-        accumulation: batches on each process for an update.
-        freeze_encoder_steps: updates in which the head alone learns.
-        ema: decay of a moving average of the weights, such as 0.9999, which is scored and kept; 0 for none.
+        batches: number of batches whose rows make one update, on any number of processes.
+        freeze_encoder_steps: number of first updates in which the head alone is trained.
+        ema: decay of a moving average of the weights, such as 0.9999, which is evaluated and kept; 0 disables it.
     """
 
     lr: float = 3e-5
@@ -96,19 +78,18 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
-    schedule: Literal["linear", "cosine", "tri_stage", "polynomial", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "tri_stage", "constant"] = "linear"
     warmup: float = 0.1
     hold: float = 0.4
     start_scale: float = 0.0
     final_scale: float = 0.0
-    power: float = 1.0
     layer_decay: float = 1.0
-    accumulation: int = 1
+    batches: int = 1
     freeze_encoder_steps: int = 0
     ema: float = 0.0
 
     def __post_init__(self):
-        at_least(1, "optim", self, ("accumulation",))
+        at_least(1, "optim", self, ("batches",))
         at_least(0, "optim", self, ("lr", "weight_decay", "clip", "warmup", "hold", "freeze_encoder_steps", "ema"))
         if self.ema >= 1:
             raise InputError(f"optim.ema should be below 1, such as 0.9999, not {self.ema:g}")
@@ -116,13 +97,13 @@ class Optim:
 
 @dataclass
 class Lora:
-    """Low-rank adapters; rank 0 trains everything.
+    """Low-rank adapters.
 
     Attributes:
-        rank: of the updates.
-        alpha: an update is scaled by alpha / rank; by default that is 2.
-        dropout: before the updates.
-        target_modules: the layers that get one, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2.
+        rank: rank of the adapters, which are trained in place of the encoder's weights; 0 trains all weights.
+        alpha: an adapter's output is scaled by alpha / rank; by default that factor is 2.
+        dropout: dropout before the adapters.
+        target_modules: layers that get an adapter, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2.
     """
 
     rank: int = 0
@@ -139,18 +120,21 @@ class Data:
     """The data; without a path the recipe's embedded demo.
 
     Attributes:
-        path: a hub id, or a folder or file as `datasets.load_dataset` takes it.
-        name: configuration of the data set.
-        train_split: to learn from.
-        validation_split: to choose the best checkpoint by; where there is none, a share of train is held out.
-        test_split: scored once, with the best checkpoint.
-        validation_share: the share of train that is held out where there is no validation split.
-        max_train_samples: at most so many rows, drawn by the run's seed.
-        max_validation_samples: the same.
-        max_test_samples: the same.
-        batch_size: most rows in a batch.
-        workers: processes that read and prepare batches.
+        path: hub id, or folder or file as `datasets.load_dataset` takes it.
+        name: configuration of the data set, such as cola of glue.
+        train_split: split to train on; train+other joins two.
+        validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.
+        test_split: split that is scored once, with the best checkpoint.
+        validation_share: share of train that is held out where there is no validation split.
+        max_train_samples: number of rows to train on, sampled by run.seed; by default all.
+        max_validation_samples: number of rows to validate on, sampled alike.
+        max_test_samples: number of rows to test on, sampled alike.
+        batch_size: maximum number of rows in a batch.
+        workers: number of processes that read and prepare batches; 0 reads in the training's own process.
     """
+
+    unit: ClassVar[str] = "rows"
+    """What the size of a batch is counted in."""
 
     path: str | None = None
     name: str | None = None
@@ -169,11 +153,70 @@ class Data:
         at_least(1, "data", self, ("batch_size", *samples))
         at_least(0, "data", self, ("workers",))
 
+    @property
+    def max_size(self) -> float | None:
+        """Largest padded size of a batch in `unit`s; None where the number of rows alone bounds it."""
+        return None
 
-def check_mode(config: Any) -> None:
-    """Raise InputError where a mode lacks what it needs."""
-    if config.mode != "train" and config.model is None:
-        raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
+
+@dataclass
+class Recipe:
+    """What the configuration of every recipe has.
+
+    Attributes:
+        mode: train and test a model, evaluate it on labelled data, or predict on unlabelled data.
+        model: hub id or folder of the model to start from; without it training starts from random weights.
+        arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
+        freeze: part that is not trained: nothing, what lies before the Transformer's blocks, or all but the head.
+        lora: low-rank adapters.
+        data: the data.
+        optim: optimisation by AdamW.
+        run: the run.
+    """
+
+    mode: Literal["train", "evaluate", "predict"] = "train"
+    model: str | None = None
+    arch: dict[str, Any] = field(default_factory=dict)
+    freeze: Literal["nothing", "feature_encoder", "encoder"] = "nothing"
+    lora: Lora = field(default_factory=Lora)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has begun, from `d2v.training.job.start`: what data, model and loop have in common.
+
+    Attributes:
+        config: the recipe's configuration.
+        accelerator: the `accelerate.Accelerator`.
+        recipe: name of the recipe, such as "asr_ctc".
+    """
+
+    config: Any
+    accelerator: Any
+    recipe: str
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.run.out)
+
+    @property
+    def training(self) -> bool:
+        """Whether the mode is train."""
+        return self.config.mode == "train"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data have labels: in all modes but predict."""
+        return self.config.mode != "predict"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
 
 
 def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> None:
@@ -182,109 +225,3 @@ def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> N
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise InputError(f"{group}.{name} should be at least {lowest}, not {value}")
-
-
-def parse(config_class: type, args: list[str] | None = None, demo: Path | None = None) -> Any:
-    """A recipe's configuration from the command line; InputError if it is not valid.
-
-    What the command line says wins over a `--config` file, wherever that stands; of two files the later wins.
-
-    Args:
-        config_class: the recipe's `Config`.
-        args: the command line, by default the process's.
-        demo: YAML file of the embedded demo, the defaults where no `data.path` is given.
-    """
-    import jsonargparse
-
-    args = sys.argv[1:] if args is None else args
-
-    description = sys.modules[config_class.__module__].__doc__
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with differences from the defaults.")
-    parser.add_class_arguments(config_class)
-
-    def read(args: list[str], file: str = "") -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return parser.instantiate_classes(parser.parse_args(args))
-        except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-            raise InputError(file + explain(str(error), parser)) from error
-
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", action="append", default=[])
-    try:
-        found, options = finder.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from error
-    for file in found.config:
-        read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
-    args = [*(f"--config={file}" for file in found.config), *options]
-    values = read(args)
-    if demo is not None and values.data.path is None:
-        values = read(["--config", str(demo), *args])
-    return config_class(**{each.name: values[each.name] for each in fields(config_class)})
-
-
-def explain(message: str, parser) -> str:
-    """A parser's complaint on one line; an unknown key comes with the known ones, a likely one first."""
-    known = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    if match := re.search(
-        r"(?:Group '([\w.]+)' does not accept option|[Kk]ey|Option) '([\w.]+)'(?: is not (?:expected|accepted))?",
-        message,
-    ):
-        key = f"{match[1]}.{match[2]}" if match[1] else match[2]
-    elif match := re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message):
-        key = match[1]
-    else:
-        return re.sub(r"\s+", " ", message)
-    group = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == group] or known
-    guess = [name for name in known if name.endswith("." + key)] or difflib.get_close_matches(key, known, n=1)
-    return (
-        f"unknown option {key!r}; "
-        + (f"did you mean {guess[0]!r}? " if guess else "")
-        + f"known: {', '.join(siblings)}"
-    )
-
-
-def to_yaml(config: Any) -> str:
-    """The configuration as YAML, every value resolved, as `--config` reads it."""
-    import yaml
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value):
-            return plain(asdict(value))
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-
-
-def run(main: Callable[[Any], Any], config_class: type, demo: Path | None = None) -> None:
-    """Run a recipe from the command line; exit code 0, 2 for bad input, 130 for an interrupt that was saved."""
-    from d2v.training.loop import Interrupted
-
-    try:
-        main(parse(config_class, demo=demo))
-    except InputError as error:
-        # One from a data worker comes with the worker's traceback before it.
-        exit_with(2, f"error: {str(error).rpartition('d2v.errors.InputError: ')[2].strip()}")
-    except Interrupted as error:
-        exit_with(130, f"interrupted: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        exit_with(2, f"error: {error.filename or 'a file'}: {error.strerror}; what was saved before is untouched")
-
-
-def exit_with(code: int, message: str) -> None:
-    """Exit with one line on the terminal."""
-    print(re.sub(r"\s*\n\s*", " ", message), file=sys.stderr)
-    sys.exit(code)
-
-
-def write_config(config: Any, folder: Path) -> None:
-    """Write the resolved configuration to `config.yaml`, from which the run can be repeated."""
-    (folder / "config.yaml").write_text(to_yaml(config), "utf-8")

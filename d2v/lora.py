@@ -9,11 +9,13 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
+from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.pretrained import fetch_file, read_json, read_weights_file, rename, write_weights
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -104,13 +106,24 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     config.save_pretrained(folder)
 
 
-def save_adapted(model: PreTrainedModel, folder: str | Path) -> None:
-    """Write a model; of one with an adapter, the merged weights, which open everywhere, and `adapter/` besides."""
+def save_adapted(model: PreTrainedModel, folder: str | Path, keep: Sequence[Any] = ()) -> None:
+    """Write a model so that it opens everywhere, and what belongs to it.
+
+    Of a model with an adapter these are the merged weights, and `adapter/` besides. An x-vector head is folded.
+
+    Args:
+        model: any of ours.
+        folder: to write into.
+        keep: processors and tokenizers, saved by their `save_pretrained`.
+    """
+    if isinstance(model, Data2VecAudioForXVector):
+        model = model.folded()
     if hasattr(model, "peft_config"):
         save_lora(model, Path(folder, "adapter"))
         model = copy.deepcopy(model)
         merge_lora(model)
-    model.save_pretrained(folder)
+    for part in (model, *keep):
+        part.save_pretrained(folder)
 
 
 def load_lora(model: PreTrainedModel, source: str | Path) -> None:

@@ -5,48 +5,37 @@
     accelerate launch recipes/asr_ctc.py --mode evaluate --model runs/asr_ctc/best --run.out runs/asr_ctc_evaluate
     accelerate launch recipes/asr_ctc.py --mode evaluate --model runs/asr_ctc/best --lm.path lm.arpa --run.out with_lm
     accelerate launch recipes/asr_ctc.py --mode predict --model runs/asr_ctc/best --data.path recordings \
-        --data.chunk_seconds 30 --run.out heard
+        --data.chunk_seconds 30 --run.out predicted
 
 Without a data option it learns number words from synthesised speech, in a few minutes on a CPU.
 """
 
 import math
-import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from d2v import losses
-from d2v.config import Optim, Run, check_mode, run
-from d2v.data.audio import AudioData, check_splits, load_clips, text_problem, transcript_problem
-from d2v.data.load import load, row_names
+from d2v.cli import run
+from d2v.config import Optim, Recipe, Run
+from d2v.data.audio import AudioData, clip_batch, clip_rows
+from d2v.data.ctc import ctc_tokenizer, text_problem, transcript_problem, transcripts
+from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
-from d2v.decode.ctc import greedy, hear_in_windows, words_with_times
+from d2v.decode.ctc import transcribe, windowed_logits
 from d2v.decode.ctc_lm import Decoding, beam_search
 from d2v.demo.speech import number_words
-from d2v.errors import InputError
-from d2v.metrics.asr import error_rates, normalized_error_rate, show_errors, whisper_normalizer
-from d2v.models.audio import Data2VecAudioConfig
+from d2v.metrics.asr import normalized_error_rate, show_errors, transcript_metrics, whisper_normalizer
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.pretrained import fetch_file
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
-from d2v.training.loop import fit, predict, start
-from d2v.training.report import finish
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.training import build, finish, fit, predict, start, timed
 
 # What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
-FINE_TUNING = {
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "activation_dropout": 0.1,
-    "layerdrop": 0.1,
-    "mask_time_prob": 0.5,
-    "mask_feature_prob": 0.1,
-    "mask_feature_length": 64,
-    "ctc_zero_infinity": True,
-}
+FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
+FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
+FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
 
 
 @dataclass
@@ -54,12 +43,12 @@ class SpeechData(AudioData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        text_column: what was said.
-        case: of the vocabulary and the references.
+        text_column: column of the transcripts.
+        case: case of the vocabulary and the references.
         remove: characters to delete from transcripts.
-        normalizer: also score after Whisper's normaliser of English text, as the Open ASR Leaderboard does.
-        chunk_seconds: hear longer recordings in windows of so many seconds, in memory that does not grow with them.
-        stride_seconds: context at either end of a window; by default a sixth of it.
+        normalizer: compute wer_normalized too, after Whisper's normaliser of English, as the Open ASR Leaderboard does.
+        chunk_seconds: length of the windows that longer recordings are transcribed in, in seconds; by default none.
+        stride_seconds: context at either end of a window, in seconds; by default a sixth of the window.
     """
 
     text_column: str = "text"
@@ -71,21 +60,14 @@ class SpeechData(AudioData):
 
 
 @dataclass
-class Config:
+class Config(Recipe):
     """Speech recognition with CTC.
 
     Attributes:
-        mode: train and score, score a model, or write down what a model hears.
-        model: hub id or folder to start from; without it a new model of the size that `arch` says.
-        arch: fields of `Data2VecAudioConfig` that are to differ, such as `--arch.mask_time_prob 0.65`.
-        freeze_feature_encoder: keep the waveform front end as it is.
-        lm: a language model to decode with as well, when all is learnt.
+        lm: language model to decode the test split with as well.
     """
 
-    mode: Literal["train", "evaluate", "predict"] = "train"
-    model: str | None = None
-    arch: dict[str, Any] = field(default_factory=dict)
-    freeze_feature_encoder: bool = True
+    freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     lm: Decoding = field(default_factory=Decoding)
     data: SpeechData = field(default_factory=SpeechData)
     optim: Optim = field(
@@ -94,146 +76,90 @@ class Config:
     run: Run = field(default_factory=lambda: Run(out="runs/asr_ctc"))
 
 
+def collate(rows: list[dict], *, extractor, tokenizer, data, longest: float = math.inf) -> dict[str, Any]:
+    """A batch of clips; if one is longer than `longest` seconds a list of recordings, each normalised as a whole."""
+    rows, batch = clip_batch(rows, extractor, data)
+    if max(batch["lengths"]) > longest * extractor.sampling_rate:
+        clips = zip(batch["input_values"].numpy(), batch["lengths"], strict=True)
+        return {"rows": batch["rows"], "recordings": [values[:length] for values, length in clips]}
+    if "reference" in rows[0]:
+        batch["labels"] = pad_labels([tokenizer.encode(row["reference"]) for row in rows])
+    return batch
+
+
 def main(config: Config) -> dict[str, Any]:
     """Run the recipe; returns the content of `results.json`."""
-    data, out, training, labelled = config.data, Path(config.run.out), config.mode == "train", config.mode != "predict"
-    check_mode(config)
-    accelerator = start(config)
+    job, data = start(config), config.data
 
-    # Data
-    columns = {"audio": data.audio_column} | ({"text": data.text_column} if labelled else {})
-    splits = load(config, number_words, columns, accelerator)
-
-    # Processor
-    if config.model and fetch_file(config.model, "vocab.json"):
-        tokenizer = CTCTokenizer.from_pretrained(config.model)
-    elif training:
-        texts = (text for text in splits["train"][data.text_column] if isinstance(text, str))
-        tokenizer = CTCTokenizer.from_texts(texts, case=data.case, remove=data.remove)
-    else:
-        raise InputError(f"{config.model}: no vocab.json, so it cannot write yet; --mode train teaches it")
-    extractor = AudioFeatureExtractor.for_model(config.model)
+    # Data and processors
+    splits = load(job, number_words, inputs={"audio": data.audio_column}, targets={"text": data.text_column})
+    extractor, tokenizer = AudioFeatureExtractor.for_model(config.model), ctc_tokenizer(job, splits)
     normalize = whisper_normalizer() if data.normalizer == "whisper" else None
-    search = beam_search(tokenizer, config.lm) if config.lm.path else None
+    search, rate = beam_search(tokenizer, config.lm) if config.lm.path else None, extractor.sampling_rate
 
     # Model
-    changes = {}
-    if training:
-        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        changes = FINE_TUNING | config.arch | vocabulary
-    if config.model:
-        model = Data2VecAudioForCTC.from_pretrained(config.model, **changes)
-    else:
-        model = Data2VecAudioForCTC(Data2VecAudioConfig.from_dict({}, **changes))
-    if config.freeze_feature_encoder:
-        model.freeze_feature_encoder()
-    settings, rate, hear_long = model.config, extractor.sampling_rate, None
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = build(job, Data2VecAudioForCTC, FINE_TUNING, **vocabulary)
+    settings, windowed = model.config, None
     if data.chunk_seconds:
-        hear_long = hear_in_windows(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
+        windowed = windowed_logits(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
+    references = transcripts(job, splits, tokenizer)
+    rows = clip_rows(
+        *(job, splits, rate, settings.shortest_clip, references),
+        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
+        score=lambda text, seconds: text_problem(text),
+    )
+    batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
-    # Rows
-    def can_learn(row: dict, seconds: float) -> str | None:
-        return transcript_problem(row[data.text_column], tokenizer, settings.frames(int(seconds * rate)))
-
-    def can_score(row: dict, seconds: float) -> str | None:
-        return text_problem(row[data.text_column]) if labelled else None
-
-    rows = check_splits(splits, data, settings.shortest_clip / rate, learn=can_learn, score=can_score)
-
-    def collate(rows: list[dict], longest: float = math.inf) -> dict[str, Any]:
-        rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
-        if max(map(len, clips)) > longest * rate:
-            return {"recordings": [extractor([clip])["input_values"][0].numpy() for clip in clips]}
-        batch = extractor(clips) | {"size": sum(map(len, clips)) / rate}
-        if labelled:
-            batch["labels"] = pad_labels([tokenizer.encode(row[data.text_column]) for row in rows])
-        return batch
-
-    # What is learnt, and how it is judged
     def forward(model, batch):
         if "recordings" in batch:
-            return hear_long(model, batch["recordings"])
+            return windowed(model, batch["recordings"])
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
-        return logits, settings.frames(batch["attention_mask"].sum(dim=1))
+        return logits, torch.tensor([settings.frames(length) for length in batch["lengths"]])
 
+    # Loss
     def loss_fn(model, batch):
         logits, frames = forward(model, batch)
         options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
         return losses.ctc(logits, batch["labels"], frames, **options)
 
-    def transcribe(model, name: str, search=None) -> list[dict[str, Any]]:
-        split, seconds = rows[name]
-        hop = settings.inputs_to_logits_ratio / rate  # seconds from one frame to the next
-        whole = partial(collate, longest=data.chunk_seconds or math.inf)
-        batches = eval_loader(split, seconds, whole, data, data.batch_seconds, accelerator)
-
-        def read(model, batch) -> list[dict[str, Any]]:
-            logits, frames = forward(model, batch)
-            best = greedy(logits, frames)
-            found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in best]
-            if search:
-                texts = search(logits, frames)
-                found = [row | {"text_lm": text} for row, text in zip(found, texts, strict=True)]
-            return found
-
-        found = predict(model, batches, read, accelerator)
-        if labelled:
-            references = map(tokenizer.normalize, split[data.text_column])
-            found = [row | {"reference": text} for row, text in zip(found, references, strict=True)]
-        return [{"id": clip} | row for clip, row in zip(row_names(split, data.audio_column), found, strict=True)]
-
-    def pairs(found: list[dict[str, Any]], key: str = "text") -> tuple[list[str], list[str]]:
-        return [row["reference"] for row in found], [row[key] for row in found]
-
-    def score(found, name: str) -> dict[str, float]:
-        metrics = error_rates(*pairs(found))
+    # Prediction
+    def predict_fn(model, batch, search=None):
+        logits, frames = forward(model, batch)
+        predictions = transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate)
         if search:
-            metrics |= {f"{key}_lm": value for key, value in error_rates(*pairs(found, "text_lm")).items()}
-        if normalize:
-            raw = rows[name][0][data.text_column]
-            metrics |= normalized_error_rate(raw, [row["text"] for row in found], normalize)
-        return metrics
+            texts = search(logits, frames)
+            predictions = [row | {"text_lm": text} for row, text in zip(predictions, texts, strict=True)]
+        return predictions
 
-    def save(folder: Path) -> None:
-        for part in (model, extractor, tokenizer):
-            part.save_pretrained(folder)
+    def predict_split(model, split, search=None):
+        batches = eval_loader(job, rows[split], partial(batch_of, longest=data.chunk_seconds or math.inf))
+        return predict(job, model, batches, partial(predict_fn, search=search))
 
-    if training:
-        fit(
-            model,
-            train_loader(*rows["train"], collate, data, data.batch_seconds, config.optim, config.run.seed, accelerator),
-            loss_fn,
-            lambda model: error_rates(*pairs(transcribe(model, "validation"))),
-            save,
-            run=config.run,
-            optim=config.optim,
-            accelerator=accelerator,
-            metric="wer",
-            higher_is_better=False,
-            unit="audio s",
-        )
-        model = Data2VecAudioForCTC.from_pretrained(out / "best", verbose=False)
+    # Metrics
+    def compute_metrics(predictions, split="validation"):
+        return transcript_metrics(*rows[split].compare(predictions))
 
-    # The end: what the best model hears in clips that chose nothing
-    name, begun = "test" if "test" in rows else "validation", time.perf_counter()
-    found = transcribe(model, name, search)
-    seconds = time.perf_counter() - begun
-    metrics = score(found, name) if labelled else {}
-    if accelerator.is_main_process and labelled:
-        print(f"\n{show_errors(*pairs(found))}\n")
-    return finish(
-        out,
-        metrics,
-        found,
-        split=name,
-        seconds=seconds,
-        trained="wer" if training else None,
-        recipe="asr_ctc",
-        task="automatic-speech-recognition",
-        data=data.path or "synthesised number words",
-        accelerator=accelerator,
-    )
+    def evaluate(model):
+        return compute_metrics(predict_split(model, "validation"))
+
+    if job.training:
+        batches, keep = train_loader(job, rows["train"], batch_of), [extractor, tokenizer]
+        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="wer", higher_is_better=False)
+
+    # Test: the best checkpoint, on a split that was not used to choose it
+    split = "test" if "test" in rows else "validation"
+    predictions, seconds = timed(predict_split, model, split, search)
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
+    texts = [prediction["text"] for _, prediction in predictions]
+    if job.labelled and normalize:
+        raw = rows[split].split.column(data.text_column)
+        metrics |= normalized_error_rate([raw[row] for row, _ in predictions], texts, normalize)
+    if job.labelled and job.is_main:
+        print("", show_errors(rows[split].compare(predictions)[0], texts), "", sep="\n")
+    names = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
+    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **names)
 
 
 if __name__ == "__main__":
-    run(main, Config, demo=Path(__file__).parent / "configs/asr_ctc/demo.yaml")
+    run(main, Config)

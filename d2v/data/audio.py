@@ -1,20 +1,16 @@
 """Clips: how long they are, and which cannot be used."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from d2v.config import Data
+from d2v.config import Data, Job
+from d2v.data.rows import Rows, Split, check_rows
 from d2v.errors import InputError
-from d2v.processors.audio import CTCTokenizer, audio_seconds, load_audio
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from d2v.processors.audio import AudioFeatureExtractor, audio_seconds, load_audio
 
 
 @dataclass
@@ -22,120 +18,120 @@ class AudioData(Data):
     """Data with sound.
 
     Attributes:
-        audio_column: sound, as `datasets` stores it, or paths.
-        batch_seconds: most seconds in a batch, padding counted.
-        max_seconds: the longest clip of train.
-        bad_rows: refuse, or skip and count, rows that cannot be used.
+        audio_column: column of the sound, as `datasets` stores it, or of its paths.
+        batch_seconds: maximum seconds of sound in a batch, padding counted.
+        max_seconds: length of the longest clip that may be in train, in seconds.
+        bad_rows: refuse rows that cannot be used, or skip and count them.
     """
+
+    unit: ClassVar[str] = "audio s"
 
     audio_column: str = "audio"
     batch_seconds: float = 100.0
     max_seconds: float = 30.0
     bad_rows: Literal["refuse", "skip"] = "refuse"
 
+    @property
+    def max_size(self) -> float:
+        """Seconds of a batch."""
+        return self.batch_seconds
 
-def check_splits(
-    splits: dict[str, "Dataset"],
-    data: AudioData,
-    shortest: float,
+
+def clip_rows(
+    job: Job,
+    splits: Mapping[str, Split],
+    rate: int,
+    shortest: int,
+    references: Mapping[str, Sequence[Any]],
     *,
-    learn: Callable[[dict[str, Any], float], str | None],
-    score: Callable[[dict[str, Any], float], str | None],
-) -> dict[str, tuple["Dataset", list[float]]]:
-    """The good rows of each split with their seconds, see `check_clips`; what is scored is decoded once before.
+    learn: Callable[[Any, float], str | None],
+    score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
+) -> dict[str, Rows]:
+    """The rows of each split that can be used, with their seconds; what is scored is decoded once before.
 
     Args:
+        job: whose data have the options of `AudioData`.
         splits: from `d2v.data.load.load`.
-        data: the longest clip of train, and what to do with bad rows.
-        shortest: seconds.
-        learn, score: say what is wrong with a row of train, or of another split, and its seconds; or None.
+        rate: samples a second.
+        shortest: samples that a clip has at the least.
+        references: split -> what each row is trained on or scored against; none in prediction.
+        learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
+
+    Raises:
+        InputError: a bad row, unless `data.bad_rows` skips it, or no good one.
     """
-    check = partial(check_clips, audio_column=data.audio_column, shortest=shortest, bad_rows=data.bad_rows)
-    return {
-        name: check(split, name, longest=data.max_seconds, problem=learn)
-        if name == "train"
-        else check(split, name, problem=score, decode=True)
-        for name, split in splits.items()
-    }
+    data: AudioData = job.config.data
+    rows = {}
+    for name, split in splits.items():
+        training = name == "train"
+        options = {"longest": data.max_seconds} if training else {"decode": True}
+        seconds, reasons = check_clips(split, data.audio_column, shortest / rate, **options)
+        targets = references.get(name)
+        if targets is not None:
+            problem = learn if training else score
+            checked = zip(reasons, targets, seconds, strict=True)
+            reasons = [reason or problem(target, length) for reason, target, length in checked]
+        good = check_rows(split, reasons, data.bad_rows)
+        kept, ids = split.select(good), split.ids(data.audio_column)
+        rows[name] = Rows(
+            split=kept,
+            ids=[ids[i] for i in good],
+            lengths=[seconds[i] for i in good],
+            references=None if targets is None else [targets[i] for i in good],
+        )
+    return rows
 
 
-def random_crop(clip: np.ndarray, samples: int, draw: tuple[int, ...]) -> np.ndarray:
+def random_crop(clip: np.ndarray, samples: int, seed: tuple[int, ...]) -> np.ndarray:
     """A part of a clip, (samples,), where `crop_start` puts it; a shorter clip as it is."""
-    first = crop_start(len(clip), samples, draw)
+    first = crop_start(len(clip), samples, seed)
     return clip[first : first + samples]
 
 
-def crop_start(length: int, samples: int, draw: tuple[int, ...]) -> int:
-    """The first of `samples` samples of a clip, where the numbers in `draw` put it; 0 for a shorter clip."""
-    return int(np.random.default_rng(draw).integers(max(length - samples, 0) + 1))
+def crop_start(length: int, samples: int, seed: tuple[int, ...]) -> int:
+    """The first of `samples` samples of a clip, where the numbers in `seed` put it; 0 for a shorter clip."""
+    return int(np.random.default_rng(seed).integers(max(length - samples, 0) + 1))
 
 
-def random_speed(clip: np.ndarray, most: float, draw: tuple[int, ...]) -> np.ndarray:
-    """A clip played up to `most` faster or slower, a share such as 0.1, as the numbers in `draw` say; pitch goes along.
+def random_speed(clip: np.ndarray, most: float, seed: tuple[int, ...]) -> np.ndarray:
+    """A clip played up to `most` faster or slower, a share such as 0.1, as `seed` says; pitch changes too.
 
-    Speed perturbation (Ko et al., 2015), with speeds drawn from a range instead of three.
+    Speed perturbation (Ko et al., 2015), with speeds from a range instead of three.
     """
     import soxr
 
-    return soxr.resample(clip, 1 + np.random.default_rng((*draw, 1)).uniform(-most, most), 1.0)
+    return soxr.resample(clip, 1 + np.random.default_rng((*seed, 1)).uniform(-most, most), 1.0)
 
 
 def check_clips(
-    split: "Dataset",
-    name: str,
-    audio_column: str,
-    *,
-    shortest: float,
-    longest: float = float("inf"),
-    problem: Callable[[dict[str, Any], float], str | None] = lambda row, seconds: None,
-    bad_rows: Literal["refuse", "skip"],
-    decode: bool = False,
-) -> tuple["Dataset", list[float]]:
-    """Look at every row once.
+    split: Split, audio_column: str, shortest: float, longest: float = float("inf"), *, decode: bool = False
+) -> tuple[list[float], list[str | None]]:
+    """Look at every clip once.
 
     Args:
         split: rows with a column of sound.
-        name: of the split, for messages.
         audio_column: the column's name.
         shortest, longest: seconds that a clip may have.
-        problem: `problem(row, seconds)` says what else is wrong with a row, or None.
-        bad_rows: "refuse" the split at its first bad row, or "skip" such rows and say how many.
         decode: decode the sound too, which finds all damage; else the header alone is read, which is quick, and
             `load_clips` finds the rest.
 
     Returns:
-        The good rows and their clips' durations in seconds.
-
-    Raises:
-        InputError: a bad row while refusing, or no good one; the message names split and row.
+        The clips' durations in seconds, and what is wrong with each, or None.
     """
-
-    def check(row: dict[str, Any]) -> tuple[float, str | None]:
+    seconds, reasons = [], []
+    for row in split.iterate([audio_column]):
+        length, reason = 0.0, None
         try:
-            seconds = audio_seconds(row[audio_column])
+            length = audio_seconds(row[audio_column])
             if decode:
                 load_audio(row[audio_column])
+            if not shortest <= length <= longest:
+                reason = f"{length:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
         except InputError as error:
-            return 0.0, str(error)
-        if not shortest <= seconds <= longest:
-            return seconds, f"{seconds:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
-        return seconds, problem(row, seconds)
-
-    checked = []
-    for i, row in enumerate(split):
-        checked.append(check(row))
-        if bad_rows == "refuse" and (reason := checked[-1][1]):
-            raise InputError(f"{name}, row {i}: {reason} (--data.bad_rows skip leaves such rows out)")
-    good = [i for i, (_, reason) in enumerate(checked) if reason is None]
-    if len(good) < len(checked):
-        first = next(i for i, (_, reason) in enumerate(checked) if reason)
-        left_out = (
-            f"{len(checked) - len(good)} of {len(checked)} rows left out; the first is row {first}: {checked[first][1]}"
-        )
-        if not good:
-            raise InputError(f"{name}: {left_out}")
-        print(f"{name}: {left_out}")
-    return split.select(good), [checked[i][0] for i in good]
+            length, reason = 0.0, str(error)
+        seconds.append(length)
+        reasons.append(reason)
+    return seconds, reasons
 
 
 def load_clips(
@@ -148,7 +144,7 @@ def load_clips(
             clips.append(load_audio(row[audio_column], rate))
             good.append(row)
         except InputError as error:
-            message = f"{row.get('id', 'a row')}: {error}"
+            message = f"{row['where']}: {error}"
             if bad_rows == "refuse":
                 raise InputError(f"{message} (--data.bad_rows skip leaves such rows out)") from error
             warnings.warn(f"left out {message}", stacklevel=2)
@@ -157,19 +153,28 @@ def load_clips(
     return good, clips
 
 
-def text_problem(text: Any) -> str | None:
-    """Why a transcript cannot be scored against, or None."""
-    return None if isinstance(text, str) else f"a transcript should be text, not {text!r}"
+def clip_batch(
+    rows: list[dict[str, Any]],
+    extractor: AudioFeatureExtractor,
+    data: AudioData,
+    change: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of a batch that can be decoded, and the batch.
 
+    Args:
+        rows: of a split.
+        extractor: of the model.
+        data: where the sound is, and what to do with damaged clips.
+        change: `change(clip, seed)` augments a clip of train.
 
-def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str | None:
-    """Why CTC cannot learn from a transcript of so many frames, or None."""
-    if reason := text_problem(text):
-        return reason
-    if unknown := tokenizer.unknown(text):
-        return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see data.case and data.remove"
-    labels = tokenizer.encode(text)
-    if not labels:
-        return "empty transcript"
-    needed = len(labels) + sum(a == b for a, b in pairwise(labels))  # a blank between equal ones
-    return f"{len(labels)} labels need {needed} frames; the clip has {frames}" if needed > frames else None
+    Returns:
+        Rows, and `input_values` (B, S), `attention_mask` (B, S), the clips' `lengths` in samples, known on the host,
+        `rows` and `size`.
+    """
+    rate = extractor.sampling_rate
+    rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
+    if change is not None:
+        clips = [change(clip, row["seed"]) if "seed" in row else clip for clip, row in zip(clips, rows, strict=True)]
+    lengths = [len(clip) for clip in clips]
+    about = {"rows": [row["row"] for row in rows], "lengths": lengths, "size": sum(lengths) / rate}
+    return rows, extractor(clips) | about

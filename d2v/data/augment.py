@@ -1,34 +1,35 @@
-"""Augmentation of images by torchvision, drawn from each row's own numbers.
+"""Augmentation of images by torchvision, seeded by each row.
 
 Shapes: B batch, C classes, H and W height and width in pixels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
 
 from d2v.config import at_least
-from d2v.data.image import drawing
+from d2v.data.image import seeded
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
 
 
 @dataclass
 class Augment:
-    """What is done to the images of train. The defaults are BEiT's (`run_class_finetuning.py`); 0 leaves a step out.
+    """Augmentation of the images of train. The defaults are BEiT's (`run_class_finetuning.py`); 0 leaves a step out.
 
     Attributes:
         crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.
-        flip: share of images that are mirrored.
+        flip: share of the images that are mirrored.
         rand_augment: magnitude of RandAugment's two operations, 1 to 10.
-        color_jitter: largest change of brightness, contrast and saturation. timm, and so BEiT, has it only without
+        color_jitter: maximum change of brightness, contrast and saturation. timm, and so BEiT, has it only without
             RandAugment.
-        erasing: share of images that have a rectangle replaced by noise.
+        erasing: share of the images that have a rectangle replaced by noise.
         mixup: alpha of MixUp's share of the other image, such as 0.8.
-        cutmix: the same of CutMix; with both, each batch has one of them.
-        smoothing: of the labels.
+        cutmix: alpha of CutMix's share of the other image; with both, each batch has one of them.
+        smoothing: label smoothing.
     """
 
     crop: tuple[float, float] = (0.08, 1.0)
@@ -54,7 +55,7 @@ class Augment:
 def augmenter(
     augment: Augment, processor: ImageProcessor, size: tuple[int, int]
 ) -> Callable[[Image.Image, tuple[int, ...]], Tensor]:
-    """A function of an image and its draw: (3, H, W) float32, augmented, with the processor's mean and deviation.
+    """A function of an image and its seed: (3, H, W) float32, augmented, with the processor's mean and deviation.
 
     Args:
         augment: what is done.
@@ -73,34 +74,33 @@ def augmenter(
         steps.append(v2.RandAugment(2, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=[128] * 3))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
-    before = v2.Compose(steps)
-    after = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes
+    erase = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes
+    return partial(augment_image, before=v2.Compose(steps), plain=plain, after=erase)
 
-    def apply(image: Image.Image, draw: tuple[int, ...]) -> Tensor:
-        with drawing(draw):
-            return after(plain([before(image)])["pixel_values"][0])
 
-    return apply
+def augment_image(
+    image: Image.Image, seed: tuple[int, ...], *, before: Callable, plain: ImageProcessor, after: Callable
+) -> Tensor:
+    """(3, H, W), augmented before and after the processor, seeded."""
+    with seeded(seed):
+        return after(plain([before(image)])["pixel_values"][0])
 
 
 def mixer(augment: Augment, classes: int) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
-    """A function of a batch's pixels (B, 3, H, W), labels (B,) and draw: mixed pixels and labels (B, C).
+    """A function of a batch's pixels (B, 3, H, W), labels (B,) and seed: mixed pixels and labels (B, C).
 
     Without MixUp and CutMix both stay as they are.
     """
     from torchvision.transforms import v2
 
-    mixes = [
-        kind(alpha=alpha, num_classes=classes)
-        for kind, alpha in ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
-        if alpha
-    ]
-    mix = v2.RandomChoice(mixes) if mixes else None
+    kinds = ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
+    mixes = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    return partial(mix_images, mix=v2.RandomChoice(mixes) if mixes else None)
 
-    def apply(pixels: Tensor, labels: Tensor, draw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if mix is None:
-            return pixels, labels
-        with drawing((*draw, 1)):  # not the numbers that the row of this draw was augmented with
-            return mix(pixels, labels)
 
-    return apply
+def mix_images(pixels: Tensor, labels: Tensor, seed: tuple[int, ...], *, mix: Callable | None) -> tuple[Tensor, Tensor]:
+    """Pixels and labels of a batch, mixed, seeded by the seed of one of its rows."""
+    if mix is None:
+        return pixels, labels
+    with seeded((*seed, 1)):  # not the numbers that the row of this seed was augmented with
+        return mix(pixels, labels)

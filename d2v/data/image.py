@@ -1,10 +1,10 @@
-"""Images of a data set: reading them, their size, and what is drawn for each in training."""
+"""Images of a data set: reading them, their size, and the seed of each in training."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,20 +15,18 @@ from d2v.errors import InputError
 from d2v.pretrained import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 @dataclass
 class ImageData(Data):
     """Data with images.
 
     Attributes:
-        image_column: images, as `datasets` stores them, or paths.
-        crop_ratio: evaluation sees the middle of an image whose shorter side is 1 / crop_ratio times the model's size,
-            0.875 in BEiT; 0 squeezes all of it to that size, as the released processors do. By default as the
-            checkpoint's processor does it, and 0 for a new model.
+        image_column: column of the images, as `datasets` stores them, or of their paths.
+        crop_ratio: share of the shorter side that the centre crop of evaluation has, 0.875 in BEiT; 0 resizes the whole
+            image to the model's size. By default as the model's processor does it, and 0 for a new model.
     """
+
+    unit: ClassVar[str] = "images"
 
     image_column: str = "image"
     crop_ratio: float | None = None
@@ -53,13 +51,13 @@ def read_image(value: ImageSource, where: str) -> Image.Image:
 
 
 @contextmanager
-def drawing(draw: tuple[int, ...]) -> Iterator[None]:
-    """Within, torch's random numbers are those of a row's `draw`, see `d2v.data.loaders.Drawn`; then as they were.
+def seeded(seed: tuple[int, ...]) -> Iterator[None]:
+    """Within, torch's random numbers are those of a row's `seed`, see `d2v.data.loaders`; then as they were.
 
-    The transforms of torchvision draw from torch's generator of the CPU. `torch.manual_seed` would reset a GPU's too.
+    The transforms of torchvision use torch's generator of the CPU. `torch.manual_seed` would reset a GPU's too.
     """
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
+    torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     try:
         yield
     finally:
@@ -81,11 +79,6 @@ def fit_processor(processor: ImageProcessor, size: tuple[int, int], crop_ratio: 
         return replace(processor, size=shape, do_center_crop=False)
     edge = {"shortest_edge": round(min(size) / crop_ratio)}
     return replace(processor, size=edge, do_center_crop=True, crop_size=shape)
-
-
-def add_places(split: "Dataset", name: str) -> "Dataset":
-    """The split with a column `where`, what `read_image` calls its rows."""
-    return split.add_column("where", [f"{name}, row {i}" for i in range(len(split))])
 
 
 def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:

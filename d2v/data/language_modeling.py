@@ -5,11 +5,13 @@ Shapes: N tokens of a text, T tokens of a window.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from d2v.data.text import ROWS, TextData
+from d2v.data.rows import CHUNK
+from d2v.data.text import TextData
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
@@ -19,10 +21,10 @@ class LanguageData(TextData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        text_column: text.
-        separator: stands between rows that are lines of one text, such as a line break, or nothing ("") if they have
-            theirs; without it each row is a document of its own.
-        max_length: tokens of a window; the model's positions bound it too.
+        text_column: column of the text.
+        separator: characters between rows that are lines of one text, such as a line break, or none ("") if they have
+            theirs; by default each row is a document of its own.
+        max_length: number of tokens of a window; the model's positions bound it too.
     """
 
     text_column: str = "text"
@@ -74,8 +76,8 @@ def read_stream(pieces: Sequence[str], tokenizer: Tokenizer, *, documents: bool)
         documents: each piece is a document; else all are one.
     """
     ids, starts = [], []
-    for first in range(0, len(pieces), ROWS):
-        for encoding in tokenizer(pieces[first : first + ROWS]):
+    for first in range(0, len(pieces), CHUNK):
+        for encoding in tokenizer(pieces[first : first + CHUNK]):
             inner = slice(None) if documents else slice(1, -1)
             words = np.array([-1 if word is None else word for word in encoding.word_ids[inner]], dtype=np.int32)
             ids.append(np.array(encoding.ids[inner], dtype=np.int32))
@@ -120,12 +122,12 @@ def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
 
     Args:
         values: (N,) of a stream.
-        row: a window, in training with its `draw`.
+        row: a window, in training with its `seed`.
         more: items to add that follow the window.
     """
     shift = 0
-    if "draw" in row:
-        seed, epoch, _ = row["draw"]
+    if "seed" in row:
+        seed, epoch, _ = row["seed"]
         shift = np.random.default_rng((seed, epoch)).integers(row["end"] - row["start"])
     return values.take(np.arange(row["start"], row["end"] + more) + shift, mode="wrap")
 
@@ -133,30 +135,42 @@ def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
 def masker(tokenizer: Tokenizer, share: float, *, whole_words: bool) -> Callable:
     """A function that masks tokens as BERT does (Devlin et al., 2019, section 3.1).
 
-    Of the tokens to guess 80 % become `<mask>`, 10 % any token and 10 % stay. Special tokens are neither guessed nor
-    put in.
+    Of the tokens to predict 80 % become `<mask>`, 10 % any token and 10 % stay. Special tokens are neither predicted
+    nor put in.
 
     Args:
         tokenizer: of the model.
-        share: of words or tokens to guess; rounded up or down at random, but at least one.
+        share: of words or tokens to predict; rounded up or down at random, but at least one.
         whole_words: all tokens of a word together.
 
     Returns:
-        `mask(ids, starts, draw)`: tokens (T,), where words start (T,), and numbers to seed the masks with, to the
-        masked tokens (T,) and where there is something to guess, (T,) bool.
+        `mask(ids, starts, seed)`: tokens (T,), where words start (T,), and numbers to seed the masks with, to the
+        masked tokens (T,) and which are to be predicted, (T,) bool.
     """
     special = [i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special]
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
+    tokens = {"special": special, "ordinary": ordinary, "mask_token": tokenizer.mask_token_id}
+    return partial(mask_tokens, share=share, whole_words=whole_words, **tokens)
 
-    def mask(ids: np.ndarray, starts: np.ndarray, draw: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(draw)
-        units = starts.cumsum() if whole_words else np.arange(len(ids))
-        free = ~np.isin(ids, special)
-        there = np.unique(units[free])
-        count = min(max(int(share * len(there) + rng.random()), 1), len(there))
-        guessed = np.isin(units, rng.choice(there, count, replace=False)) & free
-        fate = rng.random(len(ids))
-        masked = np.where(guessed & (fate < 0.8), tokenizer.mask_token_id, ids)
-        return np.where(guessed & (fate >= 0.9), rng.choice(ordinary, len(ids)), masked), guessed
 
-    return mask
+def mask_tokens(
+    ids: np.ndarray,
+    starts: np.ndarray,
+    seed: tuple[int, ...],
+    *,
+    share: float,
+    whole_words: bool,
+    special: list[int],
+    ordinary: np.ndarray,
+    mask_token: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masked tokens (T,) of a window, and which of them are to be predicted, (T,) bool; see `masker`."""
+    rng = np.random.default_rng(seed)
+    units = starts.cumsum() if whole_words else np.arange(len(ids))
+    free = ~np.isin(ids, special)
+    there = np.unique(units[free])
+    count = min(max(int(share * len(there) + rng.random()), 1), len(there))
+    chosen = np.isin(units, rng.choice(there, count, replace=False)) & free
+    fate = rng.random(len(ids))
+    masked = np.where(chosen & (fate < 0.8), mask_token, ids)
+    return np.where(chosen & (fate >= 0.9), rng.choice(ordinary, len(ids)), masked), chosen

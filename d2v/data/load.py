@@ -1,11 +1,15 @@
 """Any source that `datasets` reads, as splits with the columns a recipe needs."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from d2v.config import Data
+import numpy as np
+
+from d2v.config import Data, Job
+from d2v.data.rows import Split
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,35 +20,38 @@ AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
 
 
 def load(
-    config: Any,
+    job: Job,
     demo: Callable[[], dict[str, "Dataset"]],
-    columns: dict[str, str],
-    accelerator,
+    *,
+    inputs: Mapping[str, str | None],
+    targets: Mapping[str, str | None] | None = None,
     reader: Callable[[Data], dict[str, "Dataset"]] | None = None,
-) -> dict[str, "Dataset"]:
+) -> dict[str, Split]:
     """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`.
 
     Args:
-        config: a recipe's, with `mode`, `data` and `run`.
+        job: from `d2v.training.job.start`.
         demo: makes all splits of the demo.
-        columns: as for `choose_splits`.
-        accelerator: from `d2v.training.loop.start`.
-        reader: makes all splits of a source, by default `read`.
+        inputs: purpose -> column of what the model reads; purposes whose column is None are not needed.
+        targets: likewise of the labels, which are needed in all modes but predict.
+        reader: reads all splits of a source, by default `read`.
     """
-    with accelerator.main_process_first():
-        found = demo() if config.data.path is None else (reader or read)(config.data)
-        return choose_splits(found, config.data, config.run.seed, columns, training=config.mode == "train")
+    data, columns = job.config.data, {**inputs, **((targets or {}) if job.labelled else {})}
+    with job.accelerator.main_process_first():
+        source = demo() if data.path is None else (reader or read)(data)
+        needed = {purpose: column for purpose, column in columns.items() if column}
+        return choose_splits(source, data, job.config.run.seed, needed, training=job.training)
 
 
 def choose_splits(
-    found: dict[str, "Dataset"], data: Data, seed: int, columns: dict[str, str], *, training: bool
-) -> dict[str, "Dataset"]:
+    source: dict[str, "Dataset"], data: Data, seed: int, columns: Mapping[str, str], *, training: bool
+) -> dict[str, Split]:
     """The splits a run works on.
 
     Args:
-        found: all splits of the source, from `read` or the demo.
+        source: all splits of the source, from `read` or the demo.
         data: what the splits are called, and how much of them to use.
-        seed: of the rows drawn for `max_*_samples` and of the share of train that is held out.
+        seed: of the rows sampled for `max_*_samples` and of the share of train that is held out.
         columns: what a column is for -> its name; a missing one is an error.
         training: train and validation are needed besides test.
 
@@ -56,43 +63,49 @@ def choose_splits(
     Raises:
         InputError: a split or a column is missing, or a split is empty.
     """
-    splits = {}
-    for role in ("train", "validation", "test") if training else ("test",):
-        split = getattr(data, f"{role}_split")
-        parts = split.split("+")
-        if not found.keys() >= set(parts):
+    splits: dict[str, Split] = {}
+    for name in ("train", "validation", "test") if training else ("test",):
+        wanted = getattr(data, f"{name}_split")
+        parts = wanted.split("+")
+        names = parts
+        if not source.keys() >= set(parts):
             # The usual names need not be there; a name that somebody gave has to be.
-            usual = split == getattr(type(data), f"{role}_split")
-            if usual and training and role != "train":
+            usual = wanted == getattr(type(data), f"{name}_split")
+            if usual and training and name != "train":
                 continue
-            if not (usual and not training and len(found) == 1):
-                raise InputError(
-                    f"{data.path or 'demo'}: no split {split!r} (data.{role}_split); there are {', '.join(found)}"
-                )
-            parts = list(found)
-        splits[role] = join([found[name] for name in parts])
+            if not (usual and not training and len(source) == 1):
+                there = ", ".join(source)
+                raise InputError(f"{data.path or 'demo'}: no split {wanted!r} (data.{name}_split); there are {there}")
+            parts, names = list(source), [name]
+        table, rows = join([source[part] for part in parts]), [len(source[part]) for part in parts]
+        splits[name] = Split(name, table, np.arange(len(table)), tuple(zip(names, rows, strict=True)))
     if training and "validation" not in splits:
-        if not 0 < data.validation_share < 1:
-            raise InputError(f"data.validation_share should be between 0 and 1, not {data.validation_share}")
-        try:
-            halves = splits["train"].train_test_split(data.validation_share, seed=seed)
-        except ValueError as error:
-            count, share = len(splits["train"]), data.validation_share
-            message = f"{data.path or 'demo'}, train: {count} rows are too few to hold out a share of {share}"
-            raise InputError(message) from error
-        splits |= {"train": halves["train"], "validation": halves["test"]}
-    for role, split in splits.items():
-        for purpose, name in columns.items():
-            if name not in split.column_names:
-                there_are = ", ".join(split.column_names)
-                where = f"{data.path or 'demo'}, {role}"
-                raise InputError(f"{where}: no column {name!r} (data.{purpose}_column); there are {there_are}")
-        most = getattr(data, f"max_{role}_samples")
+        splits["train"], splits["validation"] = hold_out(splits["train"], data, seed)
+    for name, split in splits.items():
+        where = f"{data.path or 'demo'}, {name}"
+        there = split.table.column_names
+        for purpose, column in columns.items():
+            if column not in there:
+                raise InputError(f"{where}: no column {column!r} (data.{purpose}_column); there are {', '.join(there)}")
+        most = getattr(data, f"max_{name}_samples")
         if most is not None and most < len(split):
-            splits[role] = split.shuffle(seed=seed).select(range(most))
-        if not len(splits[role]):
-            raise InputError(f"{data.path or 'demo'}, {role}: no rows")
+            splits[name] = split.select(np.random.default_rng(seed).permutation(len(split))[:most])
+        if not len(split):
+            raise InputError(f"{where}: no rows")
     return splits
+
+
+def hold_out(train: Split, data: Data, seed: int) -> tuple[Split, Split]:
+    """The split without a random share of its rows, and that share as validation."""
+    share, count = data.validation_share, len(train)
+    if not 0 < share < 1:
+        raise InputError(f"data.validation_share should be between 0 and 1, not {share}")
+    held = math.ceil(share * count)
+    if held >= count:
+        where = data.path or "demo"
+        raise InputError(f"{where}, train: {count} rows are too few to hold out a share of {share}")
+    order = np.random.default_rng(seed).permutation(count)
+    return train.select(order[held:]), train.select(order[:held], name="validation")
 
 
 def join(parts: list["Dataset"]) -> "Dataset":
@@ -173,21 +186,8 @@ def read_audio_folder(folder: Path, datasets) -> "Dataset":
             table = datasets.load_dataset(builder, data_files=str(folder / name), split="train")
             if "file_name" not in table.column_names:
                 raise InputError(f"{folder / name}: no column 'file_name'; there are {', '.join(table.column_names)}")
-            paths = [str(folder / file) for file in table["file_name"]]
-            return table.remove_columns("file_name").add_column("audio", paths)
+            columns = table.to_dict()
+            columns["audio"] = [str(folder / file) for file in columns.pop("file_name")]
+            return datasets.Dataset.from_dict(columns)
     files = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in AUDIO)
     return datasets.Dataset.from_dict({"audio": files})
-
-
-def row_names(split: "Dataset", files: str | None = None) -> list[str]:
-    """What to call each row: its `id`, or else its file or GLUE's `idx`, or else its number.
-
-    Args:
-        split: the rows.
-        files: the column of files, as paths or as `datasets` stores them, where there are some.
-    """
-    for column in ("id",) if files else ("id", "idx"):
-        if column in split.column_names:
-            return [str(name) for name in split[column]]
-    paths = split[files] if files else [None] * len(split)
-    return [str((path["path"] if isinstance(path, dict) else path) or i) for i, path in enumerate(paths)]

@@ -3,15 +3,24 @@
 Shapes: B batch, L labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2v.config import Data, Optim
-from d2v.data.sampler import LengthBatches, eval_batches
+from d2v.config import Job
+from d2v.data.rows import Rows
+from d2v.data.sampler import LengthBatches, deal, eval_batches
 from d2v.losses import IGNORE
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+"""Makes a batch of rows: a dict of tensors, with its `size` in the unit of the data.
+
+Rows have their number as `row`, and in training a `seed`. It has to pickle, so that workers need not be forked: a
+function of a module, or a `partial` of one.
+"""
 
 
 def pad_labels(labels: list[list[int]]) -> Tensor:
@@ -19,97 +28,118 @@ def pad_labels(labels: list[list[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 
 
-class DrawnBatches(LengthBatches):
-    """Batches of (row, epoch), for `Drawn`."""
+class NumberedRows:
+    """Rows by number, which they get as `row`; by (number, epoch) also with the `seed` of their augmentation.
 
-    def __iter__(self):
-        for batch in super().__iter__():
-            yield [(row, self.epoch) for row in batch]
-
-
-class Drawn:
-    """Rows by (number, epoch), each with `draw`: the numbers to seed its augmentation with.
-
-    A row comes once an epoch, so they never come twice; and whoever makes the batch, and whether the run was stopped
+    A row comes once an epoch, so no two seeds are equal; and whoever makes the batch, and whether the run was stopped
     before, changes nothing.
     """
 
-    def __init__(self, rows, seed: int):
+    def __init__(self, rows: Rows, seed: int):
         self.rows, self.seed = rows, seed
 
-    def __getitem__(self, drawn: tuple[int, int]) -> dict:
-        row, epoch = drawn
-        return self.rows[row] | {"draw": (self.seed, epoch, row)}
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        row, *epoch = key if isinstance(key, tuple) else (key,)
+        numbered = self.rows[row] | {"row": row}
+        return numbered | {"seed": (self.seed, *epoch, row)} if epoch else numbered
 
 
-def train_loader(
-    rows,
-    lengths: list[float],
-    collate: Callable,
-    data: Data,
-    max_length: float,
-    optim: Optim,
-    seed: int,
-    accelerator,
-    *,
-    draws: bool = False,
-) -> DataLoader:
-    """Batches for training, of this process's share.
+class NumberedBatches:
+    """A collate function whose batches have the `rows` they are made of."""
 
-    Args:
-        rows: indexed by number.
-        lengths: of each row, in any unit.
-        collate: makes a batch, a dict with its `size`, of a list of rows.
-        data: how many rows a batch has at the most, and how many workers make batches.
-        max_length: most padded length of a batch, in the same unit.
-        optim: how many batches make an update.
-        seed: of the order.
-        accelerator: from `d2v.training.loop.start`.
-        draws: rows are dicts, and `collate` gets them with `draw`, see `Drawn`.
-    """
-    batches = (DrawnBatches if draws else LengthBatches)(
-        lengths,
-        max_rows=data.batch_size,
-        max_length=max_length,
-        seed=seed,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=optim.accumulation,
-    )
+    def __init__(self, collate: Collate):
+        self.collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch; a collate function that leaves rows out says which it kept."""
+        return {"rows": [row["row"] for row in rows]} | self.collate(rows)
+
+
+def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
+    """A loader of these batches of row numbers."""
     return DataLoader(
-        Drawn(rows, seed) if draws else rows,
+        NumberedRows(rows, job.config.run.seed),
         batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=data.workers,
-        multiprocessing_context="fork" if data.workers else None,  # a recipe's collate function is a closure
-        persistent_workers=data.workers > 0,
+        collate_fn=NumberedBatches(collate),
+        num_workers=job.config.data.workers,
+        persistent_workers=job.config.data.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
     )
 
 
-def eval_loader(
-    rows, lengths: list[float], collate: Callable, data: Data, max_length: float, accelerator
-) -> DataLoader:
-    """Batches of this process's share of the rows, for `d2v.training.loop.predict`; a batch has the `rows` it holds.
+class Updates:
+    """Update after update, epoch after epoch, without an end: this process's batches of each.
 
-    Args:
-        rows, lengths, collate, data, max_length, accelerator: as for `train_loader`.
+    Its state is where it is. Another source of updates, such as a stream, iterates alike, has the same two methods, and
+    needs no length where `run.max_steps` is given.
     """
 
-    class Numbered:
-        def __len__(self) -> int:
-            return len(rows)
+    def __init__(self, job: Job, rows: Rows, collate: Collate):
+        data, accelerator = job.config.data, job.accelerator
+        self.sampler = LengthBatches(
+            rows.lengths,
+            max_rows=data.batch_size,
+            max_length=data.max_size,
+            seed=job.config.run.seed,
+            batches=job.config.optim.batches,
+        )
+        self.bounds = (rows.lengths, data.batch_size, data.max_size)
+        self.share = {"processes": accelerator.num_processes, "pieces": job.config.run.pieces}
+        self.rank = accelerator.process_index
+        self.planned: list[list[tuple[int, int]]] = []  # the batches that the loader is to make next
+        self.loader = loader(job, rows, collate, self.planned)
+        self.epoch = self.done = 0
 
-        def __getitem__(self, i: int):
-            return i, rows[i]
+    def __len__(self) -> int:
+        """Updates in an epoch."""
+        return len(self.sampler)
 
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        while True:
+            dealt = [deal(batches, *self.bounds, **self.share) for batches in self.sampler.updates(self.epoch)]
+            # Who has no row of a piece computes one that does not count: all processes take part in every piece.
+            mine = [[piece[self.rank] or piece[0][:1] for piece in pieces] for pieces in dealt[self.done :]]
+            counts = [[bool(piece[self.rank]) for piece in pieces] for pieces in dealt[self.done :]]
+            self.planned[:] = [[(row, self.epoch) for row in piece] for pieces in mine for piece in pieces]
+            batches = iter(self.loader)
+            for update in counts:
+                self.done += 1
+                yield [next(batches) | {"counts": counts} for counts in update]
+            self.epoch, self.done = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the updates are: those of the epoch that were given out are done."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+def train_loader(job: Job, rows: Rows, collate: Collate) -> Updates:
+    """Updates for training, see `d2v.training.loop.fit`.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        rows: to train on.
+        collate: makes a batch of rows that have a `seed`.
+    """
+    return Updates(job, rows, collate)
+
+
+def eval_loader(job: Job, rows: Rows, collate: Collate) -> DataLoader:
+    """Batches of this process's share of the rows, the longest first, for `d2v.training.loop.predict`.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        rows: to predict.
+        collate: makes a batch of rows.
+    """
+    data, accelerator = job.config.data, job.accelerator
     share = accelerator.process_index, accelerator.num_processes
-    return DataLoader(
-        Numbered(),
-        batch_sampler=eval_batches(lengths, data.batch_size, max_length, *share),
-        collate_fn=lambda pairs: collate([row for _, row in pairs]) | {"rows": [i for i, _ in pairs]},
-        num_workers=data.workers,
-        multiprocessing_context="fork" if data.workers else None,
-        generator=torch.Generator(),  # as for training, which an evaluation more or less must not change
-    )
+    batches: Sequence[list[int]] = eval_batches(rows.lengths, data.batch_size, data.max_size, *share)
+    return loader(job, rows, collate, batches)

@@ -1,36 +1,35 @@
-"""Which rows make which batch: rows of similar length together, in an order that only the seed and the epoch decide."""
+"""Which rows make which update: rows of similar length together, in an order that only the seed and the epoch decide.
 
+An update is a set of rows. How they are dealt to processes and cut into pieces that fit in memory is another matter,
+and changes nothing but speed, since losses are sums and counts.
+"""
+
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch.utils.data import Sampler
 
 from d2v.errors import InputError
 
 
-class LengthBatches(Sampler[list[int]]):
-    """Batches bounded in rows and in padded length, for training.
+class LengthBatches:
+    """Batches bounded in rows and in padded length, and the updates that they make.
 
     Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches
     and shuffles these. Within a batch the shortest come first: neighbours of one length share a call of attention, see
-    `d2v.models.packing`. The number of batches does not change from epoch to epoch, every row comes once an epoch, and
+    `d2v.models.packing`. The number of updates does not change from epoch to epoch, every row comes once an epoch, and
     the order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all
     batches are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
-
-    An update takes the next `processes * accumulation` batches, whoever computes them: splitting it among more
-    processes instead of accumulating changes nothing.
     """
 
     def __init__(
         self,
-        lengths: list[float],
+        lengths: Sequence[float],
         *,
         max_rows: int,
         max_length: float | None = None,
         seed: int = 0,
-        rank: int = 0,
-        processes: int = 1,
-        accumulation: int = 1,
+        batches: int = 1,
     ):
         """Sort rows into buckets.
 
@@ -40,22 +39,14 @@ class LengthBatches(Sampler[list[int]]):
             max_length: most padded length of a batch: rows times the longest, in the same unit. A longer row is a
                 batch of its own.
             seed: of the order.
-            rank: the process this sampler is for.
-            processes: how many there are.
-            accumulation: batches of each process for an update.
+            batches: how many make an update.
 
         Raises:
             InputError: fewer rows than batches for one update.
         """
-        self.seed, self.rank, self.processes, self.accumulation = seed, rank, processes, accumulation
-        self.epoch = self.skip = 0
-        self.lengths = lengths
-        group = processes * accumulation
-        if len(lengths) < group:
-            raise InputError(
-                f"{len(lengths)} rows to train on are too few for {processes} processes x optim.accumulation "
-                f"{accumulation}"
-            )
+        self.lengths, self.seed, self.batches = lengths, seed, batches
+        if len(lengths) < batches:
+            raise InputError(f"{len(lengths)} rows to train on are too few for updates of optim.batches {batches}")
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
         # Twenty buckets at the most, of eight usual batches at least: lengths differ little, much is left to shuffle.
         usual = max_rows if max_length is None else min(max_rows, max_length * len(lengths) / sum(lengths))
@@ -69,46 +60,73 @@ class LengthBatches(Sampler[list[int]]):
             rows = max_rows if max_length is None else min(max_rows, max(1, int(max_length // lengths[bucket[-1]])))
             self.sizes.append([len(bucket[i : i + rows]) for i in range(0, len(bucket), rows)])
         # All updates have their full number of batches: halve the largest.
-        while sum(map(len, self.sizes)) % group and max(map(max, self.sizes)) > 1:
+        while sum(map(len, self.sizes)) % batches and max(map(max, self.sizes)) > 1:
             sizes = max(self.sizes, key=max)
             largest = sizes.pop(sizes.index(max(sizes)))
             sizes += [largest - largest // 2, largest // 2]
-        self.total = sum(map(len, self.sizes)) // group * group  # batches of all processes in an epoch
-
-    @property
-    def sampler(self) -> "LengthBatches":
-        """Where Accelerate looks for `set_epoch` when it has wrapped a batch sampler."""
-        return self
-
-    def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """The next pass is this epoch's, without its first `skip` batches of this process."""
-        self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
-        """Batches of this process in an epoch."""
-        return self.total // self.processes
+        """Updates in an epoch."""
+        return sum(map(len, self.sizes)) // self.batches
 
-    def __iter__(self):
+    def updates(self, epoch: int) -> list[list[list[int]]]:
+        """The updates of an epoch, in order: the rows of each of their batches."""
         # A large prime between seeds, so that no two runs share an epoch's order.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         batches = []
         for bucket, sizes in zip(self.buckets, self.sizes, strict=True):
             shuffled = torch.tensor(bucket)[torch.randperm(len(bucket), generator=generator)]
             batches += [rows.tolist() for rows in shuffled.split(sizes)]
         order = torch.randperm(len(batches), generator=generator).tolist()
-        mine = order[self.rank : self.total : self.processes]
-        for i in mine[self.skip :]:
-            yield sorted(batches[i], key=self.lengths.__getitem__)
+        batches = [sorted(batches[i], key=self.lengths.__getitem__) for i in order]
+        return [batches[i * self.batches : (i + 1) * self.batches] for i in range(len(self))]
+
+
+def deal(
+    batches: Sequence[Sequence[int]],
+    lengths: Sequence[float],
+    max_rows: int,
+    max_length: float | None = None,
+    *,
+    processes: int = 1,
+    pieces: int = 1,
+) -> list[list[list[int]]]:
+    """An update's rows as pieces, and each piece as the rows of every process.
+
+    All processes compute the same number of pieces, of like lengths: neighbours in the order of length go to different
+    ones. A process may have no row of a piece, where there are fewer rows than processes.
+
+    Args:
+        batches: the rows of the update's batches.
+        lengths: of all rows of the data.
+        max_rows, max_length: bounds of a batch, as for `LengthBatches`, and so of what one process computes at once.
+        processes: how many share the update.
+        pieces: a process's share of a batch is computed in so many pieces.
+    """
+    rows = sorted((row for batch in batches for row in batch), key=lengths.__getitem__)
+    most_rows, longest = max(1, max_rows // pieces), None if max_length is None else max_length / pieces
+    cut: list[list[int]] = []
+    for row in rows:
+        last = cut[-1] if cut else []
+        share = -(-(len(last) + 1) // processes)  # rows of the process that has most of them
+        fits = share <= most_rows and (longest is None or share * lengths[row] <= longest or share == 1)
+        if last and fits:
+            last.append(row)
+        else:
+            cut.append([row])
+    return [[piece[rank::processes] for rank in range(processes)] for piece in cut]
 
 
 def eval_batches(
-    lengths: list[float], max_rows: int, max_length: float, rank: int = 0, processes: int = 1
+    lengths: Sequence[float], max_rows: int, max_length: float | None, rank: int = 0, processes: int = 1
 ) -> list[list[int]]:
     """Batches of a process's share of the rows for evaluation, longest first, each row in one batch of one process."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[rank::processes]
-    batches = []
-    while order:
-        rows = max(1, min(max_rows, int(max_length // max(lengths[order[0]], 1e-9))))
-        batches.append(order[:rows])
-        order = order[rows:]
+    batches, first = [], 0
+    while first < len(order):
+        rows = max_rows
+        if max_length is not None:
+            rows = max(1, min(max_rows, int(max_length // max(lengths[order[first]], 1e-9))))
+        batches.append(order[first : first + rows])
+        first += rows
     return batches

@@ -1,20 +1,21 @@
-"""Images with a class for each pixel: reading them, and what is drawn for both together in training.
+"""Images with a class for each pixel: reading them, and augmenting both together.
 
 Shapes: H and W height and width in pixels.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from d2v.config import Data, at_least
-from d2v.data.image import add_places, drawing, read_image
+from d2v.config import Data, Job, at_least
+from d2v.data.image import read_image, seeded
 from d2v.data.load import read
+from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.pretrained import read_json
 from d2v.processors.image import IGNORED, ImageSource, load_mask, reduce_labels
@@ -30,21 +31,23 @@ class SegmentationData(Data):
     """The data; without a path the embedded demo.
 
     Attributes:
-        image_column: images, as `datasets` stores them, or paths.
-        mask_column: label maps, as images or paths; grey or with a palette, each of its image's size.
-        names: of the classes, in order; by default those of id2label.json beside the data, whose numbers begin at 0,
-            with `reduce_labels` too; it may have the ignored label.
-        ignore_label: the label that counts for nothing; 255 does too.
-        reduce_labels: label 0 counts for nothing and 1 is the first class, as in ADE20K.
-        size: images are first resized so that the shorter side has so many pixels; by default they stay as they are.
-        scale: in training images are resized once more, by a factor drawn between these two.
-        crop: height and width of what training sees of an image; what is smaller is padded.
-        cat_max_ratio: largest share of a crop that one class should have; after ten tries any crop will do.
+        image_column: column of the images, as `datasets` stores them, or of their paths.
+        mask_column: column of the label maps, images or paths; grey or with a palette, each of its image's size.
+        names: names of the classes, in order; by default those of id2label.json beside the data, whose numbers begin at
+            0, with reduce_labels too; it may have the ignored label.
+        ignore_label: label of pixels that are neither trained on nor scored; 255 is ignored too.
+        reduce_labels: ignore label 0 and make 1 the first class, as in ADE20K.
+        size: length of the shorter side that images are first resized to, in pixels; by default they keep their size.
+        scale: smallest and largest random factor that training images are resized by.
+        crop: height and width of the random crops of training, in pixels; smaller images are padded.
+        cat_max_ratio: largest share of a crop that one class should have; after ten tries any crop is taken.
         flip: mirror half of the training images.
         photometric: distort brightness, contrast, saturation and hue in training.
-        window: side of the windows that are slid over an image in evaluation; by default it is seen whole.
-        stride: from one window to the next.
+        window: side of the windows that slide over an image in evaluation, in pixels; by default it is seen whole.
+        stride: pixels from one window to the next.
     """
+
+    unit: ClassVar[str] = "images"
 
     image_column: str = "image"
     mask_column: str = "annotation"
@@ -152,21 +155,21 @@ def read_mask(value: ImageSource, where: str, size: tuple[int, int], data: Segme
     return torch.from_numpy(np.where(ignored, IGNORED, labels).astype(np.uint8))
 
 
-def check_rows(split: "Dataset", role: str, data: SegmentationData, classes: int | None) -> "Dataset":
-    """The split with `where`, see `add_places`; what is scored is decoded once before, train only as it comes up.
+def segmentation_rows(job: Job, split: Split, classes: int) -> Rows:
+    """The rows of a split; what is scored is decoded once before, train only as it comes up.
 
     Args:
+        job: whose data have the options of `SegmentationData`.
         split: from `d2v.data.load.load`.
-        role: train, validation or test.
-        data: the columns, and which labels count for nothing.
-        classes: how many there are; None if there are no label maps.
+        classes: how many there are.
     """
-    split = add_places(split, role)
-    for row in split if role != "train" else ():
-        image = read_image(row[data.image_column], row["where"])
-        if classes is not None:
-            read_mask(row[data.mask_column], row["where"], image.size, data, classes)
-    return split
+    data: SegmentationData = job.config.data
+    columns = [data.image_column, *([data.mask_column] if job.labelled else [])]
+    for i, row in enumerate(split.iterate(columns) if split.name != "train" else ()):
+        image = read_image(row[data.image_column], split.where(i))
+        if job.labelled:
+            read_mask(row[data.mask_column], split.where(i), image.size, data, classes)
+    return Rows(split, split.ids(data.image_column), [1] * len(split))
 
 
 def file_names(pictures: list[str]) -> list[str]:
@@ -183,14 +186,14 @@ def to_tensor(image: Image.Image, size: int | None) -> Tensor:
     return pixels if size is None else functional.resize(pixels, [size])
 
 
-def augment(image: Tensor, mask: Tensor, data: SegmentationData, draw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def augment(image: Tensor, mask: Tensor, data: SegmentationData, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """What training sees of an image: resized, cropped, mirrored, distorted, as mmsegmentation does for UPerNet.
 
     Args:
         image: (3, H, W) uint8, as `to_tensor` makes it.
         mask: (h, w) uint8 class numbers, of the image's proportions.
         data: how much of each.
-        draw: the numbers that decide, see `d2v.data.loaders.Drawn`.
+        seed: of what is random, see `d2v.data.loaders`.
 
     Returns:
         Image and mask, `data.crop` large or smaller.
@@ -198,7 +201,7 @@ def augment(image: Tensor, mask: Tensor, data: SegmentationData, draw: tuple[int
     from torchvision.transforms import v2
     from torchvision.tv_tensors import Image, Mask
 
-    with drawing(draw):
+    with seeded(seed):
         factor = float(torch.empty(()).uniform_(*data.scale))
         size = [max(1, round(factor * side)) for side in image.shape[1:]]
         image, mask = v2.functional.resize(Image(image), size), v2.functional.resize(Mask(mask), size)

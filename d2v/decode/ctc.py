@@ -53,6 +53,19 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
     return words
 
 
+def transcribe(logits: Tensor, frames: Tensor, tokenizer: CTCTokenizer, hop: float) -> list[dict[str, Any]]:
+    """What greedy search makes of each row: its `text`, and its `words` with their times.
+
+    Args:
+        logits: (B, T, C).
+        frames: (B,) real frames.
+        tokenizer: of the model.
+        hop: seconds from one frame to the next.
+    """
+    rows = greedy(logits, frames)
+    return [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in rows]
+
+
 def windows(frames: int, length: int, stride: int) -> list[tuple[int, int, int]]:
     """Where to cut a recording into overlapping windows, and which frames to keep of each.
 
@@ -74,10 +87,10 @@ def windows(frames: int, length: int, stride: int) -> list[tuple[int, int, int]]
     return [(first, start, end) for first, (start, end) in zip(firsts, pairwise(seams), strict=True)]
 
 
-def hear_in_windows(
+def windowed_logits(
     config: Data2VecAudioConfig, rate: int, chunk_seconds: float, stride_seconds: float | None, batch_seconds: float
 ) -> Callable[[Data2VecAudioForCTC, list[np.ndarray]], tuple[Tensor, Tensor]]:
-    """What a model hears in recordings of any length, window by window, in memory that does not grow with them.
+    """A function that computes the logits of recordings of any length in windows, in bounded memory.
 
     Args:
         config: the model's.
@@ -85,7 +98,7 @@ def hear_in_windows(
         chunk_seconds: length of a window.
         stride_seconds: context at either end of a window whose logits are not kept; by default a sixth of the window,
             as in Hugging Face's pipeline for speech recognition (`stride_length_s`).
-        batch_seconds: most seconds that the model hears at once, but at least one window.
+        batch_seconds: most seconds that are computed at once, but at least one window.
 
     Returns:
         A function of a model and of B waveforms on the host, (S,), each normalised as a whole. It returns logits
@@ -105,7 +118,7 @@ def hear_in_windows(
         )
     samples, rows = (length - 1) * hop + config.shortest_clip, max(1, int(batch_seconds // chunk_seconds))
 
-    def hear(model: Data2VecAudioForCTC, recordings: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def compute(model: Data2VecAudioForCTC, recordings: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         joined, device = [], next(model.parameters()).device
         for recording in recordings:
             cuts, parts = windows(config.frames(len(recording)), length, stride), []
@@ -119,4 +132,4 @@ def hear_in_windows(
             joined.append(torch.cat(parts))
         return pad_sequence(joined, batch_first=True), torch.tensor([len(logits) for logits in joined])
 
-    return hear
+    return compute

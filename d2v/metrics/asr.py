@@ -67,3 +67,12 @@ def show_errors(references: list[str], hypotheses: list[str], most: int = 10) ->
             "\n".join(line.rstrip() for line in lines if line.startswith(("REF", "HYP", "   ")) and line.strip())
         )
     return "\n\n".join(blocks)
+
+
+def transcript_metrics(references: list[str], predictions: list[dict[str, str]]) -> dict[str, float]:
+    """`wer` and `cer` of predictions' `text`; and of `text_lm`, decoded with a language model, where they have it."""
+    metrics = error_rates(references, [row["text"] for row in predictions])
+    if predictions and "text_lm" in predictions[0]:
+        with_lm = error_rates(references, [row["text_lm"] for row in predictions])
+        metrics |= {f"{name}_lm": value for name, value in with_lm.items()}
+    return metrics

@@ -99,5 +99,5 @@ def lr_scale(step: int, total: int, optim: Optim) -> float:
     final = optim.final_scale
     if optim.schedule == "tri_stage":
         return math.exp(math.log(final) * gone)
-    left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2, "polynomial": (1 - gone) ** optim.power}
+    left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
     return final + (1 - final) * left[optim.schedule]

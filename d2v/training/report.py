@@ -1,76 +1,90 @@
 """What a run leaves for people: results, predictions, curves, a model card, and the last lines on the terminal."""
 
 import json
-import resource
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from d2v.config import Job
 from d2v.pretrained import write_json
 from d2v.training.log import read_log
 
+Result = TypeVar("Result")
 
-def peak_memory_mb() -> float:
-    """The most memory this process has used, in MB: on the GPU if there is one."""
+
+def peak_memory_mb() -> float | None:
+    """The most memory this process has used, in MB: on the GPU if there is one; None where the system does not say."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux kilobytes
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # macOS counts bytes, Linux kilobytes
+
+
+def timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
+    """The result of a call, and the seconds that it took."""
+    begun = time.perf_counter()
+    result = function(*args)
+    return result, time.perf_counter() - begun
 
 
 def finish(
-    out: Path,
+    job: Job,
     metrics: dict[str, float],
     predictions: list[dict[str, Any]],
     *,
     split: str,
     seconds: float,
-    trained: str | None,
-    recipe: str,
+    metric: str,
     task: str,
-    data: str,
-    accelerator,
+    demo: str,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """End a run: `results.json`, `predictions.jsonl`, after training also `curves.png` and a model card, and a summary.
 
     Args:
-        out: the run's folder.
-        metrics: fractions, not per cent.
+        job: from `d2v.training.job.start`; its main process writes.
+        metrics: fractions, not per cent; none where there are no labels.
         predictions: a row for each example.
         split: that they were made on.
         seconds: that making them took.
-        trained: the metric that the best checkpoint was chosen by, or None if nothing was trained.
-        recipe: its name.
+        metric: the metric that the best checkpoint was chosen by.
         task: the hub's name for the task, such as "automatic-speech-recognition".
-        data: hub id or folder of the data.
-        accelerator: from `d2v.training.loop.start`; its main process writes.
-        notes: what else `results.json` has to say, such as how the figures were made.
+        demo: name of the embedded data.
+        notes: what else `results.json` has to say, such as how the metrics were computed.
 
     Returns:
         The content of `results.json`.
     """
+    notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
     results = (
         {key: float(value) for key, value in metrics.items()}
-        | (notes or {})
+        | notes
         | {
             "split": split,
             "examples": len(predictions),
             "seconds": round(seconds, 3),
             "examples_per_second": round(len(predictions) / seconds, 3),
-            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "peak_memory_mb": peak_memory_mb(),
         }
     )
-    if accelerator.is_main_process:
-        write_json(out / "results.json", results)
-        write_jsonl(out / "predictions.jsonl", predictions)
-        if trained:
-            plot_curves(out, trained)
-            write_model_card(out / "best", recipe=recipe, task=task, data=data, results=results, metrics=list(metrics))
-        print(summary(out, results, list(metrics), notes))
+    if job.is_main:
+        write_json(job.out / "results.json", results)
+        write_jsonl(job.out / "predictions.jsonl", predictions)
+        if job.training:
+            plot_curves(job.out, metric)
+            data = job.config.data.path or demo
+            write_model_card(
+                job.out / "best", recipe=job.recipe, task=task, data=data, results=results, metrics=list(metrics)
+            )
+        print(summary(job.out, results, list(metrics), notes))
     return results
 
 
@@ -123,41 +137,41 @@ def write_model_card(
         tags=["data2vec", "d2v"],
         eval_results=[EvalResult(metric_type=key, metric_value=results[key], **common) for key in metrics],
     )
-    figures = ", ".join(f"{key} {results[key]:.4f}" for key in metrics)
+    listed = ", ".join(f"{key} {results[key]:.4f}" for key in metrics)
     (folder / "README.md").write_text(
         f"---\n{card.to_yaml()}\n---\n\n# {folder.resolve().parent.name}\n\n"
         f"A Data2Vec model from `recipes/{recipe}.py` of d2v, trained on `{data}`.\n"
-        f"On the split `{results['split']}` ({results['examples']} examples): {figures}.\n"
+        f"On the split `{results['split']}` ({results['examples']} examples): {listed}.\n"
         "`config.yaml` beside the model's folder repeats the run.\n",
         "utf-8",
     )
 
 
 FILES = {
-    "results.json": "the figures",
-    "predictions.jsonl": "every prediction",
-    "predictions.csv": "the same, the five likeliest classes of each image",
+    "results.json": "metrics",
+    "predictions.jsonl": "a prediction a line",
+    "predictions.csv": "the same, up to five classes of each image",
     "predictions.json": "the same, as SQuAD's scripts read them",
-    "nbest_predictions.json": "the next best answers too",
-    "na_prob.json": "how likely there is no answer",
+    "nbest_predictions.json": "answers with their probabilities",
+    "na_prob.json": "probability that there is no answer",
     "predictions.conll": "the same, as conlleval reads them",
-    "confusion.png": "what is taken for what",
-    "classes.csv": "of each class",
+    "confusion.png": "confusion matrix",
+    "classes.csv": "metrics of each class",
     "overlays.png": "label maps over their images",
-    "masks": "all label maps, a class number for each pixel",
-    "hypothesis.rttm": "the same, as scorers of diarization read it",
-    "timeline.png": "some of it, below the reference",
-    "probabilities": "of each frame",
-    "best": "the best model",
+    "masks": "label maps, a class number a pixel",
+    "hypothesis.rttm": "the same as RTTM",
+    "timeline.png": "predictions below their references",
+    "probabilities": "probabilities of each frame",
+    "best": "best model",
     "curves.png": "loss and metric over updates",
-    "log.jsonl": "the same in numbers",
-    "checkpoints": "to go on from with --run.resume true",
-    "config.yaml": "to repeat the run with --config",
+    "log.jsonl": "the same as numbers",
+    "checkpoints": "checkpoints for --run.resume true",
+    "config.yaml": "all options, for --config",
 }
 
 
 def summary(out: Path, results: dict[str, Any], metrics: list[str], notes: dict[str, Any] | None = None) -> str:
-    """The end of a run on the terminal: its figures, how they were made, and where everything is."""
+    """The end of a run on the terminal: its metrics, how they were computed, and where everything is."""
     rows = [(key, f"{results[key]:.4f}") for key in metrics]
     rows += [(key, str(value)) for key, value in (notes or {}).items()]
     rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]

@@ -1,42 +1,63 @@
 """Checkpoints of a run: all that it takes to go on exactly where it was.
 
-A checkpoint is written under another name and renamed when it is whole, so a kill or a full disk at any moment leaves
-the one before. Files are safetensors and a PyTorch archive of plain values, read without running any code.
+A checkpoint is a dictionary of named states. Whatever has `state_dict()` and `load_state_dict()` can be one: a model,
+an optimiser, where the batches are. It is written under another name and renamed when it is whole, so a kill or a full
+disk at any moment leaves the one before. Files are safetensors and a PyTorch archive of plain values, read without
+running any code.
 """
 
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from d2v.errors import InputError
 
-
-def random_state() -> dict[str, Any]:
-    """This process's random number generators, as plain values."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+FORMAT = 1
+"""Of what `save_checkpoint` writes."""
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back to what `random_state` returned."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+class State(Protocol):
+    """What can be saved and restored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Go back to what `state_dict` returned."""
+        ...
+
+
+class RandomState:
+    """This process's random number generators."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Their states, as plain values."""
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": (kind, keys.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Put the generators back."""
+        random.setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -44,35 +65,35 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(out.glob("checkpoints/step-*"))
 
 
-def save_state(out: Path, accelerator, model, optimizer, average, progress: dict[str, Any], keep_last: int) -> None:
-    """Write a checkpoint and delete the oldest ones.
+def save_checkpoint(
+    out: Path, step: int, states: Mapping[str, State | None], accelerator, keep_last: int, own: Mapping[str, State]
+) -> None:
+    """Write a checkpoint and delete the oldest ones; all processes call this, the main one writes.
 
     Args:
         out: the run's folder.
-        accelerator: all processes call this; the main one writes.
-        model: as prepared by the accelerator.
-        optimizer: its optimiser.
-        average: the moving average of its weights, or None.
-        progress: the loop's counters, plain values.
+        step: updates done.
+        states: what is alike on all processes, by name; modules go into files of their own, None is nothing to keep.
+        accelerator: from `d2v.training.job.start`.
         keep_last: how many checkpoints stay.
+        own: what every process has its own of.
 
     Raises:
         InputError: the disk is full or not writable; the checkpoints before are untouched.
     """
     from accelerate.utils import gather_object
 
-    states = gather_object([random_state()])
+    modules = {name: accelerator.unwrap_model(state) for name, state in states.items() if isinstance(state, nn.Module)}
+    shared = {name: state.state_dict() for name, state in states.items() if state is not None and name not in modules}
+    owned = gather_object([{name: state.state_dict() for name, state in own.items()}])
     if accelerator.is_main_process:
-        path, temporary = out / "checkpoints" / f"step-{progress['step']:08d}", out / "checkpoints" / "unfinished"
+        path, temporary = out / "checkpoints" / f"step-{step:08d}", out / "checkpoints" / "unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        rest = {"optimizer": optimizer.state_dict(), "scaler": scaler, "progress": progress, "random": states}
-        if average is not None:
-            rest["average"] = average.state_dict()
         try:
             temporary.mkdir(parents=True)
-            save_model(accelerator.unwrap_model(model), temporary / "model.safetensors")
-            torch.save(rest, temporary / "state.pt")
+            for name, module in modules.items():
+                save_model(module, str(temporary / f"{name}.safetensors"))
+            torch.save({"format": FORMAT, "states": shared, "processes": owned}, temporary / "state.pt")
             shutil.rmtree(path, ignore_errors=True)  # the same step again, after an interrupted run was repeated
             os.replace(temporary, path)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -85,34 +106,39 @@ def save_state(out: Path, accelerator, model, optimizer, average, progress: dict
     accelerator.wait_for_everyone()
 
 
-def load_state(path: Path, accelerator, model, optimizer, average) -> dict[str, Any]:
-    """Go back to a checkpoint: model, optimiser, average if there is one, and this process's random numbers.
+def load_checkpoint(path: Path, states: Mapping[str, State | None], accelerator, own: Mapping[str, State]) -> None:
+    """Go back to a checkpoint, on every process.
 
-    Returns:
-        The loop's counters.
+    Args:
+        path: of the checkpoint.
+        states, accelerator, own: as `save_checkpoint` got them.
 
     Raises:
-        InputError: another number of processes wrote it, or it does not fit the model.
+        InputError: another number of processes wrote it, it is damaged, or it has other states than these.
     """
+    file = path / "state.pt"
     try:
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # nearly anything can come of a damaged file
-        raise InputError(f"{path / 'state.pt'}: damaged; delete {path} to go on from the one before") from error
-    if (processes := len(state["random"])) != accelerator.num_processes:
+        raise InputError(f"{file}: damaged; delete {path} to go on from the one before") from error
+    if saved.get("format") != FORMAT:
+        raise InputError(f"{file}: has format {saved.get('format')!r}, not {FORMAT}; it was written by another d2v")
+    if (processes := len(saved["processes"])) != accelerator.num_processes:
         raise InputError(
             f"{path}: written by {processes} processes, not {accelerator.num_processes}; use as many to resume"
         )
     try:
-        load_model(accelerator.unwrap_model(model), path / "model.safetensors", device=str(accelerator.device))
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-    except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        for name, state in states.items():
+            if isinstance(state, nn.Module):
+                load_model(accelerator.unwrap_model(state), path / f"{name}.safetensors", device="cpu")
+            elif state is not None:
+                state.load_state_dict(saved["states"][name])
+        for name, state in own.items():
+            state.load_state_dict(saved["processes"][accelerator.process_index][name])
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error.args[0]!r}; go on with the configuration that wrote it") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: damaged, or of another model than this configuration's ({error})") from error
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    set_random_state(state["random"][accelerator.process_index])
-    return state["progress"]
 
 
 def replace_folder(folder: Path, write) -> None:

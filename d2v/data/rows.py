@@ -1,0 +1,180 @@
+"""Rows: which of a data set's a run uses, where they stand in the user's own files, and what is known of each.
+
+Nothing is copied: a split is a table and the numbers of its rows, so that images and sounds stay where they are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CHUNK = 1000
+"""Rows that are read at once: enough to make a call cheap, few enough to be held in memory with their sounds."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a table, in order.
+
+    Attributes:
+        name: what the rows are used for: train, validation or test.
+        table: all rows of one or more splits of the source, sound and images undecoded.
+        index: (N,) the table's rows that are used, in order.
+        parts: the source's splits that the table joins, by name, with their numbers of rows.
+    """
+
+    name: str
+    table: "Dataset"
+    index: np.ndarray
+    parts: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.table[int(self.index[i])]
+
+    def select(self, rows: Sequence[int] | np.ndarray, name: str | None = None) -> "Split":
+        """The split with these of its rows only, in this order."""
+        return replace(self, index=self.index[np.asarray(rows, dtype=np.int64)], name=name or self.name)
+
+    def number(self, i: int) -> int:
+        """The number of a row in the user's own split, whatever was sampled, held out or left out."""
+        return self._place(i)[1]
+
+    def where(self, i: int) -> str:
+        """What to call a row in messages, such as "train, row 17"."""
+        return "{}, row {}".format(*self._place(i))
+
+    def _place(self, i: int) -> tuple[str, int]:
+        starts = [0, *accumulate(rows for _, rows in self.parts)]
+        row = int(self.index[i])
+        part = int(np.searchsorted(starts, row, side="right")) - 1
+        return self.parts[part][0], row - starts[part]
+
+    def column(self, name: str, field: str | None = None) -> list[Any]:
+        """The values of a column, read at once; of a column of objects one field, and no other is read.
+
+        Args:
+            name: of the column.
+            field: of the objects, such as the `path` of sounds.
+        """
+        import pyarrow.compute as pc
+
+        values = self.table.select_columns([name]).with_format("arrow")[:][name]
+        if field is not None:
+            values = pc.struct_field(values, field)
+        if not np.array_equal(self.index, np.arange(len(values))):
+            values = values.take(self.index)
+        return values.to_pylist()
+
+    def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows with these columns, read some at a time."""
+        table = self.table.select_columns(list(columns))
+        for start in range(0, len(self), CHUNK):
+            part = table[self.index[start : start + CHUNK].tolist()]
+            for values in zip(*part.values(), strict=True):
+                yield dict(zip(part, values, strict=True))
+
+    def ids(self, files: str | None = None) -> list[str]:
+        """What to call each row in predictions: its `id`, or else its file or GLUE's `idx`, or else its number.
+
+        Args:
+            files: the column of files, as paths or as `datasets` stores them, where there is one.
+        """
+        for column in ("id",) if files else ("id", "idx"):
+            if column in self.table.column_names:
+                return [str(name) for name in self.column(column)]
+        paths = self.files(files) if files else [None] * len(self)
+        return [str(path or self.number(i)) for i, path in enumerate(paths)]
+
+    def files(self, column: str) -> list[str | None]:
+        """The paths in a column of files; None where a row has none."""
+        import pyarrow as pa
+
+        kind = self.table.data.schema.field(column).type
+        if pa.types.is_struct(kind):
+            has_path = any(kind.field(i).name == "path" for i in range(kind.num_fields))
+            return self.column(column, "path") if has_path else [None] * len(self)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return self.column(column)
+        return [None] * len(self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split that can be used, and what is known of each.
+
+    `rows[i]` is what a collate function gets: an item, or the table's row and `where` it is for messages, with its
+    `reference` where there is one.
+
+    Attributes:
+        split: the rows in the user's data.
+        ids: (N,) what predictions call them.
+        lengths: (N,) in the unit of `d2v.config.Data.unit`.
+        references: (N,) what they are trained on or scored against; None without labels.
+        items: (N,) dicts of what was made of them, such as tokens; by default the table's rows.
+    """
+
+    split: Split
+    ids: list[str]
+    lengths: Sequence[float]
+    references: Sequence[Any] | None = None
+    items: Sequence[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self.split[i] | {"where": self.split.where(i)} if self.items is None else self.items[i]
+        return row if self.references is None else row | {"reference": self.references[i]}
+
+    def compare(self, predictions: Sequence[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
+        """The references and the predictions of rows, from `d2v.training.loop.predict`."""
+        if self.references is None:
+            raise ValueError("these rows have no references to compare predictions with")
+        return [self.references[row] for row, _ in predictions], [prediction for _, prediction in predictions]
+
+    def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Predictions as they are written down: the row's id, what was predicted, and its reference if there is one."""
+        last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
+        return [{"id": self.ids[row]} | prediction | last[row] for row, prediction in predictions]
+
+
+def check_rows(
+    split: Split, reasons: Sequence[str | None], bad_rows: str = "refuse", advice: str = "--data.bad_rows skip"
+) -> np.ndarray:
+    """The numbers of the rows that can be used.
+
+    Args:
+        split: the rows.
+        reasons: what is wrong with each, or None.
+        bad_rows: "refuse" the split for a bad row, or "skip" such rows and say how many.
+        advice: the option that leaves such rows out.
+
+    Raises:
+        InputError: a bad row while refusing, or no good one; the message names the first and counts them.
+    """
+    bad = [i for i, reason in enumerate(reasons) if reason]
+    if bad:
+        others = f"; {len(bad)} such rows of {len(reasons)}" if len(bad) > 1 else ""
+        first = f"{split.where(bad[0])}: {reasons[bad[0]]}"
+        if bad_rows == "refuse":
+            raise InputError(f"{first}{others} ({advice} leaves such rows out)" if advice else f"{first}{others}")
+        line = f"{split.name}: {len(bad)} of {len(reasons)} rows left out; the first is {first}"
+        if len(bad) == len(reasons):
+            raise InputError(line)
+        print(line)
+    return np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
+
+
+def first_problem(split: Split, problem: Callable[[int], str | None]) -> None:
+    """Raise InputError for the first row of which `problem(i)` says what is wrong."""
+    check_rows(split, [problem(i) for i in range(len(split))], advice="")
