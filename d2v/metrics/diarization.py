@@ -1,6 +1,6 @@
 """Diarization error rate, by pyannote.metrics, and what to compare it with.
 
-Segments are (start, end, speaker) in seconds, as in `d2v.decode.diarization`. Shapes: T frames, C speakers.
+Segments are (start, end, speaker) in seconds, as in `d2v.data.diarization`. Shapes: T frames, C speakers.
 """
 
 import os
@@ -9,7 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from d2v.decode.diarization import Segment, hear_segments, segments_to_frames
+from d2v.data.diarization import Segment, segments_to_frames
+from d2v.decode.diarization import decode_segments
 from d2v.errors import InputError
 
 Recordings = Mapping[str, Sequence[Segment]]
@@ -113,7 +114,7 @@ def choose_threshold(
 
     def error(threshold: float, size: int) -> float:
         names = [str(i) for i in range(next(iter(probabilities.values())).shape[1])]
-        return diarization_error(references, hear_segments(probabilities, names, hop, threshold, size))["der"]
+        return diarization_error(references, decode_segments(probabilities, names, hop, threshold, size))["der"]
 
     tried = ((threshold, size, error(threshold, size)) for threshold, size in product(thresholds, filters))
     return min(tried, key=lambda found: found[2])

@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from d2v.decode.diarization import segments_to_frames
+from d2v.data.diarization import segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import (
     baselines,
