@@ -36,7 +36,7 @@ from d2v.data.load import load, row_names
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.decode.diarization import decode_segments, write_rttm
 from d2v.demo.speech import conversations
-from d2v.metrics.diarization import baselines, choose_threshold, plot_timelines, segment_rates
+from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
 from d2v.pretrained import fetch_file, read_json, write_json
@@ -74,7 +74,7 @@ class Config:
 
     Attributes:
         mode: train and score, score a model, or write down what a model hears.
-        task: diarization, of at most `--arch.num_labels` speakers, by default two; or frames, of classes that may overlap.
+        task: diarization, of at most `--arch.num_labels` speakers (two); or frames, of classes that may overlap.
         model: hub id or folder to start from; without it a new model of the size that `arch` says.
         arch: fields of `Data2VecAudioConfig` that are to differ, such as `--arch.num_labels 3`.
         freeze: train all, all but the waveform front end, or the head alone; the last with
@@ -182,7 +182,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def rates(heard: dict[str, np.ndarray], role: str) -> dict[str, float]:
         frames = {name: len(values) for name, values in heard.items()}
-        return segment_rates(real[role], decide(heard), frames, hop, free_names=diarization)
+        return diarization_metrics(real[role], decide(heard), frames, hop, free_names=diarization)
 
     def save(folder: Path) -> None:
         for part in (model, extractor):

@@ -28,7 +28,7 @@ from d2v.data.verification import Trial, all_trials, first_clips, number_clips, 
 from d2v.decode import verification
 from d2v.demo.speech import voices
 from d2v.errors import InputError
-from d2v.metrics.verification import plot_det, verification_rates
+from d2v.metrics.verification import plot_det, verification_metrics
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
@@ -175,7 +175,7 @@ def main(config: Config) -> dict[str, Any]:
         return np.stack(predict(model, batches, embeddings, accelerator))  # (clips, xvector_output_dim)
 
     def rates(trials: list[Trial], scores: np.ndarray) -> dict[str, float]:
-        return verification_rates([label for label, _, _ in trials], scores)
+        return verification_metrics([label for label, _, _ in trials], scores)
 
     def save(folder: Path) -> None:
         for part in (model.folded(), extractor):
