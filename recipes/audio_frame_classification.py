@@ -23,12 +23,20 @@ from torch.nn.utils.rnn import pad_sequence
 from d2v import losses
 from d2v.config import Optim, Run, at_least, check_mode, run
 from d2v.data.audio import AudioData, check_splits, crop_start, load_clips
-from d2v.data.diarization import read_turns, recording_names, turn_classes, turn_problem
+from d2v.data.diarization import (
+    Segment,
+    read_rttm,
+    read_segments,
+    recording_names,
+    segment_classes,
+    segment_problem,
+    segments_to_frames,
+)
 from d2v.data.load import load, row_names
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.decode.diarization import Segment, hear_segments, read_rttm, segments_to_frames, write_rttm
+from d2v.decode.diarization import decode_segments, write_rttm
 from d2v.demo.speech import conversations
-from d2v.metrics.diarization import baselines, choose_threshold, plot_timelines, segment_rates
+from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
 from d2v.pretrained import fetch_file, read_json, write_json
@@ -66,8 +74,7 @@ class Config:
 
     Attributes:
         mode: train and score, score a model, or write down what a model hears.
-        task: what to learn. In diarization the labels of a recording are speakers, at most `--arch.num_labels` of them
-            and by default two, whose order is free; with frames they are classes, any of which may be heard at once.
+        task: diarization, of at most `--arch.num_labels` speakers (two); or frames, of classes that may overlap.
         model: hub id or folder to start from; without it a new model of the size that `arch` says.
         arch: fields of `Data2VecAudioConfig` that are to differ, such as `--arch.num_labels 3`.
         freeze: train all, all but the waveform front end, or the head alone; the last with
@@ -98,14 +105,14 @@ def main(config: Config) -> dict[str, Any]:
     rate = extractor.sampling_rate
 
     def turns(row: dict[str, Any]) -> list[Segment]:
-        return read_turns(row, data.audio_column, data.turns_column, data.label_key, in_file)
+        return read_segments(row, data.audio_column, data.turns_column, data.label_key, in_file)
 
     # Model
     changes = {}
     if training and config.task == "diarization":
         changes = config.arch | {"frame_loss": "pit_bce"}
     elif training:
-        classes = dict(enumerate(turn_classes(splits["train"], turns)))
+        classes = dict(enumerate(segment_classes(splits["train"], turns)))
         changes = config.arch | {"frame_loss": "cross_entropy", "id2label": classes}
     if config.model:
         model = Data2VecAudioForAudioFrameClassification.from_pretrained(config.model, **changes)
@@ -129,8 +136,8 @@ def main(config: Config) -> dict[str, Any]:
         splits,
         data,
         settings.shortest_clip / rate,
-        learn=lambda row, seconds: turn_problem(row, seconds, turns, known, most=len(names)),
-        score=lambda row, seconds: turn_problem(row, seconds, turns, known) if labelled else None,
+        learn=lambda row, seconds: segment_problem(row, seconds, turns, known, most=len(names)),
+        score=lambda row, seconds: segment_problem(row, seconds, turns, known) if labelled else None,
     )
     clips = {role: row_names(split, data.audio_column) for role, (split, _) in rows.items() if role != "train"}
     recordings = {role: recording_names(clips[role], role) for role in clips}
@@ -171,11 +178,11 @@ def main(config: Config) -> dict[str, Any]:
         return dict(zip(recordings[role], predict(model, batches, probabilities, accelerator), strict=True))
 
     def decide(heard: dict[str, np.ndarray]) -> dict[str, list[Segment]]:
-        return hear_segments(heard, names, hop, decision["threshold"], decision["filter"])
+        return decode_segments(heard, names, hop, decision["threshold"], decision["filter"])
 
     def rates(heard: dict[str, np.ndarray], role: str) -> dict[str, float]:
         frames = {name: len(values) for name, values in heard.items()}
-        return segment_rates(real[role], decide(heard), frames, hop, free_names=diarization)
+        return diarization_metrics(real[role], decide(heard), frames, hop, free_names=diarization)
 
     def save(folder: Path) -> None:
         for part in (model, extractor):

@@ -27,7 +27,7 @@ from d2v.data.text import tokenizer_for
 from d2v.demo.text import docs_text
 from d2v.lora import save_adapted
 from d2v.losses import IGNORE
-from d2v.metrics.language_modeling import language_rates
+from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.models.text_heads import Data2VecTextForCausalLM
 from d2v.training.build import text_model
 from d2v.training.loop import fit, predict, start
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def rates(found: list[dict[str, Any]], name: str) -> dict[str, float]:
         sums = ([row[key] for row in found] for key in ("loss", "tokens"))
-        return language_rates(*sums, characters=streams[name].characters)
+        return language_modeling_metrics(*sums, characters=streams[name].characters)
 
     def go_on(model, batch) -> list[str]:
         ids, mask = batch["input_ids"], batch["attention_mask"]

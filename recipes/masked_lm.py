@@ -27,7 +27,7 @@ from d2v.demo.text import docs_text
 from d2v.errors import InputError
 from d2v.lora import save_adapted
 from d2v.losses import IGNORE
-from d2v.metrics.language_modeling import language_rates
+from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
 from d2v.training.build import text_model
 from d2v.training.loop import fit, predict, start
@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def rates(found: list[dict[str, Any]]) -> dict[str, float]:
         sums, tokens, correct = ([row[key] for row in found] for key in ("loss", "tokens", "correct"))
-        return language_rates(sums, tokens, correct=correct)
+        return language_modeling_metrics(sums, tokens, correct=correct)
 
     def save(folder: Path) -> None:
         save_adapted(model, folder)

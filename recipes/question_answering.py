@@ -21,16 +21,9 @@ from d2v import losses
 from d2v.config import Lora, Optim, Run, at_least, check_mode, run
 from d2v.data.load import load, row_names
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.question_answering import (
-    answer,
-    answer_tokens,
-    best_spans,
-    check_questions,
-    question_windows,
-    read_questions,
-    text_tokens,
-)
+from d2v.data.question_answering import answer_tokens, check_questions, question_windows, read_questions, text_tokens
 from d2v.data.text import TextData, all_texts, tokenizer_for
+from d2v.decode.question_answering import answer, best_spans
 from d2v.demo.text import docs_questions
 from d2v.lora import save_adapted
 from d2v.metrics.question_answering import squad, squad_v2

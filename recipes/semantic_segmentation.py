@@ -40,7 +40,7 @@ from d2v.data.segmentation import (
 from d2v.decode.segmentation import draw_overlays, label_map
 from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
-from d2v.metrics.segmentation import pixel_counts, segmentation_rates, write_class_table
+from d2v.metrics.segmentation import pixel_counts, segmentation_metrics, write_class_table
 from d2v.models.vision import Data2VecVisionConfig, sides
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
 from d2v.processors.image import IGNORED, ImageProcessor
@@ -161,7 +161,7 @@ def main(config: Config) -> dict[str, Any]:
             model,
             train_loader(splits["train"], [1] * len(splits["train"]), *options, draws=True),
             loss_fn,
-            lambda model: segmentation_rates(sum(look(model, "validation"))),
+            lambda model: segmentation_metrics(sum(look(model, "validation"))),
             save,
             run=config.run,
             optim=config.optim,
@@ -189,7 +189,7 @@ def main(config: Config) -> dict[str, Any]:
             write_class_table(counts, names, out / "classes.csv")
     return finish(
         out,
-        segmentation_rates(counts) if labelled else {},
+        segmentation_metrics(counts) if labelled else {},
         [{"id": name, "mask": f"masks/{file.name}"} for name, file in zip(pictures, files, strict=True)],
         split=role,
         seconds=seconds,

@@ -24,10 +24,11 @@ from d2v.data.audio import AudioData, check_splits, load_clips, random_crop
 from d2v.data.labels import check_classes, name_classes
 from d2v.data.load import load, row_names
 from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.verification import Trial, all_trials, first_clips, number_clips, read_trials, sample_trials
 from d2v.decode import verification
 from d2v.demo.speech import voices
 from d2v.errors import InputError
-from d2v.metrics.verification import plot_det, verification_rates
+from d2v.metrics.verification import plot_det, verification_metrics
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
@@ -98,8 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     named = training or (labelled and not data.trials)  # a list of trials does without knowing who speaks
     columns = {"audio": data.audio_column} | ({"speaker": data.speaker_column} if named else {})
     splits = load(config, voices, columns, accelerator)
-    if named:
-        splits = hold_out(name_classes(splits, data.speaker_column)[0], data)
+    splits = hold_out(name_classes(splits, data.speaker_column)[0], data) if named else splits
     extractor = AudioFeatureExtractor.for_model(config.model)
     rate = extractor.sampling_rate
 
@@ -131,7 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     if data.crop_seconds < shortest:
         raise InputError(f"data.crop_seconds {data.crop_seconds:g}: the model's frames take {shortest:.3f} s")
     if training:
-        splits["cohort"] = splits["train"].select(verification.first_clips(splits["train"][data.speaker_column]))
+        splits["cohort"] = splits["train"].select(first_clips(splits["train"][data.speaker_column]))
     rows = check_splits(splits, data, shortest, learn=problem, score=problem)
 
     def collate(rows: list[dict]) -> dict[str, Any]:
@@ -145,19 +145,19 @@ def main(config: Config) -> dict[str, Any]:
         return batch
 
     # Trials, between clips by number; and what their clips are called
-    def drawn(name: str) -> list[verification.Trial]:
-        return verification.draw_trials(rows[name][0][data.speaker_column], data.drawn_trials, config.run.seed, name)
+    def drawn(name: str) -> list[Trial]:
+        return sample_trials(rows[name][0][data.speaker_column], data.drawn_trials, config.run.seed, name)
 
     name = "test" if "test" in rows else "validation"
     split = rows[name][0]
     names = row_names(split, data.audio_column)
     if data.trials:
         files = row_names(split.select_columns(data.audio_column), data.audio_column)
-        clips = verification.number_clips(files) | verification.number_clips(names)
-        listed = verification.read_trials(data.trials, clips, labelled=labelled)
+        clips = number_clips(files) | number_clips(names)
+        listed = read_trials(data.trials, clips, labelled=labelled)
         trials = [(label, clips[enrol], clips[test]) for label, enrol, test in listed]
     else:
-        trials = drawn(name) if labelled else verification.all_trials(len(split))
+        trials = drawn(name) if labelled else all_trials(len(split))
         listed = [(label, names[enrol], names[test]) for label, enrol, test in trials]
     chosen_by = drawn("validation") if training else []
 
@@ -174,8 +174,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = eval_loader(split, seconds, collate, data, data.batch_seconds, accelerator)
         return np.stack(predict(model, batches, embeddings, accelerator))  # (clips, xvector_output_dim)
 
-    def rates(trials: list[verification.Trial], scores: np.ndarray) -> dict[str, float]:
-        return verification_rates([label for label, _, _ in trials], scores)
+    def rates(trials: list[Trial], scores: np.ndarray) -> dict[str, float]:
+        return verification_metrics([label for label, _, _ in trials], scores)
 
     def save(folder: Path) -> None:
         for part in (model.folded(), extractor):

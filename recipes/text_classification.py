@@ -33,8 +33,7 @@ from d2v.data.text import TextData, all_texts, encode_texts, tokenizer_for
 from d2v.demo.text import docs_classification
 from d2v.errors import InputError
 from d2v.lora import save_adapted
-from d2v.metrics.classification import plot_confusion
-from d2v.metrics.glue import choose_figures, rates
+from d2v.metrics.classification import choose_metrics, classification_metrics, plot_confusion
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
 from d2v.training.build import problem_type, text_model
 from d2v.training.loop import fit, predict, start
@@ -52,9 +51,9 @@ class ClassificationData(TextData):
         pair_column: a second text, such as a hypothesis on the first.
         label_column: class names or numbers; with `labels` several lists of them, with value numbers.
         labels: what is learnt of a row: one class, several (any number of them), or a value.
-        metrics: the figures; the first of them chooses the best checkpoint. By default accuracy and macro_f1; of
+        metrics: their names; the first of them chooses the best checkpoint. By default accuracy and macro_f1; of
             several labels map and micro_f1, of values pearson and spearmanr.
-        also: other splits to score at the end, by what the names of their figures end in: MNLI's `mm`.
+        also: other splits to score at the end, by what the names of their metrics end in: MNLI's `mm`.
     """
 
     text_column: str = "text"
@@ -100,7 +99,8 @@ def main(config: Config) -> dict[str, Any]:
         splits[ending] = load(other, docs_classification, columns, accelerator)["test"]
     kind = KINDS[data.labels] if training else problem_type(config.model)
     several, values = kind == "multi_label_classification", kind == "regression"
-    metrics, classes = choose_figures(data.metrics, kind), []
+    problem_kind = kind.removesuffix("_classification")
+    metrics, classes = choose_metrics(data.metrics, problem_kind), []
     if labelled and not values:
         splits, classes = name_classes(splits, data.label_column)
 
@@ -174,8 +174,9 @@ def main(config: Config) -> dict[str, Any]:
         references = [row["reference"] for row in found]
         if several:
             guesses = [list(row["scores"].values()) for row in found]
-            return rates(metrics, kind, targets(references).numpy(), guesses, names)
-        return rates(metrics, kind, references, [row["value" if values else "label"] for row in found], names)
+            return classification_metrics(metrics, problem_kind, targets(references).numpy(), guesses, names)
+        guesses = [row["value" if values else "label"] for row in found]
+        return classification_metrics(metrics, problem_kind, references, guesses, names)
 
     def save(folder: Path) -> None:
         save_adapted(model, folder)

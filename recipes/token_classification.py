@@ -33,7 +33,7 @@ from d2v.data.token_classification import (
 from d2v.demo.text import docs_tagging
 from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion
-from d2v.metrics.token_classification import are_chunks, tag_rates
+from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
 from d2v.training.build import text_model
 from d2v.training.loop import fit, predict, start
@@ -138,7 +138,7 @@ def main(config: Config) -> dict[str, Any]:
         return found
 
     def rates(found: list[list[str]], role: str) -> dict[str, float]:
-        return tag_rates(splits[role][data.tags_column][:], found, chunks=chunks)
+        return token_classification_metrics(splits[role][data.tags_column][:], found, chunks=chunks)
 
     def save(folder: Path) -> None:
         save_adapted(model, folder)

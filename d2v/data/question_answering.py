@@ -1,11 +1,10 @@
-"""Questions about texts, as in SQuAD: reading them, cutting texts into windows, putting together what windows say.
+"""Questions about texts, as in SQuAD: reading them, cutting texts into windows, the tokens of an answer.
 
 An answer is a part of the text, from one character to before another.
-Shapes: B windows, T tokens, C tokens of the text.
+Shapes: T tokens, C tokens of the text.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.config import Data
@@ -41,13 +39,13 @@ def read_questions(data: Data) -> dict[str, "Dataset"]:
     if not articles or None in articles.values():
         return read(data)
     splits: dict[str, list] = {}
-    for file, found in articles.items():
-        name = "validation" if re.search("dev|valid", file.stem) else "test" if "test" in file.stem else "train"
+    for file, listed in articles.items():
+        split = "validation" if re.search("dev|valid", file.stem) else "test" if "test" in file.stem else "train"
         try:
-            splits.setdefault(name, []).extend(questions_of(found))
+            splits.setdefault(split, []).extend(questions_of(listed))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: should be data[].paragraphs[].qas[], as in SQuAD's files ({error!r})") from error
-    return {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
+    return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
 
 def read_articles(file: Path) -> list | None:
@@ -63,7 +61,7 @@ def read_articles(file: Path) -> list | None:
 
 
 def questions_of(articles: list[dict]) -> Iterator[dict[str, Any]]:
-    """The questions of articles, or the questions that are there in their place."""
+    """The questions of articles, or of a list that has questions in their place."""
     for article in articles:
         if "paragraphs" not in article:
             yield article
@@ -85,19 +83,19 @@ def check_questions(splits: dict[str, "Dataset"], columns: dict[str, str], *, un
         columns: `question`, `context` and, where they are known, `answers` -> the column's name; in this order.
         unanswerable: there are questions without an answer.
     """
-    for role, split in splits.items():
-        seen = set()
-        for name in row_names(split) if role != "train" else ():
-            if name in seen:
-                raise InputError(f"{role}: two questions have the id {name!r}; ids should differ")
-            seen.add(name)
-        for i, row in enumerate(split.select_columns(list(columns.values()))):
+    for split, rows in splits.items():
+        names = set()
+        for name in row_names(rows) if split != "train" else ():
+            if name in names:
+                raise InputError(f"{split}: two questions have the id {name!r}; ids should differ")
+            names.add(name)
+        for i, row in enumerate(rows.select_columns(list(columns.values()))):
             question, context, *answers = (row[column] for column in columns.values())
             problem = question_problem(question, context)
             if answers and not problem:
-                problem = answers_problem(answers[0], context, unanswerable=unanswerable, learn=role == "train")
+                problem = answers_problem(answers[0], context, unanswerable=unanswerable, learn=split == "train")
             if problem:
-                raise InputError(f"{role}, row {i}: {problem}")
+                raise InputError(f"{split}, row {i}: {problem}")
 
 
 def question_problem(question: Any, context: Any) -> str | None:
@@ -126,13 +124,13 @@ def answers_problem(answers: Any, context: str, *, unanswerable: bool, learn: bo
         if not isinstance(text, str) or (learn and not text.strip()):
             return f"the answer {text!r:.40} should be text"
         if learn and (not isinstance(start, int) or start < 0 or not context.startswith(text, start)):
-            there = context[start : start + len(text)] if isinstance(start, int) and start >= 0 else None
-            return f"the answer {text!r:.40} should begin at character {start} of its context, where {there!r:.40} is"
+            other = context[start : start + len(text)] if isinstance(start, int) and start >= 0 else None
+            return f"the answer {text!r:.40} should begin at character {start} of its context, where {other!r:.40} is"
     return None
 
 
 def question_windows(
-    questions: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer, max_length: int, stride: int, name: str
+    questions: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer, max_length: int, stride: int, split: str
 ) -> list[dict[str, Any]]:
     """Questions with the windows of their texts, as `<s> question </s></s> window </s>`.
 
@@ -142,7 +140,7 @@ def question_windows(
         tokenizer: of the model.
         max_length: most tokens, of question and window.
         stride: tokens that a window shares with the one before it.
-        name: of the split, for messages.
+        split: its name, for messages.
 
     Returns:
         For each window `row`, the number of its question, `ids` (T,) int32, `first`, its text's first token, and
@@ -151,20 +149,20 @@ def question_windows(
     Raises:
         InputError: a question leaves no room for a window.
     """
-    found = []
+    windows = []
     for done in range(0, len(questions), ROWS):
         part = slice(done, done + ROWS)
         options = {"max_length": max_length, "truncation": "only_second", "stride": stride}
         try:
             encodings = tokenizer([text.strip() for text in questions[part]], contexts[part], **options)
         except InputError as error:
-            raise InputError(f"{name}, rows from {done}: {error} (data.max_length, data.stride)") from error
+            raise InputError(f"{split}, rows from {done}: {error} (data.max_length, data.stride)") from error
         for row, encoding in enumerate(encodings, done):
             for window in (encoding, *encoding.overflowing):
                 first = window.sequence_ids.index(1)
                 offsets = np.array(window.offsets[first:-1], np.int32)
-                found.append({"row": row, "ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
-    return found
+                windows.append({"row": row, "ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
+    return windows
 
 
 def answer_tokens(window: dict[str, Any], text: str, start: int) -> Span:
@@ -187,70 +185,6 @@ def answer_tokens(window: dict[str, Any], text: str, start: int) -> Span:
 
 def text_tokens(window: dict[str, Any]) -> Tensor:
     """(T,) bool: the tokens of a window at which an answer can begin or end: those of the text but white space."""
-    there = torch.zeros(len(window["ids"]), dtype=torch.bool)
-    there[window["first"] : -1] = torch.from_numpy(window["offsets"][:, 0] < window["offsets"][:, 1])
-    return there
-
-
-def best_spans(start_logits: Tensor, end_logits: Tensor, there: Tensor, count: int, longest: int) -> list[list[tuple]]:
-    """The likeliest answers in each window: of all spans, not only of those between the likeliest ends.
-
-    Args:
-        start_logits, end_logits: (B, T).
-        there: (B, T) bool, True at tokens of the text, see `text_tokens`.
-        count: most answers.
-        longest: most tokens of an answer.
-
-    Returns:
-        For each window its answers, the best first: the sum of their logits, and their first and last token.
-    """
-    starts, ends = (logits.float().masked_fill(~there, -math.inf) for logits in (start_logits, end_logits))
-    ends = F.pad(ends, (0, longest - 1), value=-math.inf).unfold(1, longest, 1)  # (B, T, longest)
-    scores = (starts[..., None] + ends).flatten(1)
-    scores, places = scores.topk(min(count, scores.shape[1]))  # (B, count)
-    return [
-        [
-            (score, place // longest, place // longest + place % longest)
-            for score, place in zip(*row, strict=True)
-            if score > -math.inf
-        ]
-        for row in zip(scores.tolist(), places.tolist(), strict=True)
-    ]
-
-
-def answer(
-    context: str, found: Sequence[tuple[dict[str, Any], tuple[float, list]]], count: int, threshold: float | None
-) -> dict[str, Any]:
-    """What the windows of a question's text say together.
-
-    Args:
-        context: the text.
-        found: windows, from `question_windows`, each with the logits' sum of there being no answer in it and with its
-            answers, from `best_spans`.
-        count: answers to list.
-        threshold: no answer is given if the probability that there is none is above it; None if there always is one.
-
-    Returns:
-        `answer`, `start` and `end`, the characters it is from and before, and `nbest`, texts with their probability
-        within the list. With a threshold also `no_answer`, the probability that there is none rather than the best, and
-        `best`: this is always given, `answer` may be "".
-    """
-    scores: dict[Span, float] = {}
-    for window, (_, spans) in found:
-        for score, *tokens in spans:
-            first, last = (window["offsets"][token - window["first"]] for token in tokens)
-            span = int(first[0]), int(last[1])
-            scores[span] = max(score, scores.get(span, -math.inf))
-    ranked = sorted(scores, key=scores.get, reverse=True)[:count]
-    listed = [(context[start:end], scores[start, end]) for start, end in ranked]
-    start, end = ranked[0]
-    best, none = listed[0][0], {}
-    if threshold is not None:
-        # As in BERT's run_squad.py: there is no answer if there is none in any window.
-        null = min(score for _, (score, _) in found)
-        probability = float(torch.tensor(null - scores[ranked[0]], dtype=torch.float64).sigmoid())
-        none = {"no_answer": probability, "best": best, "answer": "" if probability > threshold else best}
-        listed = sorted([*listed, ("", null)], key=lambda item: -item[1])
-    chances = torch.tensor([score for _, score in listed], dtype=torch.float64).softmax(0).tolist()
-    nbest = [{"text": text, "probability": chance} for (text, _), chance in zip(listed, chances, strict=True)]
-    return {"answer": best, "start": start, "end": end} | none | {"nbest": nbest}
+    mask = torch.zeros(len(window["ids"]), dtype=torch.bool)
+    mask[window["first"] : -1] = torch.from_numpy(window["offsets"][:, 0] < window["offsets"][:, 1])
+    return mask

@@ -25,7 +25,7 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
 def whisper_normalizer() -> Callable[[str], str]:
     """Whisper's normaliser of English text (Radford et al., 2022, arXiv 2212.04356, appendix C), from its own code.
 
-    The Open ASR Leaderboard's is a fork of it that has since gone its own way: figures are close to its, not equal.
+    The Open ASR Leaderboard's is a fork of it that has since gone its own way: error rates are close to its, not equal.
     """
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
@@ -48,8 +48,8 @@ def normalized_error_rate(
     """
     pairs = [(normalize(reference), normalize(text)) for reference, text in zip(references, hypotheses, strict=True)]
     pairs = [pair for pair in pairs if pair[0].strip()]
-    rates = error_rates([reference for reference, _ in pairs], [text for _, text in pairs])
-    return {"wer_normalized": rates["wer"]}
+    errors = error_rates([reference for reference, _ in pairs], [text for _, text in pairs])
+    return {"wer_normalized": errors["wer"]}
 
 
 def show_errors(references: list[str], hypotheses: list[str], most: int = 10) -> str:

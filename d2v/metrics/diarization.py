@@ -1,6 +1,6 @@
-"""Diarization error rate, by pyannote.metrics, and what to compare it with.
+"""Diarization error rate, by pyannote.metrics, its baselines, and F1 of frames.
 
-Segments are (start, end, speaker) in seconds, as in `d2v.decode.diarization`. Shapes: T frames, C speakers.
+Segments are (start, end, speaker) in seconds, as in `d2v.data.diarization`. Shapes: T frames, C speakers.
 """
 
 import os
@@ -9,7 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from d2v.decode.diarization import Segment, hear_segments, segments_to_frames
+from d2v.data.diarization import Segment, segments_to_frames
+from d2v.decode.diarization import decode_segments
 from d2v.errors import InputError
 
 Recordings = Mapping[str, Sequence[Segment]]
@@ -113,10 +114,10 @@ def choose_threshold(
 
     def error(threshold: float, size: int) -> float:
         names = [str(i) for i in range(next(iter(probabilities.values())).shape[1])]
-        return diarization_error(references, hear_segments(probabilities, names, hop, threshold, size))["der"]
+        return diarization_error(references, decode_segments(probabilities, names, hop, threshold, size))["der"]
 
     tried = ((threshold, size, error(threshold, size)) for threshold, size in product(thresholds, filters))
-    return min(tried, key=lambda found: found[2])
+    return min(tried, key=lambda row: row[2])
 
 
 def frame_f1(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> dict[str, float]:
@@ -134,13 +135,13 @@ def frame_f1(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
     return {"frame_f1": float(f1_score(reference, prediction, zero_division=0))}
 
 
-def segment_rates(
+def diarization_metrics(
     references: Recordings, hypotheses: Recordings, frames: Mapping[str, int], hop: float, *, free_names: bool
 ) -> dict[str, float]:
-    """What is reported of segments: `frame_f1` and, of speakers, all of `diarization_error` and `der_collar_025`.
+    """The metrics of segments: `frame_f1` and, of speakers, all of `diarization_error` and `der_collar_025`.
 
     Args:
-        references: recording -> who or what is heard when.
+        references: recording -> its segments.
         hypotheses: the same recordings.
         frames: recording -> how many it has.
         hop: seconds from frame to frame.
@@ -163,14 +164,14 @@ def segment_rates(
 def plot_timelines(
     references: Recordings, hypotheses: Recordings, path: str | os.PathLike, *, free_names: bool, most: int = 6
 ) -> None:
-    """Draw who spoke when, the reference above the hypothesis; each speaker has a line and in both the same colour.
+    """Plot who spoke when, the reference above the hypothesis; each speaker has a line and in both the same colour.
 
     Args:
         references: recording -> who spoke when.
         hypotheses: the same recordings.
         path: of the picture.
-        free_names: as for `segment_rates`.
-        most: recordings to draw, the first ones.
+        free_names: as for `diarization_metrics`.
+        most: recordings to plot, the first ones.
     """
     import matplotlib
 

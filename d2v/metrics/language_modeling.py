@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from d2v.errors import InputError
 
 
-def language_rates(
+def language_modeling_metrics(
     losses: Sequence[float],
     tokens: Sequence[int],
     *,
@@ -22,17 +22,17 @@ def language_rates(
         tokens: how many tokens each sum is over.
         characters: of the whole text as it was before tokenization; adds `loss_per_character`, in nats, which can be
             compared between tokenizers.
-        correct: how many tokens of each piece were guessed right; adds `accuracy`.
+        correct: how many tokens of each piece were predicted right; adds `accuracy`.
 
     Raises:
-        InputError: no token was guessed, so that no mean is defined.
+        InputError: no token was predicted, so that no mean is defined.
     """
     total, count = math.fsum(losses), sum(tokens)
     if not count:
-        raise InputError("no token to guess; a text needs at least one word")
-    rates = {"loss": total / count, "perplexity": math.exp(total / count)}
+        raise InputError("no token to predict; a text needs at least one word")
+    metrics = {"loss": total / count, "perplexity": math.exp(total / count)}
     if characters is not None:
-        rates["loss_per_character"] = total / characters
+        metrics["loss_per_character"] = total / characters
     if correct is not None:
-        rates["accuracy"] = sum(correct) / count
-    return rates
+        metrics["accuracy"] = sum(correct) / count
+    return metrics

@@ -12,7 +12,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, as in
 
 
 def squad(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """`exact_match` and `f1` as in evaluate-v1.1.py: a question's best over its references, meant over questions.
+    """`exact_match` and `f1` as in evaluate-v1.1.py: a question's best over its references, averaged over questions.
 
     Args:
         references: the right answers to each question, one or more.
@@ -50,24 +50,24 @@ def squad_v2(
         texts = [text for text in texts if normalize(text)] or [""]
         f1 = max(overlap(answer, text, empty=True) for text in texts)
         scores.append((max(exact(answer, text) for text in texts), f1))
-    known = [bool(texts) for texts in references]
+    answerable = [bool(texts) for texts in references]
     given = [
         (float(not has), float(not has)) if probability > threshold else score
-        for score, probability, has in zip(scores, no_answer, known, strict=True)
+        for score, probability, has in zip(scores, no_answer, answerable, strict=True)
     ]
-    found = averages(given)
+    metrics = averages(given)
     for prefix, side in ("has_ans", True), ("no_ans", False):
-        if part := [score for score, has in zip(given, known, strict=True) if has == side]:
-            found |= {f"{prefix}_{key}": value for key, value in averages(part).items()}
+        if part := [score for score, has in zip(given, answerable, strict=True) if has == side]:
+            metrics |= {f"{prefix}_{key}": value for key, value in averages(part).items()}
 
     # From giving no answer at all, give one after another, the surest first.
-    total = best = float(known.count(False))
+    total = best = float(answerable.count(False))
     best_threshold = 0.0
     for i in sorted(range(len(scores)), key=lambda i: no_answer[i]):
-        total += scores[i][1] if known[i] else -bool(answers[i])
+        total += scores[i][1] if answerable[i] else -bool(answers[i])
         if total > best:
             best, best_threshold = total, no_answer[i]
-    return found | {"best_f1": best / len(scores), "best_f1_thresh": float(best_threshold)}
+    return metrics | {"best_f1": best / len(scores), "best_f1_thresh": float(best_threshold)}
 
 
 def averages(scores: Sequence[tuple[float, float]]) -> dict[str, float]:

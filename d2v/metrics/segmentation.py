@@ -1,4 +1,4 @@
-"""Intersection over union and accuracy of label maps, from pixels added up over the whole data set.
+"""Intersection over union and accuracy of label maps, of pixels added up over the whole data set.
 
 Shapes: H and W height and width in pixels, C classes.
 """
@@ -17,11 +17,11 @@ from d2v.processors.image import IGNORED
 def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
     """Pixels of each class in one image: rightly predicted, predicted, referred to. (3, C)
 
-    Those of images are added up before a rate is taken: an image's own rates would weigh a class by where it occurs.
+    Those of images are added up before a ratio is taken: an image's own would weigh a class by where it occurs.
 
     Args:
         prediction: (H, W) class numbers.
-        reference: (H, W) the same, `IGNORED` where nothing counts.
+        reference: (H, W) the same, `IGNORED` at the ignored label.
         classes: C.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -32,7 +32,7 @@ def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
     return torch.stack((counts.diagonal(), counts.sum(0), counts.sum(1)))
 
 
-def class_rates(counts: Tensor) -> tuple[Tensor, Tensor]:
+def class_metrics(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Each class's IoU and accuracy, NaN where it has neither: (C,) and (C,).
 
     Args:
@@ -42,7 +42,7 @@ def class_rates(counts: Tensor) -> tuple[Tensor, Tensor]:
     return right / (predicted + referred - right), right / referred
 
 
-def segmentation_rates(counts: Tensor, *, absent: float = math.nan) -> dict[str, float]:
+def segmentation_metrics(counts: Tensor, *, absent: float = math.nan) -> dict[str, float]:
     """`mean_iou`, `mean_accuracy` and `overall_accuracy`.
 
     Args:
@@ -55,7 +55,7 @@ def segmentation_rates(counts: Tensor, *, absent: float = math.nan) -> dict[str,
     """
     if not counts[2].any():
         raise InputError("not one pixel to score; all are ignored")
-    iou, accuracy = class_rates(counts)
+    iou, accuracy = class_metrics(counts)
     return {
         "mean_iou": float(iou.nan_to_num(absent).nanmean()),
         "mean_accuracy": float(accuracy.nanmean()),
@@ -64,8 +64,8 @@ def segmentation_rates(counts: Tensor, *, absent: float = math.nan) -> dict[str,
 
 
 def write_class_table(counts: Tensor, names: list[str], path: Path) -> None:
-    """Write a CSV with each class's IoU, accuracy and share of the pixels; a rate that is not defined is empty."""
-    iou, accuracy = (["" if math.isnan(x) else f"{x:.4f}" for x in rates.tolist()] for rates in class_rates(counts))
+    """Write a CSV with each class's IoU, accuracy and share of the pixels; a metric that is not defined is empty."""
+    iou, accuracy = (["" if math.isnan(x) else f"{x:.4f}" for x in metric.tolist()] for metric in class_metrics(counts))
     shares = [f"{x:.4f}" for x in (counts[2].double() / counts[2].sum()).tolist()]
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -15,8 +15,8 @@ def are_chunks(classes: Sequence[str]) -> bool:
     return "O" in classes and len(classes) > 1 and all(CHUNK.fullmatch(name) for name in classes)
 
 
-def tag_rates(references: Labels, predictions: Labels, *, chunks: bool) -> dict[str, float]:
-    """What is reported of labelled words.
+def token_classification_metrics(references: Labels, predictions: Labels, *, chunks: bool) -> dict[str, float]:
+    """The metrics of labelled words.
 
     Args:
         references: the labels of each sentence's words.
@@ -24,14 +24,14 @@ def tag_rates(references: Labels, predictions: Labels, *, chunks: bool) -> dict[
         chunks: as `are_chunks` says of all classes.
 
     Returns:
-        `chunk_rates`, or else `accuracy` and `macro_f1` of the words.
+        `chunk_metrics`, or else `accuracy` and `macro_f1` of the words.
     """
     if chunks:
-        return chunk_rates(references, predictions)
+        return chunk_metrics(references, predictions)
     return accuracy_and_f1(*([label for labels in side for label in labels] for side in (references, predictions)))
 
 
-def chunk_rates(references: Labels, predictions: Labels) -> dict[str, float]:
+def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
     """`precision`, `recall` and `f1` of all chunks together, `f1_strict`, and the `accuracy` of the labels, O counted.
 
     As in conlleval a chunk need not begin with B-: an I- that follows on nothing of its type begins one. `f1_strict`
@@ -50,12 +50,11 @@ def chunk_rates(references: Labels, predictions: Labels) -> dict[str, float]:
     references, predictions = [list(labels) for labels in references], [list(labels) for labels in predictions]
     prefixes = {label[0] for side in (references, predictions) for labels in side for label in labels}
     if not prefixes:
-        raise InputError("no word to score; a rate needs at least one")
+        raise InputError("no word to score; a metric needs at least one")
     scheme = IOBES if prefixes & {"E", "S"} else IOB2
     options = {"average": "micro", "zero_division": 0}
     precision, recall, f1, _ = precision_recall_fscore_support(references, predictions, **options)
     strict = f1_score(references, predictions, mode="strict", scheme=scheme, **options)
-    rates = {"precision": precision, "recall": recall, "f1": f1, "f1_strict": strict}
-    return {key: float(value) for key, value in rates.items()} | {
-        "accuracy": float(accuracy_score(references, predictions))
-    }
+    metrics = {"precision": precision, "recall": recall, "f1": f1, "f1_strict": strict}
+    metrics["accuracy"] = accuracy_score(references, predictions)
+    return {key: float(value) for key, value in metrics.items()}

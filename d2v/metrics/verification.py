@@ -11,7 +11,7 @@ import numpy as np
 from d2v.errors import InputError
 
 
-def verification_rates(labels: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+def verification_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
     """`eer`, and the detection cost at both usual shares of targets: `min_dcf_001` (s3prl), `min_dcf_005` (VoxSRC).
 
     Args:
@@ -73,7 +73,7 @@ def error_curve(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndar
 
 
 def plot_det(labels: Sequence[int], scores: Sequence[float], path: str | os.PathLike) -> None:
-    """Draw the detection error trade-off (Martin et al., 1997) and the equal error rate.
+    """Plot the detection error trade-off (Martin et al., 1997) and the equal error rate.
 
     The axes are normal deviates, so that Gaussian scores give a straight line.
 

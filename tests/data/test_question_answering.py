@@ -1,21 +1,16 @@
-"""Questions in windows: answers are found again character by character, and windows together say the best."""
+"""Questions in windows: answers are found again character by character; files and rows that cannot be used."""
 
 import json
-import math
 from itertools import pairwise
 
 import datasets
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.config import Data
 from d2v.data.question_answering import (
-    answer,
     answer_tokens,
-    best_spans,
     check_questions,
     question_windows,
     read_questions,
@@ -100,58 +95,6 @@ def test_rows_keep_their_windows(tokenizer):
 def test_a_question_without_room(tokenizer):
     with pytest.raises(InputError, match=r"test, rows from 0: row 0: .* \(data.max_length, data.stride\)"):
         cut(tokenizer, "the cat sat " * 20, question="the cat sat on the mat " * 3)
-
-
-@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
-@SEEDED
-def test_the_best_spans_of_all(length, longest, count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    starts, ends = torch.randn(2, 2, length, generator=generator)
-    there = torch.rand(2, length, generator=generator) < 0.7
-    for row, spans in enumerate(best_spans(starts, ends, there, count, longest)):
-        every = [
-            (float(starts[row, i] + ends[row, j]), i, j)
-            for i in range(length)
-            for j in range(i, min(i + longest, length))
-            if there[row, i] and there[row, j]
-        ]
-        expected = sorted(every, reverse=True)[:count]
-        assert [span[1:] for span in spans] == [span[1:] for span in expected]
-        assert [span[0] for span in spans] == pytest.approx([span[0] for span in expected])
-
-
-def window(first: int, *offsets: tuple[int, int]) -> dict:
-    return {"first": first, "offsets": np.array(offsets)}
-
-
-CONTEXT = "one two three"
-FOUND = [  # the same three words in two windows: one two, two three
-    (window(3, (0, 3), (4, 7)), (1.0, [(5.0, 3, 3), (4.0, 4, 4)])),
-    (window(3, (4, 7), (8, 13)), (3.0, [(4.5, 3, 3), (2.0, 3, 4)])),
-]
-
-
-def test_what_windows_say_together():
-    found = answer(CONTEXT, FOUND, 20, None)
-    assert (found["answer"], found["start"], found["end"]) == ("one", 0, 3) and set(found) == {
-        "answer",
-        "start",
-        "end",
-        "nbest",
-    }
-    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three"]  # "two" once, with its higher score
-    odds = [math.exp(score) for score in (5.0, 4.5, 2.0)]
-    assert [row["probability"] for row in found["nbest"]] == pytest.approx([x / sum(odds) for x in odds])
-    assert len(answer(CONTEXT, FOUND, 2, None)["nbest"]) == 2
-
-
-def test_no_answer_is_the_least_of_the_windows():
-    found = answer(CONTEXT, FOUND, 20, 0.5)
-    assert found["no_answer"] == pytest.approx(1 / (1 + math.exp(5.0 - 1.0)))
-    assert found["answer"] == found["best"] == "one"
-    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three", ""]
-    withheld = answer(CONTEXT, FOUND, 20, 0.01)
-    assert (withheld["answer"], withheld["best"]) == ("", "one") and withheld["no_answer"] == found["no_answer"]
 
 
 OFFICIAL = {

@@ -1,20 +1,12 @@
-"""Trials and their scores: files, draws, cosines, score normalisation."""
-
-from itertools import combinations
+"""Scores of trials: files, cosines, score normalisation."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from d2v.data.verification import all_trials, sample_trials
 from d2v.decode.verification import (
-    all_trials,
     cosine_scores,
-    draw_trials,
-    first_clips,
-    number_clips,
     read_cohort,
-    read_trials,
     s_norm,
     score_trials,
     speaker_means,
@@ -27,69 +19,6 @@ from d2v.metrics.verification import equal_error_rate
 TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 
 
-def test_a_list_of_trials(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_text("1 a/1.wav a/2.wav\n\n0\ta/1.wav  b/1.wav\r\n")
-    assert read_trials(path) == read_trials(path, {"a/1.wav", "a/2.wav", "b/1.wav"}) == TRIALS
-    with pytest.raises(InputError, match=r"trials\.txt, line 3: there is no clip 'b/1\.wav'"):
-        read_trials(path, {"a/1.wav", "a/2.wav"})
-    path.write_text("a/1.wav a/2.wav\n1 b/1.wav\n")  # nobody knows the answers
-    assert read_trials(path) == [(None, "a/1.wav", "a/2.wav"), (None, "1", "b/1.wav")]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-        ("1 a.wav b.wav", "a.wav b.wav", "should be <1 or 0> <enrolment clip> <test clip>"),
-        ("1 a.wav b.wav", "1 a.wav b.wav c.wav", "should be <1 or 0>"),
-        ("1 a.wav b.wav", "target a.wav b.wav", "should be <1 or 0>"),
-        ("1 a.wav b.wav", "2 a.wav b.wav", "should be <1 or 0>"),
-        ("a.wav b.wav", "1 a.wav b.wav", "should be <enrolment clip> <test clip>"),
-        ("a.wav b.wav", "a.wav", "should be <enrolment clip> <test clip>"),
-    ],
-)
-def test_a_bad_trial_is_named(tmp_path, first, second, message):
-    (tmp_path / "trials.txt").write_text(f"{first}\n{second}\n")
-    with pytest.raises(InputError, match=rf"trials\.txt, line 2: {message}"):
-        read_trials(tmp_path / "trials.txt")
-
-
-def test_labels_may_be_needed(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n")
-    assert read_trials(path, labelled=True) == TRIALS
-    path.write_text("a/1.wav a/2.wav\n")
-    with pytest.raises(InputError, match=r"trials\.txt, line 1: should be <1 or 0>"):
-        read_trials(path, labelled=True)
-    path.write_text("0 a/1.wav b/1.wav\n0 a/2.wav b/1.wav\n")
-    with pytest.raises(InputError, match=r"trials\.txt: all trials are labelled 0"):
-        read_trials(path, labelled=True)
-
-
-def test_clips_go_by_the_ends_of_their_paths():
-    numbers = number_clips(["/data/x/1.wav", "/data/y/1.wav", "/data/y/2.wav", "1.wav", "plain"])
-    assert {clip: numbers.get(clip) for clip in ("x/1.wav", "y/1.wav", "2.wav", "data/y/2.wav", "plain")} == {
-        "x/1.wav": 0,
-        "y/1.wav": 1,
-        "2.wav": 2,
-        "data/y/2.wav": 2,
-        "plain": 4,
-    }
-    assert numbers["1.wav"] == 3 and numbers["/data/x/1.wav"] == 0  # a whole name before an end
-    assert "1.wav" not in number_clips(["x/1.wav", "y/1.wav"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "not a readable text file"), (b"\xff", "not a readable text file"), (b"\n \n", "empty")],
-)
-def test_no_trials(tmp_path, content, message):
-    if content:
-        (tmp_path / "trials.txt").write_bytes(content)
-    with pytest.raises(InputError, match=rf"trials\.txt: .*{message}"):
-        read_trials(tmp_path / "trials.txt")
-
-
 def test_score_file(tmp_path):
     write_scores(tmp_path / "scores.txt", TRIALS, [np.float32(1.0000001), -0.5])
     assert (tmp_path / "scores.txt").read_text() == "1.00000000 a/1.wav a/2.wav\n0.25000000 a/1.wav b/1.wav\n"
@@ -98,38 +27,6 @@ def test_score_file(tmp_path):
     assert lines[0] == "0.75000000 a/1.wav a/2.wav" and 0 < float(lines[1].split()[0]) < 0.001
     with pytest.raises(ValueError):
         write_scores(tmp_path / "scores.txt", TRIALS, [0.0])
-
-
-def kind(speakers, label):
-    """All pairs of clips with that label."""
-    pairs = combinations(range(len(speakers)), 2)
-    return {pair for pair in pairs if (speakers[pair[0]] == speakers[pair[1]]) == label}
-
-
-@given(st.lists(st.sampled_from("abcd"), max_size=14), st.integers(0, 60), st.integers(0, 9))
-@settings(derandomize=True, deadline=None, max_examples=150)
-def test_drawn_trials(speakers, count, seed):
-    targets, others = kind(speakers, True), kind(speakers, False)
-    if not targets or not others:
-        with pytest.raises(InputError, match="trials need two speakers"):
-            draw_trials(speakers, count, seed)
-        return
-    trials = draw_trials(speakers, count, seed)
-    pairs = [tuple(sorted(clips)) for _, *clips in trials]
-    half = min(count // 2, len(targets), len(others))
-    assert len(set(pairs)) == len(pairs) == 2 * half
-    assert {pair for pair, (label, *_) in zip(pairs, trials, strict=True) if label} <= targets
-    assert {pair for pair, (label, *_) in zip(pairs, trials, strict=True) if not label} <= others
-    assert trials == draw_trials(speakers, count, seed)
-
-
-def test_every_pair_is_drawn():
-    speakers = ["x", "y", "x", "z", "y", "x"]
-    seen = {(label, *sorted(clips)) for seed in range(300) for label, *clips in draw_trials(speakers, 2, seed)}
-    assert seen == {(1, *pair) for pair in kind(speakers, True)} | {(0, *pair) for pair in kind(speakers, False)}
-    assert draw_trials(speakers, 2, 0) != draw_trials(speakers, 2, 1)
-    with pytest.raises(InputError, match="2 clips of 2 speakers"):
-        draw_trials(["x", "y"], 10, 0)
 
 
 def test_cosines():
@@ -185,9 +82,8 @@ def test_scores_relative_to_a_cohort(tmp_path):
         read_cohort(tmp_path, 2)
 
 
-def test_what_a_cohort_is_made_of():
+def test_speaker_means():
     speakers = ["x", "y", "x", "x", "z", "y"]
-    assert first_clips(speakers, most=2) == [0, 1, 2, 4, 5]
     embeddings = np.arange(12.0).reshape(6, 2)
     means = [(embeddings[0] + embeddings[2] + embeddings[3]) / 3, (embeddings[1] + embeddings[5]) / 2, embeddings[4]]
     np.testing.assert_allclose(speaker_means(embeddings, speakers), means)
@@ -203,7 +99,7 @@ def test_s_norm_helps_where_speakers_crowd():
 
     speakers = np.repeat(np.arange(40), 5)
     embeddings = voices(40)[speakers] + generator.normal(0, 0.35, (200, 16))
-    trials = draw_trials(speakers.tolist(), 800, seed=0)
+    trials = sample_trials(speakers.tolist(), 800, seed=0)
     labels = [label for label, _, _ in trials]
     scores = cosine_scores(embeddings, trials)
     normalised = s_norm(scores, embeddings, trials, voices(200), top=50)

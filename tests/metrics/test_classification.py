@@ -1,5 +1,7 @@
-"""Accuracy, F1, average precision: worked by hand, or by their definitions; the picture by looking at its parts."""
+"""Metrics of classification: golden values, degenerate cases, by hand or by definition; the picture by its parts."""
 
+import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -10,12 +12,18 @@ from matplotlib import image, pyplot
 
 from d2v.errors import InputError
 from d2v.metrics.classification import (
+    METRICS,
     accuracy_and_f1,
+    choose_metrics,
+    classification_metrics,
     mean_average_precision,
     plot_confusion,
     ranked_accuracy,
     real_accuracy,
 )
+
+SINGLE, MULTI, REGRESSION = "single_label", "multi_label", "regression"
+SEEDED = settings(derandomize=True, deadline=None, max_examples=50)
 
 
 def test_by_hand():
@@ -62,9 +70,93 @@ def test_what_cannot_be_scored():
         mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))
 
 
+def single(name, references, predictions, classes=("0", "1")):
+    return classification_metrics([name], SINGLE, list(references), list(predictions), list(classes))[name]
+
+
+def test_golden_values():
+    """Those of Hugging Face's metric `glue`."""
+    values = classification_metrics(["pearson", "spearmanr"], REGRESSION, [0, 2, 5], [0.1, 2, 3])
+    assert values == {"pearson": pytest.approx(0.957596, abs=1e-6), "spearmanr": pytest.approx(1.0)}
+    metrics = classification_metrics(["accuracy", "f1"], SINGLE, ["0", "1", "1"], ["0", "0", "0"], ["0", "1"])
+    assert metrics == {"accuracy": pytest.approx(1 / 3), "f1": 0.0}
+    assert single("matthews_correlation", "0110", "0000") == 0.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+@SEEDED
+def test_two_classes_by_definition(pairs):
+    references, predictions = (["ab"[value] for value in side] for side in zip(*pairs, strict=True))
+    both, only, missed = pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False))
+    neither = pairs.count((False, False))
+    assert single("accuracy", references, predictions, "ab") == pytest.approx((both + neither) / len(pairs))
+    expected = 2 * both / (2 * both + only + missed) if both else 0.0
+    assert single("f1", references, predictions, "ab") == pytest.approx(expected)
+    scale = math.sqrt((both + only) * (both + missed) * (neither + only) * (neither + missed))
+    expected = (both * neither - only * missed) / scale if scale else 0.0
+    assert single("matthews_correlation", references, predictions, "ab") == pytest.approx(expected)
+
+
+def test_f1_is_of_the_second_class_whatever_its_name():
+    assert single("f1", ["yes", "no", "no"], ["yes", "yes", "no"], ["yes", "no"]) == pytest.approx(2 / 3)
+    assert single("f1", ["yes", "no", "no"], ["yes", "no", "no"], ["no", "yes"]) == 1.0
+    with pytest.raises(InputError, match="f1 is that of one of two classes, and there are 3"):
+        single("f1", "abc", "abc", "abc")
+
+
+def test_three_classes():
+    """GLUE scores its diagnostic set by the Matthews correlation of three classes."""
+    names = ["entailment", "neutral", "contradiction"]
+    references, predictions = [names[i] for i in (0, 1, 2, 0)], [names[i] for i in (0, 1, 1, 0)]
+    # Gorodkin (2004): (c s - sum p t) / sqrt((s^2 - sum p^2) (s^2 - sum t^2)), c right of s
+    expected = (3 * 4 - (2 * 2 + 2 * 1 + 0 * 1)) / math.sqrt((16 - 8) * (16 - 6))
+    assert single("matthews_correlation", references, predictions, names) == pytest.approx(expected)
+    assert single("macro_f1", references, predictions, names) == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+@given(st.lists(st.floats(0, 5, width=32), min_size=3, max_size=20), st.floats(0.1, 3), st.floats(-5, 5))
+@SEEDED
+def test_correlations_know_no_scale(values, factor, shift):
+    references = list(range(len(values)))
+    spread = np.ptp(values) > 1e-3
+    moved = [factor * value + shift for value in values]
+    before, after = (
+        classification_metrics(["pearson"], REGRESSION, references, side)["pearson"] for side in (values, moved)
+    )
+    assert -1 <= before <= 1 and (after == pytest.approx(before, abs=1e-5) or not spread)
+
+
+def test_equal_predictions_are_no_nan():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics = classification_metrics(["pearson", "spearmanr"], REGRESSION, [1.0, 2.0, 3.0], [2.5] * 3)
+        assert metrics == {"pearson": 0, "spearmanr": 0}
+    with pytest.raises(InputError, match="two or more examples, of different values"):
+        classification_metrics(["pearson"], REGRESSION, [2.0, 2.0], [1.0, 2.0])
+
+
+def test_multi_label():
+    references = np.array([[1, 0], [1, 1], [0, 0]])
+    scores = [[0.9, 0.6], [0.4, 0.7], [0.2, 0.1]]  # 2 right, 1 too many, 1 missed
+    metrics = classification_metrics(["map", "micro_f1"], MULTI, references, scores)
+    assert metrics == {"map": 1.0, "micro_f1": pytest.approx(4 / 6)}
+
+
+def test_metrics_are_chosen_by_name():
+    assert choose_metrics([], SINGLE) == ["accuracy", "macro_f1"]
+    assert choose_metrics([], REGRESSION) == ["pearson", "spearmanr"]
+    assert choose_metrics(["f1"], SINGLE) == ["f1"]
+    for problem_type, names in METRICS.items():
+        assert choose_metrics(list(names), problem_type) == list(names)
+    with pytest.raises(InputError, match="data.metrics: pearson is no metric of single_label; there"):
+        choose_metrics(["accuracy", "pearson"], SINGLE)
+    with pytest.raises(InputError, match="no example to score"):
+        classification_metrics(["accuracy"], SINGLE, [], [])
+
+
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn, kept open for a look."""
+    """The figures that are plotted, kept open for a look."""
     drawn, close = [], pyplot.close
     monkeypatch.setattr(pyplot, "close", drawn.append)
     yield drawn

@@ -6,16 +6,16 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from d2v.decode.diarization import segments_to_frames
+from d2v.data.diarization import segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import (
     baselines,
     choose_threshold,
     diarization_error,
+    diarization_metrics,
     frame_f1,
     name_speakers,
     plot_timelines,
-    segment_rates,
 )
 
 
@@ -99,7 +99,7 @@ def test_the_collar_is_a_side():
     found = diarization_error(reference, hypothesis, collar=0.25)
     assert found == pytest.approx({"der": 0.25 / 1.5, "miss": 0, "false_alarm": 0.25 / 1.5, "confusion": 0})
     assert diarization_error(reference, hypothesis)["der"] == pytest.approx(0.7 / 2)
-    # A turn cut in two where nothing changes has no boundary there.
+    # A segment cut in two where nothing changes has no boundary there.
     halves = {"r": [(1.0, 2.0, "a"), (2.0, 3.0, "a")]}
     assert diarization_error(halves, hypothesis, collar=0.25) == found
 
@@ -178,17 +178,17 @@ def test_speakers_get_the_names_they_are_scored_as():
     }
 
 
-def test_rates_of_segments():
+def test_metrics_of_segments():
     references = {"r": [(0.0, 4.0, "anna"), (3.0, 6.0, "bert")]}
     hypotheses = {"r": [(0.0, 3.5, "bert"), (3.5, 7.0, "anna")]}
-    free = segment_rates(references, hypotheses, {"r": 16}, 0.5, free_names=True)
+    free = diarization_metrics(references, hypotheses, {"r": 16}, 0.5, free_names=True)
     assert free == pytest.approx(
         diarization_error(references, hypotheses)
         | {"der_collar_025": diarization_error(references, hypotheses, collar=0.25)["der"]}
         | {"frame_f1": 2 * 12 / (14 + 14)}  # half seconds: 7 of anna's 8 and 5 of bert's 6
     )
     # By name, all is wrong but bert from 3 to 3.5 s and anna from there to 4 s.
-    fixed = segment_rates(references, hypotheses, {"r": 16}, 0.5, free_names=False)
+    fixed = diarization_metrics(references, hypotheses, {"r": 16}, 0.5, free_names=False)
     assert fixed == pytest.approx({"frame_f1": 2 * 2 / (14 + 14)})
 
 

@@ -1,4 +1,4 @@
-"""SQuAD's exact match and F1: worked by hand, the official script's own figures, torchmetrics, and the definition."""
+"""SQuAD's exact match and F1: worked by hand, the official script's own results, torchmetrics, and the definition."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ OFFICIAL = {"exact_match": 1 / 3, "f1": 0.4, "has_ans_exact_match": 0.25, "has_a
 OFFICIAL |= {"no_ans_exact_match": 0.5, "no_ans_f1": 0.5, "best_f1": 0.5666666666666667, "best_f1_thresh": 0.2}
 
 
-def test_the_official_figures():
+def test_the_official_results():
     """What evaluate-v2.0.py says of these, with --na-prob-file and --na-prob-thresh 0.5, divided by 100."""
     assert squad_v2(REFERENCES, ANSWERS, NO_ANSWER, 0.5) == pytest.approx(OFFICIAL)
 
@@ -88,10 +88,10 @@ def test_the_best_threshold_is_best(data):
     references = data.draw(st.lists(st.lists(some_text, max_size=2), min_size=count, max_size=count))
     answers = data.draw(st.lists(some_text, min_size=count, max_size=count))
     scores = [score / 10 for score in data.draw(st.permutations(range(1, count + 1)))]
-    rates = {t: squad_v2(references, answers, scores, t)["f1"] for t in (0.0, *scores)}
+    by_threshold = {t: squad_v2(references, answers, scores, t)["f1"] for t in (0.0, *scores)}
     found = squad_v2(references, answers, scores, 0.5)
-    assert found["best_f1"] == pytest.approx(max(rates.values()))
-    assert rates[found["best_f1_thresh"]] == pytest.approx(found["best_f1"])
+    assert found["best_f1"] == pytest.approx(max(by_threshold.values()))
+    assert by_threshold[found["best_f1_thresh"]] == pytest.approx(found["best_f1"])
 
 
 def test_what_cannot_be_scored():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2v.errors import InputError
-from d2v.metrics.segmentation import class_rates, pixel_counts, segmentation_rates, write_class_table
+from d2v.metrics.segmentation import class_metrics, pixel_counts, segmentation_metrics, write_class_table
 
 PREDICTIONS = torch.tensor([[[0, 0], [1, 1]], [[0, 0], [0, 0]]])
 REFERENCES = torch.tensor([[[0, 0], [1, 0]], [[0, 0], [0, 0]]])
@@ -17,24 +17,24 @@ def counted(predictions, references, classes):
 def test_golden_values_under_each_rule():
     """Three classes, the last one absent: 6/7 and 1/2 over the data set."""
     counts = counted(PREDICTIONS, REFERENCES, 3)
-    rates = segmentation_rates(sum(counts))
-    assert rates["mean_iou"] == pytest.approx(0.6786, abs=5e-5)
-    assert (rates["mean_accuracy"], rates["overall_accuracy"]) == (pytest.approx((6 / 7 + 1) / 2), 7 / 8)
-    assert segmentation_rates(sum(counts), absent=0)["mean_iou"] == pytest.approx(0.4524, abs=5e-5)
-    alone = torch.stack([class_rates(each)[0] for each in counts])  # each image's own, which is not what is reported
+    metrics = segmentation_metrics(sum(counts))
+    assert metrics["mean_iou"] == pytest.approx(0.6786, abs=5e-5)
+    assert (metrics["mean_accuracy"], metrics["overall_accuracy"]) == (pytest.approx((6 / 7 + 1) / 2), 7 / 8)
+    assert segmentation_metrics(sum(counts), absent=0)["mean_iou"] == pytest.approx(0.4524, abs=5e-5)
+    alone = torch.stack([class_metrics(each)[0] for each in counts])  # each image's own, which is not what is reported
     assert alone.nanmean().item() == pytest.approx(0.7222, abs=5e-5)
 
 
 def test_a_class_that_is_only_predicted_counts_as_nothing():
-    rates = segmentation_rates(pixel_counts(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 3))
-    assert rates == {"mean_iou": 0.25, "mean_accuracy": 0.5, "overall_accuracy": 0.5}
+    metrics = segmentation_metrics(pixel_counts(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 3))
+    assert metrics == {"mean_iou": 0.25, "mean_accuracy": 0.5, "overall_accuracy": 0.5}
 
 
 def test_ignored_pixels_count_nowhere():
     prediction, reference = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]], dtype=torch.uint8)
     assert pixel_counts(prediction, reference, 2).tolist() == [[1, 1]] * 3
     with pytest.raises(InputError, match="not one pixel to score"):
-        segmentation_rates(pixel_counts(prediction, torch.full_like(prediction, 255), 2))
+        segmentation_metrics(pixel_counts(prediction, torch.full_like(prediction, 255), 2))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,7 +45,7 @@ def test_equals_torchmetrics_over_the_data_set(seed):
     references = torch.randint(0, 6, (4, 9, 7), generator=generator)
     predictions = torch.where(torch.rand(references.shape, generator=generator) < 0.6, references, references % 5)
     references[torch.rand(references.shape, generator=generator) < 0.2] = 255
-    found = segmentation_rates(sum(counted(predictions, references, 6)))["mean_iou"]
+    found = segmentation_metrics(sum(counted(predictions, references, 6)))["mean_iou"]
     expected = multiclass_jaccard_index(predictions, references, 6, ignore_index=255)
     assert found == pytest.approx(expected.item(), rel=1e-6)
 

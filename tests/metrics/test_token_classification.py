@@ -1,23 +1,23 @@
-"""Rates of labelled words: the golden pairs of lenient and strict, conlleval's rules by definition, parts of speech."""
+"""Metrics of labelled words: golden pairs of lenient and strict, conlleval's rules by definition, parts of speech."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.metrics.token_classification import are_chunks, chunk_rates, tag_rates
+from d2v.metrics.token_classification import are_chunks, chunk_metrics, token_classification_metrics
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
 def test_lenient_and_strict():
-    """seqeval's own figures: an I- after O begins a chunk in conlleval, and none in IOB2."""
-    found = chunk_rates([["O", "B-PER", "I-PER"]], [["O", "I-PER", "I-PER"]])
+    """seqeval's own numbers: an I- after O begins a chunk in conlleval, and none in IOB2."""
+    found = chunk_metrics([["O", "B-PER", "I-PER"]], [["O", "I-PER", "I-PER"]])
     assert found == {"precision": 1, "recall": 1, "f1": 1, "f1_strict": 0, "accuracy": pytest.approx(2 / 3)}
 
 
 def test_an_inside_of_another_type_begins_a_chunk():
-    found = chunk_rates([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]])
+    found = chunk_metrics([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]])
     assert (found["f1"], found["f1_strict"]) == (1, pytest.approx(2 / 3))
 
 
@@ -25,7 +25,7 @@ def test_by_hand():
     references = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "B-LOC"]]
     predictions = [["B-PER", "I-PER", "O", "O"], ["B-LOC", "I-LOC", "B-LOC"]]
     # chunks: 4 there; 3 found, of which a person and the last place are right
-    found = chunk_rates(references, predictions)
+    found = chunk_metrics(references, predictions)
     assert found["precision"] == pytest.approx(2 / 3) and found["f1_strict"] == found["f1"]
     assert found["recall"] == pytest.approx(2 / 4) and found["f1"] == pytest.approx(2 * 2 / (3 + 4))
     assert found["accuracy"] == pytest.approx(4 / 7)  # O counts
@@ -49,7 +49,7 @@ def chunks(labels: list[str]) -> set[tuple]:
 def test_by_definition(rows):
     references, predictions = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
     sides = [{(i, *chunk) for i, row in enumerate(side) for chunk in chunks(row)} for side in (references, predictions)]
-    right, found = len(sides[0] & sides[1]), chunk_rates(references, predictions)
+    right, found = len(sides[0] & sides[1]), chunk_metrics(references, predictions)
     assert found["precision"] == pytest.approx(right / len(sides[1]) if sides[1] else 0)
     assert found["recall"] == pytest.approx(right / len(sides[0]) if sides[0] else 0)
     assert found["f1"] == pytest.approx(2 * right / max(len(sides[0]) + len(sides[1]), 1))
@@ -60,9 +60,9 @@ def test_by_definition(rows):
 
 def test_single_and_end_tags():
     """B- without its end is a chunk to the lenient, and none in IOBES."""
-    found = chunk_rates([["S-PER", "B-LOC", "E-LOC"]], [["S-PER", "B-LOC", "E-LOC"]])
+    found = chunk_metrics([["S-PER", "B-LOC", "E-LOC"]], [["S-PER", "B-LOC", "E-LOC"]])
     assert found["f1"] == found["f1_strict"] == 1
-    assert chunk_rates([["S-PER", "B-LOC", "E-LOC"]], [["S-PER", "B-LOC", "O"]])["f1_strict"] == pytest.approx(2 / 3)
+    assert chunk_metrics([["S-PER", "B-LOC", "E-LOC"]], [["S-PER", "B-LOC", "O"]])["f1_strict"] == pytest.approx(2 / 3)
 
 
 def test_what_chunks_are():
@@ -72,12 +72,12 @@ def test_what_chunks_are():
 
 
 def test_parts_of_speech():
-    found = tag_rates([["X", "Y"], ["X"]], [["X", "X"], ["X"]], chunks=False)
+    found = token_classification_metrics([["X", "Y"], ["X"]], [["X", "X"], ["X"]], chunks=False)
     assert found == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((4 / 5 + 0) / 2)}
-    assert "f1_strict" in tag_rates([["O"]], [["O"]], chunks=True)
+    assert "f1_strict" in token_classification_metrics([["O"]], [["O"]], chunks=True)
 
 
 @pytest.mark.parametrize("chunks", [True, False])
 def test_no_words(chunks):
     with pytest.raises(InputError, match="no (word|example) to score"):
-        tag_rates([], [], chunks=chunks)
+        token_classification_metrics([], [], chunks=chunks)

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from d2v.errors import InputError
-from d2v.metrics.verification import equal_error_rate, min_dcf, plot_det, verification_rates
+from d2v.metrics.verification import equal_error_rate, min_dcf, plot_det, verification_metrics
 
 
 def counted(labels, scores):
@@ -45,8 +45,8 @@ def test_cost_by_hand():
     assert min_dcf(labels, scores, p_target=0.9) == pytest.approx(0.1 * 0.5 / 0.1)  # nothing missed is cheaper here
     assert min_dcf(labels, scores, p_target=0.5, c_miss=10) == pytest.approx(0.5 * 0.5 / 0.5)
     assert min_dcf([1, 0], [0, 1], p_target=0.05) == pytest.approx(1)  # no worse than refusing all
-    rates = verification_rates(labels, scores)
-    assert rates == {"eer": rates["eer"], "min_dcf_001": pytest.approx(0.25), "min_dcf_005": pytest.approx(0.25)}
+    metrics = verification_metrics(labels, scores)
+    assert metrics == {"eer": metrics["eer"], "min_dcf_001": pytest.approx(0.25), "min_dcf_005": pytest.approx(0.25)}
 
 
 trials = st.lists(st.tuples(st.booleans(), st.integers(-5, 5)), min_size=2, max_size=40).filter(
@@ -100,7 +100,7 @@ def test_gaussian_scores():
 )
 def test_trials_that_cannot_be_scored(labels, scores, message):
     with pytest.raises(InputError, match=message):
-        verification_rates(labels, scores)
+        verification_metrics(labels, scores)
 
 
 @pytest.mark.parametrize(("distance", "highest"), [(2, 0.6), (50, 0.6), (-2, 0.99)])

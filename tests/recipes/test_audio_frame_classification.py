@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from d2v.decode.diarization import read_rttm, segments_to_frames
+from d2v.data.diarization import read_rttm, segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import diarization_error
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner

@@ -266,7 +266,7 @@ BAD = {
     "wrong figure": (
         lambda i: {"text": says(i), "label": "ab"[i % 2]},
         ["--data.metrics=[pearson]"],
-        "data.metrics: pearson is no figure of single_label_classification",
+        "data.metrics: pearson is no metric of single_label",
     ),
     "f1 of three": (
         lambda i: {"text": says(i), "label": "abc"[i % 3]},

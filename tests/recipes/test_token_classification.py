@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from d2v.errors import InputError
-from d2v.metrics.token_classification import tag_rates
+from d2v.metrics.token_classification import token_classification_metrics
 from d2v.pretrained import read_json, write_json
 from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
@@ -59,7 +59,9 @@ def test_a_run_leaves_what_it_should(trained):
     assert (results["split"], results["examples"]) == ("test", SPLITS["test"])
     rows = predictions(out)
     assert [" ".join(row["tokens"]) for row in rows] == sentences(SPLITS["test"], seed=2)
-    expected = tag_rates([row["reference"] for row in rows], [row["labels"] for row in rows], chunks=True)
+    expected = token_classification_metrics(
+        [row["reference"] for row in rows], [row["labels"] for row in rows], chunks=True
+    )
     assert list(expected) == ["precision", "recall", "f1", "f1_strict", "accuracy"]
     assert {key: results[key] for key in expected} == expected
 

@@ -1,0 +1,81 @@
+"""Questions about texts: the best spans of each window, and the answer of a text's windows together.
+
+An answer is a part of the text, from one character to before another.
+Shapes: B windows, T tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v.data.question_answering import Span
+
+
+def best_spans(
+    start_logits: Tensor, end_logits: Tensor, text_mask: Tensor, count: int, longest: int
+) -> list[list[tuple]]:
+    """The most probable answers in each window: of all spans, not only of those between the most probable ends.
+
+    Args:
+        start_logits, end_logits: (B, T).
+        text_mask: (B, T) bool, True at tokens of the text, see `text_tokens`.
+        count: most answers.
+        longest: most tokens of an answer.
+
+    Returns:
+        For each window its answers, the best first: the sum of their logits, and their first and last token.
+    """
+    starts, ends = (logits.float().masked_fill(~text_mask, -math.inf) for logits in (start_logits, end_logits))
+    ends = F.pad(ends, (0, longest - 1), value=-math.inf).unfold(1, longest, 1)  # (B, T, longest)
+    scores = (starts[..., None] + ends).flatten(1)
+    scores, places = scores.topk(min(count, scores.shape[1]))  # (B, count)
+    return [
+        [
+            (score, place // longest, place // longest + place % longest)
+            for score, place in zip(*row, strict=True)
+            if score > -math.inf
+        ]
+        for row in zip(scores.tolist(), places.tolist(), strict=True)
+    ]
+
+
+def answer(
+    context: str, windows: Sequence[tuple[dict[str, Any], tuple[float, list]]], count: int, threshold: float | None
+) -> dict[str, Any]:
+    """The answer to a question, of the spans of all windows of its text.
+
+    Args:
+        context: the text.
+        windows: from `question_windows`, each with the sum of its logits that it has no answer, and with its answers,
+            from `best_spans`.
+        count: answers to list.
+        threshold: no answer is given if the probability that there is none is above it; None if there always is one.
+
+    Returns:
+        `answer`, `start` and `end`, the characters it is from and before, and `nbest`, texts with their probability
+        within the list. With a threshold also `no_answer`, the probability that there is none rather than the best, and
+        `best`: this is always given, `answer` may be "".
+    """
+    scores: dict[Span, float] = {}
+    for window, (_, spans) in windows:
+        for score, *tokens in spans:
+            first, last = (window["offsets"][token - window["first"]] for token in tokens)
+            span = int(first[0]), int(last[1])
+            scores[span] = max(score, scores.get(span, -math.inf))
+    ranked = sorted(scores, key=scores.get, reverse=True)[:count]
+    listed = [(context[start:end], scores[start, end]) for start, end in ranked]
+    start, end = ranked[0]
+    best, none = listed[0][0], {}
+    if threshold is not None:
+        # As in BERT's run_squad.py: there is no answer if there is none in any window.
+        null = min(score for _, (score, _) in windows)
+        probability = float(torch.tensor(null - scores[ranked[0]], dtype=torch.float64).sigmoid())
+        none = {"no_answer": probability, "best": best, "answer": "" if probability > threshold else best}
+        listed = sorted([*listed, ("", null)], key=lambda item: -item[1])
+    chances = torch.tensor([score for _, score in listed], dtype=torch.float64).softmax(0).tolist()
+    nbest = [{"text": text, "probability": chance} for (text, _), chance in zip(listed, chances, strict=True)]
+    return {"answer": best, "start": start, "end": end} | none | {"nbest": nbest}

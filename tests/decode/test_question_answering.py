@@ -1,0 +1,63 @@
+"""Answers of a window and of all windows of a text: against all spans, and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.decode.question_answering import answer, best_spans
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_the_best_spans_of_all(length, longest, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    starts, ends = torch.randn(2, 2, length, generator=generator)
+    mask = torch.rand(2, length, generator=generator) < 0.7
+    for row, spans in enumerate(best_spans(starts, ends, mask, count, longest)):
+        every = [
+            (float(starts[row, i] + ends[row, j]), i, j)
+            for i in range(length)
+            for j in range(i, min(i + longest, length))
+            if mask[row, i] and mask[row, j]
+        ]
+        expected = sorted(every, reverse=True)[:count]
+        assert [span[1:] for span in spans] == [span[1:] for span in expected]
+        assert [span[0] for span in spans] == pytest.approx([span[0] for span in expected])
+
+
+def window(first: int, *offsets: tuple[int, int]) -> dict:
+    return {"first": first, "offsets": np.array(offsets)}
+
+
+CONTEXT = "one two three"
+WINDOWS = [  # the same three words in two windows: one two, two three
+    (window(3, (0, 3), (4, 7)), (1.0, [(5.0, 3, 3), (4.0, 4, 4)])),
+    (window(3, (4, 7), (8, 13)), (3.0, [(4.5, 3, 3), (2.0, 3, 4)])),
+]
+
+
+def test_the_answer_of_all_windows():
+    found = answer(CONTEXT, WINDOWS, 20, None)
+    assert (found["answer"], found["start"], found["end"]) == ("one", 0, 3) and set(found) == {
+        "answer",
+        "start",
+        "end",
+        "nbest",
+    }
+    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three"]  # "two" once, with its higher score
+    odds = [math.exp(score) for score in (5.0, 4.5, 2.0)]
+    assert [row["probability"] for row in found["nbest"]] == pytest.approx([x / sum(odds) for x in odds])
+    assert len(answer(CONTEXT, WINDOWS, 2, None)["nbest"]) == 2
+
+
+def test_no_answer_is_the_least_of_the_windows():
+    found = answer(CONTEXT, WINDOWS, 20, 0.5)
+    assert found["no_answer"] == pytest.approx(1 / (1 + math.exp(5.0 - 1.0)))
+    assert found["answer"] == found["best"] == "one"
+    assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three", ""]
+    withheld = answer(CONTEXT, WINDOWS, 20, 0.01)
+    assert (withheld["answer"], withheld["best"]) == ("", "one") and withheld["no_answer"] == found["no_answer"]
