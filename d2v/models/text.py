@@ -248,7 +248,7 @@ class Data2VecTextModel(TextPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         pooled = None if self.pooler is None else self.pooler(packing.firsts(x))
-        output = TextModelOutput(packing.unpack(x), pooled, cache, hidden_states, attentions, cross_attentions)
+        output = TextModelOutput(packing.unpack(x), pooled, hidden_states, cache, attentions, cross_attentions)
         return output if return_dict else output.to_tuple()
 
     def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
