@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, init_linear
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout, filler
 from d2v.models.outputs import TextModelOutput
-from d2v.models.packing import Packing, filler
+from d2v.models.packing import Packing
 from d2v.models.transformer import Activation, Cache, Encoder
 
 
