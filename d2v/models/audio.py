@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout, filler
 from d2v.models.masking import span_mask
 from d2v.models.outputs import AudioModelOutput
-from d2v.models.packing import Packing, filler
+from d2v.models.packing import Packing
 from d2v.models.transformer import Activation, Encoder
 from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding, PositionalConvLayer
 

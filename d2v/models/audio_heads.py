@@ -10,7 +10,7 @@ from d2v import losses
 from d2v.errors import InputError
 from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.base import check_labels, classification_loss, mean
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout
 from d2v.models.outputs import HeadOutput
 from d2v.models.packing import Packing
 

@@ -1,8 +1,9 @@
-"""What models return: dataclasses that can also be read as tuples.
+"""What models return: dataclasses that can also be read as mappings and by position.
 
 Shapes: B batch, T frames or tokens, D width, P patches, H heads, C classes.
 """
 
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,17 +12,49 @@ from torch import Tensor
 
 @dataclass
 class ModelOutput:
-    """Fields by name (`output.logits`), by key (`output["logits"]`) or, leaving out None, by position (`output[0]`)."""
+    """Fields by name (`output.logits`), by key (`output["logits"]`) and by position (`output[0]`, `output[1:]`).
+
+    Keys and positions leave out None: an output without a loss has no key "loss". As with Hugging Face's outputs,
+    iterating gives keys; `to_tuple` gives the values, to unpack.
+    """
+
+    # Not a `collections.abc.Mapping`: of one, accelerate copies all 16-bit tensors to fp32, hidden states included.
 
     def to_tuple(self) -> tuple:
+        """The values of the fields that are set, in order."""
+        return tuple(self._dict().values())
+
+    def keys(self) -> KeysView[str]:
+        """Their names."""
+        return self._dict().keys()
+
+    def values(self) -> ValuesView:
+        """Their values."""
+        return self._dict().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Their names and values."""
+        return self._dict().items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a field that is set, else the default."""
+        return self._dict().get(key, default)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return self._dict()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._dict()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dict())
+
+    def __len__(self) -> int:
+        return len(self._dict())
+
+    def _dict(self) -> dict[str, Any]:
         """The fields that are set, in order."""
-        return tuple(value for field in fields(self) if (value := getattr(self, field.name)) is not None)
-
-    def __getitem__(self, key):
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def __iter__(self):
-        return iter(self.to_tuple())
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 @dataclass
@@ -48,16 +81,16 @@ class TextModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (B, T, D), zeros at padded tokens.
         pooler_output: (B, D), the first token's state after a linear layer and tanh, if the model has a pooler.
-        past_key_values: a decoder's cache, to be given back with the next tokens.
         hidden_states: with `output_hidden_states`, the embeddings and each layer's output, (B, T, D) each.
+        past_key_values: a decoder's cache, to be given back with the next tokens.
         attentions: with `output_attentions`, each layer's weights, (B, H, T, T past and present).
         cross_attentions: likewise over the other encoder's states, (B, H, T, T of the encoder).
     """
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
-    past_key_values: Any = None
     hidden_states: tuple[Tensor, ...] | None = None
+    past_key_values: Any = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 

@@ -21,7 +21,7 @@ class Packing:
         mask: (B, T) bool, True at real positions; None when every position is real.
         indices: (N,) the real positions in the flattened (B * T); None when every position is real.
         lengths: the rows' numbers of real positions, known on the host; None while compiling, where they are not.
-        filler: how many of the N packed positions are zeros behind the real ones, see the function `filler`.
+        filler: how many of the N packed positions are zeros behind the real ones, see `d2v.models.cpu.filler`.
     """
 
     batch: int
@@ -84,14 +84,3 @@ class Packing:
         return self.fill(
             x.repeat_interleave(self.length, 0) if self.indices is None else x[self.indices // self.length]
         )
-
-
-def filler(positions: int, x: Tensor) -> int:
-    """How many positions to add so that their number is a multiple of 64, where that pays; else 0.
-
-    On a CPU in bf16, oneDNN compiles a kernel for every new shape of a product. Packed batches hardly ever have the
-    same number of positions, and compiling takes up to half of a small model's time.
-    """
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32
-    low = x.device.type == "cpu" and (autocast or x.dtype != torch.float32)
-    return -positions % 64 if low and not torch.compiler.is_compiling() else 0

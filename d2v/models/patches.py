@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout
 from d2v.models.packing import Packing
 from d2v.models.transformer import Attention
 

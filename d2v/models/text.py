@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, init_linear
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout, filler
 from d2v.models.outputs import TextModelOutput
-from d2v.models.packing import Packing, filler
+from d2v.models.packing import Packing
 from d2v.models.transformer import Activation, Cache, Encoder
 
 
@@ -248,7 +248,7 @@ class Data2VecTextModel(TextPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         pooled = None if self.pooler is None else self.pooler(packing.firsts(x))
-        output = TextModelOutput(packing.unpack(x), pooled, cache, hidden_states, attentions, cross_attentions)
+        output = TextModelOutput(packing.unpack(x), pooled, hidden_states, cache, attentions, cross_attentions)
         return output if return_dict else output.to_tuple()
 
     def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:

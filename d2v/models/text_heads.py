@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2v import losses
 from d2v.models.base import check_labels, classification_loss, mean
-from d2v.models.dropout import Dropout
+from d2v.models.cpu import Dropout
 from d2v.models.generation import generate
 from d2v.models.outputs import CausalLMOutput, HeadOutput, QuestionAnsweringOutput
 from d2v.models.packing import Packing

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from d2v.errors import InputError
-from d2v.models.dropout import Dropout, drop
+from d2v.models.cpu import Dropout, attention_dtype, drop, unmasked_attention
 from d2v.models.packing import Packing
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "selu", "silu", "swish", "tanh"]
@@ -32,15 +32,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
-
-LONGEST_WRITTEN_OUT = 1024
-"""Positions up to which a CPU in bf16 keeps all T * T weights of a row, though its kernel could do without."""
-
-SHORT = 128
-"""Positions below which rows of several lengths go through attention in fp32 on a CPU, though they are in bf16.
-
-In bf16 oneDNN compiles its products anew for every number and length of rows, 3 to 6 ms each time; in fp32 it does not.
-"""
 
 
 @dataclass
@@ -76,14 +67,6 @@ class Cache:
         self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
         return Packing.of(self.mask, *self.mask.shape)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep these rows, (B,), in this order."""
-        self.mask = self.mask[rows]
-        for layer in self.layers:
-            for name in ("past", "memory"):
-                if (pair := getattr(layer, name)) is not None:
-                    setattr(layer, name, (pair[0][rows], pair[1][rows]))
-
 
 def attention_mask(queries: Packing, keys: Packing, causal: bool, device: torch.device) -> Tensor | None:
     """(B, 1, T, S) bool or narrower, True where a query may look at a key; None if everywhere.
@@ -105,7 +88,7 @@ def attention_mask(queries: Packing, keys: Packing, causal: bool, device: torch.
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, which shows its weights.
+    """Explicit attention, which returns its weights.
 
     Args:
         q: (B, H, T, K).
@@ -136,21 +119,6 @@ def sdpa_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
 
 
-def run_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, causal: bool) -> Tensor:
-    """The same for rows of one length without a mask, (B, H, T, K) to (B, H, T, K); with `causal` there is no bias.
-
-    torch's CPU kernel cannot drop weights, and what takes its place is 1.5 to 5 times slower than attention written
-    out; in bf16 the kernel itself takes twice as long. It needs less memory: a longer row stays with it.
-    """
-    cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not cpu or (dropout == 0 and (q.itemsize >= 4 or q.shape[2] > LONGEST_WRITTEN_OUT)):
-        return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal)
-    if causal:
-        bias = q.new_full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
-    with torch.autocast("cpu", enabled=False):  # which would have the softmax in fp32, twice the memory to move
-        return eager_attention(q, k, v, None, bias, dropout)[0]
-
-
 def attention_by_rows(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, bias: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
@@ -159,15 +127,13 @@ def attention_by_rows(
     On a CPU calls are cheap and wasted work is not. Elsewhere, and while compiling, one masked call on the padded
     batch is quicker than many small ones, unless nothing is padded.
     """
-    dtype, runs = q.dtype, packing.runs
-    if q.device.type == "cpu" and q.itemsize < 4 and len(runs) > 1 and packing.length < SHORT:
-        q, k, v = q.float(), k.float(), v.float()
-    q, k, v = (packing.trim(x) for x in (q, k, v))
+    dtype, within, runs = q.dtype, attention_dtype(q, packing), packing.runs
+    q, k, v = (packing.trim(x.to(within)) for x in (q, k, v))
     contexts, sizes = [], [rows * length for rows, length in runs]
     for (rows, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
         q_run, k_run, v_run = (x.unflatten(0, (rows, length)).transpose(1, 2) for x in qkv)  # (rows, H, length, K)
         run_bias = None if bias is None else bias[..., :length, :length].to(q.dtype)
-        context = run_attention(q_run, k_run, v_run, run_bias, dropout, causal)
+        context = unmasked_attention(q_run, k_run, v_run, run_bias, dropout, causal)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
     return packing.fill(contexts[0] if len(contexts) == 1 else torch.cat(contexts)).to(dtype)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
+from d2v.models.cpu import filler
 from d2v.models.outputs import VisionModelOutput
-from d2v.models.packing import filler
 from d2v.models.patches import (
     Grid,
     PatchAttention,

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.dropout import Dropout
-from d2v.models.packing import Packing, filler
+from d2v.models.cpu import Dropout, filler
+from d2v.models.packing import Packing
 from d2v.models.transformer import ACTIVATIONS
 
 

@@ -16,8 +16,8 @@ from d2v import losses
 from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig
 from d2v.models.audio_heads import encoder_for_head, frames_for_head
 from d2v.models.base import check_labels, mean
+from d2v.models.cpu import filler
 from d2v.models.outputs import XVectorOutput
-from d2v.models.packing import filler
 
 
 class TDNNLayer(nn.Module):

@@ -5,7 +5,6 @@ Shapes: B batch, H and W height and width in pixels, C classes.
 
 import io
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
 from d2v.errors import InputError
 from d2v.pretrained import fetch_file, read_json, write_json
@@ -75,22 +73,6 @@ def reduce_labels(mask: np.ndarray) -> np.ndarray:
     if (largest := mask.max(initial=0)) > IGNORED:
         raise InputError(f"a mask has label {largest}; with do_reduce_labels labels are 0 to {IGNORED}")
     return np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
-
-
-def post_process_semantic_segmentation(logits: Tensor, target_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The most likely class of each pixel, at the images' own sizes: logits are interpolated, not classes.
-
-    Args:
-        logits: (B, C, h, w), of any size.
-        target_sizes: B pairs of height and width.
-
-    Returns:
-        B maps, (H, W) int64.
-    """
-    return [
-        F.interpolate(scores[None].float(), tuple(size), mode="bilinear")[0].argmax(0)
-        for scores, size in zip(logits, target_sizes, strict=True)
-    ]
 
 
 def _open(source: ImageSource) -> tuple[str, Image.Image]:

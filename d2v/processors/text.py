@@ -99,7 +99,7 @@ class Tokenizer:
         Returns:
             One encoding a row, with `ids`, `offsets` (from and to which character of the text, or of the word if it was
             split), `word_ids`, `sequence_ids` and `special_tokens_mask`. The windows after the first are in
-            `overflowing`; `windows` has them in one list.
+            `overflowing`.
 
         Raises:
             InputError: a row is not a text, or `max_length` leaves no room for it.
@@ -249,12 +249,6 @@ class Tokenizer:
         special = {name: tokens[token] for name, token in self.special_tokens.items()}
         special = {name: {key: getattr(token, key) for key in TOKEN_FIELDS} for name, token in special.items()}
         write_json(folder / "special_tokens_map.json", special)
-
-
-def windows(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
-    """All windows of truncated texts, and for each the row it comes from (`overflow_to_sample_mapping`)."""
-    found = [(window, i) for i, first in enumerate(encodings) for window in (first, *first.overflowing)]
-    return [window for window, _ in found], [i for _, i in found]
 
 
 def _check_text(text: Any, name: str) -> str:

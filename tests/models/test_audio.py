@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from d2v.models.packing import filler
+from d2v.models.cpu import filler
 from d2v.pretrained import rename
 from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
 from tests.tiny import STILL_AUDIO, padded

@@ -5,8 +5,11 @@ import json
 
 import pytest
 import torch
+from transformers import modeling_outputs as their_outputs
+from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionModelOutputWithPooling
 
 from d2v.errors import InputError
+from d2v.models import outputs
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from tests.tiny import TINY_AUDIO
@@ -183,3 +186,70 @@ def test_loading_prints_once_what_did_not_fit(model, tmp_path, capsys):
     Data2VecAudioForCTC.from_pretrained(tmp_path, vocab_size=9, verbose=False)
     assert not capsys.readouterr().out
     assert Data2VecAudioModel.from_pretrained(tmp_path, verbose=False).base_model_prefix == "data2vec_audio"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs beside transformers': the same mapping
+# ---------------------------------------------------------------------------------------------------------------------
+
+OUTPUTS = {
+    outputs.AudioModelOutput: their_outputs.Wav2Vec2BaseModelOutput,
+    outputs.TextModelOutput: their_outputs.BaseModelOutputWithPoolingAndCrossAttentions,
+    outputs.VisionModelOutput: Data2VecVisionModelOutputWithPooling,
+    outputs.HeadOutput: their_outputs.SequenceClassifierOutput,
+    outputs.SegmentationOutput: their_outputs.SemanticSegmenterOutput,
+    outputs.CausalLMOutput: their_outputs.CausalLMOutputWithCrossAttentions,
+    outputs.QuestionAnsweringOutput: their_outputs.QuestionAnsweringModelOutput,
+    outputs.XVectorOutput: their_outputs.XVectorOutput,
+}
+
+
+def test_every_output_is_compared():
+    assert set(OUTPUTS) == set(outputs.ModelOutput.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_outputs_are_the_mappings_that_transformers_has(kind, step):
+    """All fields, every second, every third; the others are None."""
+    names = {field.name: field.name for field in dataclasses.fields(OUTPUTS[kind])}
+    if "cache" in names:  # so recent versions call it, and understand the documented name
+        names = {name: "past_key_values" if name == "cache" else name for name in names}
+    own = [field.name for field in dataclasses.fields(kind)]
+    assert [name for name in own if name != "auxiliary_logits"] == list(names.values())
+    values = {name: torch.tensor(i) for i, name in enumerate(names.values()) if i % step == 0}
+    found, expected = kind(**values), OUTPUTS[kind](**values)
+    keys = [names[key] for key in expected]
+    assert list(found) == list(found.keys()) == keys and len(found) == len(expected) == len(keys)
+    assert tuple(found.values()) == found.to_tuple() == found[:] == expected.to_tuple()
+    assert list(found.items()) == list(zip(keys, expected.values(), strict=True))
+    assert dict(found) == dict(**found) == dict(zip(keys, expected.values(), strict=True))
+    assert found[0] is expected[0] and found[-1] is expected[-1] and found[1:] == expected[1:]
+    for name in own:
+        assert (name in found) == (name in values)
+        assert found.get(name) is values.get(name) is getattr(found, name) and found.get(name, 5) is values.get(name, 5)
+        if name in values:
+            assert found[name] is values[name]
+        else:
+            for output in (found, expected) if name in names.values() else (found,):
+                with pytest.raises(KeyError):
+                    output[name]
+    for output in (found, expected):
+        with pytest.raises(KeyError):
+            output["to_tuple"]
+        with pytest.raises(IndexError):
+            output[len(values)]
+
+
+def test_distributed_training_finds_the_tensors_of_an_output():
+    from torch.nn.parallel.distributed import _find_tensors
+
+    output = outputs.HeadOutput(logits=torch.ones(1), hidden_states=(torch.zeros(1), torch.zeros(2)))
+    assert list(map(id, _find_tensors(output))) == list(map(id, (output.logits, *output.hidden_states)))
+
+
+def test_accelerate_leaves_16_bit_outputs_as_they_are():
+    from accelerate.utils import convert_to_fp32
+
+    output = outputs.HeadOutput(logits=torch.ones(1, dtype=torch.bfloat16))
+    assert convert_to_fp32(output) is output

@@ -77,6 +77,9 @@ def compare(name: str, theirs, ours, inputs: dict, labels: dict, real: torch.Ten
     """Outputs, loss and gradients of one batch; `real`, (B, T) bool, says where outputs count."""
     seen = inputs | {"output_hidden_states": True, "output_attentions": True}
     expected, found = theirs(**seen, **labels), ours(**seen, **labels)
+    # The same mapping in the same order; theirs has empty cross-attentions of a decoder that has none.
+    keys = [key for key, value in expected.items() if value != ()]
+    assert [key for key in found if key != "auxiliary_logits"] == keys
 
     def largest(fields: list[str]) -> float:
         differences = [0.0]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2v.models.dropout import drop
+from d2v.models.cpu import drop
 from d2v.models.packing import Packing
 from d2v.models.transformer import Encoder, attention_by_rows
 
@@ -151,7 +151,7 @@ def test_dropout_at_its_ends(p, training):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_every_way_to_attend_means_the_same(causal, dropout, dtype):
-    # Rows of one length and of several, short, long and very long: fp32, bf16, torch's kernel or written out.
+    # Rows of one length and of several, short, long and very long: fp32, bf16, torch's kernel or materialised.
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float64: 1e-12}[dtype]
     for lengths in ((5, 5), (7, 3, 3), (130, 140), (1030, 2)):
         packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], len(lengths), max(lengths))

@@ -1,4 +1,4 @@
-"""The encoder beside the same mathematics written out, row by row and head by head, in plain torch."""
+"""The encoder beside the same mathematics by hand, row by row and head by head, in plain torch."""
 
 import itertools
 import math

@@ -145,7 +145,7 @@ def test_images_of_another_size(variant, size):
 
 
 def test_drop_path_and_dropout_are_where_transformers_has_them(monkeypatch):
-    monkeypatch.setattr("d2v.models.dropout.drop", torch.nn.functional.dropout)  # ours draws other numbers
+    monkeypatch.setattr("d2v.models.cpu.drop", torch.nn.functional.dropout)  # ours draws other numbers
     theirs, ours = tiny(drop_path_rate=0.6, hidden_dropout_prob=0.2)
     images, found = images_for(ours), []
     for model in (theirs.train(), ours.train()):

@@ -7,7 +7,6 @@ import json
 import struct
 import warnings
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from d2v.processors.image import (
     ImageProcessor,
     load_image,
     load_mask,
-    post_process_semantic_segmentation,
     reduce_labels,
 )
 
@@ -465,30 +463,3 @@ def test_files_that_do_not_fit(tmp_path):
         file.write_text(json.dumps(entries))
         with pytest.raises(InputError, match=rf"preprocessor_config\.json: .*{message}"):
             ImageProcessor.from_pretrained(tmp_path)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Maps
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@given(
-    logits_size=st.tuples(st.integers(1, 20), st.integers(1, 20)), target_sizes=st.lists(SIZES, min_size=1, max_size=3)
-)
-@SEEDED
-def test_maps_equal_transformers(logits_size, target_sizes):
-    logits = torch.randn(len(target_sizes), 5, *logits_size)
-    theirs = transformers.BeitImageProcessorPil().post_process_semantic_segmentation(
-        SimpleNamespace(logits=logits), target_sizes
-    )
-    ours = post_process_semantic_segmentation(logits, target_sizes)
-    assert [m.shape for m in ours] == target_sizes and all(map(torch.equal, ours, theirs))
-    half = post_process_semantic_segmentation(logits.bfloat16(), target_sizes)
-    assert all(map(torch.equal, half, post_process_semantic_segmentation(logits.bfloat16().float(), target_sizes)))
-
-
-def test_maps_interpolate_logits_not_classes():
-    """Class 1 is second everywhere, and between the others first."""
-    logits = torch.tensor([[[[4.0, 0.0]], [[3.0, 3.0]], [[0.0, 4.0]]]])  # (1, 3, 1, 2)
-    assert post_process_semantic_segmentation(logits, [(1, 2)])[0].tolist() == [[0, 2]]
-    assert post_process_semantic_segmentation(logits, [(1, 5)])[0].tolist() == [[0, 0, 1, 2, 2]]

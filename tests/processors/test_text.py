@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.processors.text import Tokenizer, windows
+from d2v.processors.text import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -60,6 +60,12 @@ def both(folder):
 
 def fields(encoding):
     return {name: getattr(encoding, name) for name in FIELDS}
+
+
+def windows(encodings):
+    """All windows of truncated texts, and for each the row it comes from."""
+    found = [(window, i) for i, first in enumerate(encodings) for window in (first, *first.overflowing)]
+    return [window for window, _ in found], [i for _, i in found]
 
 
 def assert_same(encodings, batch):

@@ -1,0 +1,98 @@
+"""What is for CPUs alone: dropout, attention and sizes that are quicker there. Elsewhere each does what torch does.
+
+Shapes: B batch, H heads, T frames or tokens, K width of a head, N real positions of a batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.models.packing import Packing
+
+LEVELS = 2**16
+"""What sixteen random bits can be: a chance of dropout is rounded to so many parts, which the factor allows for."""
+
+LONGEST_MATERIALISED = 1024
+"""Positions up to which all T * T weights of a row are kept in bf16, though torch's kernel could do without."""
+
+SHORTEST_16_BIT = 128
+"""Positions from which rows of several lengths go through attention in 16 bits if they are; shorter ones in fp32.
+
+In bf16 oneDNN compiles its products anew for every number and length of rows, 3 to 6 ms each time; in fp32 it does not.
+"""
+
+
+def drop(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """`F.dropout`, with a random number of 16 bits for each element on a CPU.
+
+    There torch draws one after another on a single thread, unless the CPU is Intel's: in a small model an eighth of
+    the time of an update, and more with more threads.
+
+    Args:
+        x: floating point, of any shape.
+        p: chance that an element becomes zero; the others are scaled up.
+        training: False to change nothing.
+    """
+    if not training or not 0 < p < 1 or not _eager_on_cpu(x):
+        return F.dropout(x, p, training)
+    dropped = min(round(p * LEVELS), LEVELS - 1)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all of their 64 bits
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    keep = torch.ge(bits, dropped - LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype))  # faster than via bool
+    return x * keep.mul_(LEVELS / (LEVELS - dropped))
+
+
+class Dropout(nn.Dropout):
+    """The module of the function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return drop(x, self.p, self.training)
+
+
+def unmasked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, causal: bool) -> Tensor:
+    """`F.scaled_dot_product_attention` of rows of one length, materialised on a CPU where that is quicker.
+
+    torch's CPU kernel cannot drop weights, and what takes its place is 1.5 to 5 times slower than materialised
+    attention; in bf16 the kernel itself takes twice as long. It needs less memory: a longer row stays with it.
+
+    Args:
+        q, k, v: (B, H, T, K).
+        bias: (1, H, T, T), added to the scores; None with `causal`.
+        dropout: share of the weights set to zero.
+        causal: no position looks at a later one.
+
+    Returns:
+        (B, H, T, K).
+    """
+    length, width = q.shape[2:]
+    if not _eager_on_cpu(q) or (dropout == 0 and (q.itemsize >= 4 or length > LONGEST_MATERIALISED)):
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal)
+    if causal:
+        bias = q.new_full((length, length), -torch.inf).triu_(1)
+    with torch.autocast("cpu", enabled=False):  # which would have the softmax in fp32, twice the memory to move
+        scores = (q * width**-0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
+        scores = scores if bias is None else scores + bias
+        return drop(scores.softmax(dim=-1), dropout) @ v
+
+
+def attention_dtype(x: Tensor, packing: Packing) -> torch.dtype:
+    """The type in which attention takes packed positions, (N, ...), run by run, see `SHORTEST_16_BIT`."""
+    if x.device.type == "cpu" and x.itemsize < 4 and packing.length < SHORTEST_16_BIT and len(packing.runs) > 1:
+        return torch.float32
+    return x.dtype
+
+
+def filler(positions: int, x: Tensor) -> int:
+    """How many positions to add so that their number is a multiple of 64, where that pays; else 0.
+
+    On a CPU in bf16, oneDNN compiles a kernel for every new shape of a product. Packed batches hardly ever have the
+    same number of positions, and compiling takes up to half of a small model's time.
+    """
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32
+    return -positions % 64 if _eager_on_cpu(x) and (autocast or x.dtype != torch.float32) else 0
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU, and no compiler writes the kernels."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
