@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from d2v.training.build import text_model
 
 from d2v import losses
 from d2v.config import Lora, Optim, Run, check_mode, run
@@ -35,7 +36,6 @@ from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
-from d2v.training.build import text_model
 from d2v.training.loop import fit, predict, start
 from d2v.training.report import finish
 
