@@ -70,12 +70,14 @@ def test_a_checkpoint_says_what_it_predicts(tmp_path):
     labels, references = read(["dog", "eel", "cow"], mode="evaluate", model=model)
     assert (labels.names, labels.problem_type) == (["cat", "dog", "ant", "eel"], "single_label")
     assert references == {"test": ["dog", "eel", "cow"]} and "'cow' is not one of" in labels.problem("cow")
-    assert read([2, 0], mode="evaluate", model=model, match="number")[1] == {"test": ["ant", "cat"]}
+    labels, references = read([2, 0, 7], mode="evaluate", model=model, match="number")
+    assert references == {"test": ["ant", "cat", "7"]}
+    assert labels.problem("7") == "label '7' is not one of the classes 0, 1, 2, 3" and labels.problem("ant") is None
     four = ["n1", "n2", "n3", "n4"]
     assert read(four[::-1], mode="evaluate", model=model, match="order")[1] == {"test": labels.names[::-1]}
     with pytest.raises(InputError, match="data.match order: the data have 2 classes, the model has 4"):
         read(four[:2], mode="evaluate", model=model, match="order")
-    assert read(four, mode="predict", model=model) == (labels, {})
+    assert read(four, mode="predict", model=model) == (Labels(labels.names, "single_label"), {})
     model = checkpoint(tmp_path, id2label=names, problem_type="multi_label_classification")
     assert read([["dog"], []], mode="evaluate", model=model)[0].problem_type == "multi_label"
 

@@ -75,10 +75,8 @@ class Numbers:
 def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, batches=None, **run):
     """A run of the loop on sixteen clips of noise; returns the model as it is in the end, and the loop's counters."""
     run = {"max_steps": 12, "eval_every": 4, "log_every": 1} | run
-    config = Recipe(
-        data=Data(batch_size=rows), optim=Optim(lr=1e-3, **(optim or {})), run=Run(str(out), tracker=None, **run)
-    )
-    job = start(config)
+    optim = Optim(lr=1e-3, **(optim or {}))
+    job = start(Recipe(data=Data(batch_size=rows), optim=optim, run=Run(str(out), tracker=None, **run)))
     settings = Data2VecAudioConfig(**CONFIG | (arch or {}))
     model = Data2VecAudioForCTC(settings)
     calls = iter(scores or range(1000))
@@ -303,10 +301,8 @@ def test_batches_need_no_length_where_the_number_of_updates_is_given(tmp_path):
 
 def with_teacher(out, stop_after=None):
     """A second loop of the same parts: a student learns what an average of its own weights says of clean clips."""
-    config = Recipe(
-        data=Data(batch_size=4), optim=Optim(lr=1e-3), run=Run(str(out), tracker=None, max_steps=9, resume=True)
-    )
-    job = start(config)
+    run = Run(str(out), tracker=None, max_steps=9, resume=True)
+    job = start(Recipe(data=Data(batch_size=4), optim=Optim(lr=1e-3), run=run))
     student = Data2VecAudioModel(Data2VecAudioConfig(**CONFIG)).train()
     batches, progress, own = train_loader(job, ROWS, collate), Progress(), {"random": RandomState()}
     teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(False).eval()
