@@ -1,6 +1,6 @@
 """Running text for language models: its tokens one after another, the windows it is cut into, and masks over them.
 
-Shapes: N tokens of a text, T tokens of a window.
+Shapes: N tokens of a text, B windows or texts, T tokens of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from d2v.data.rows import CHUNK, Rows, Split, first_problem
-from d2v.data.text import TextData, encode_texts
+from d2v.data.text import TextData, encode_texts, token_batch
 from d2v.errors import InputError
+from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 
 
@@ -95,7 +96,7 @@ def windows(length: int, size: int, stride: int | None = None) -> list[dict[str,
     Args:
         length: items of the text.
         size: most items of a window.
-        stride: items that a window scores, at most all; those before them are there to be seen. By default all, so that
+        stride: items that a window scores, at most all; those before them are context. By default all, so that
             windows do not overlap, but for the last, which is as long as the others.
 
     Returns:
@@ -114,16 +115,21 @@ def training_windows(length: int, size: int) -> list[dict[str, int]]:
     return windows(length - length % size or length, size)
 
 
-def stream_rows(split: Split, windows: list[dict[str, int]], special: int = 0) -> Rows:
-    """Windows as rows, which are called by their numbers.
+def stream_rows(
+    split: Split, length: int, size: int, *, stride: int | None = None, special: int = 0, ahead: int = 0
+) -> Rows:
+    """The windows of a split's text as rows, which are called by their numbers; those of train are for `cut` to shift.
 
     Args:
         split: whose text they are of.
-        windows: from `windows` or `training_windows`.
+        length: tokens of the text.
+        size, stride: as in `windows`; those of train do not overlap.
         special: number of tokens that a batch adds to a window.
+        ahead: number of tokens after a window that a batch needs too; in train the text begins again at its end.
     """
-    lengths = [window["end"] - window["start"] + special for window in windows]
-    return Rows(split, list(map(str, range(len(windows)))), lengths, items=windows)
+    items = training_windows(length, size) if split.name == "train" else windows(length - ahead, size, stride)
+    lengths = [window["end"] - window["start"] + special for window in items]
+    return Rows(split, list(map(str, range(len(items)))), lengths, items=items)
 
 
 def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
@@ -204,6 +210,11 @@ def prompt_rows(split: Split, column: str, tokenizer: Tokenizer, room: int, new:
     return Rows(split, split.ids(), [len(row) + new for row in ids], items=items)
 
 
+def prompt_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A batch of `prompt_rows`, with their texts as `prompts`."""
+    return token_batch(tokenizer, [row["ids"] for row in rows]) | {"prompts": [row["prompt"] for row in rows]}
+
+
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list[int]]:
     """The tokens of texts to continue, without `</s>`; of longer ones the last `room`, and the terminal says so."""
     ids = [encoding.ids[:-1] for encoding in tokenizer(prompts)]
@@ -228,3 +239,10 @@ def gap_rows(split: Split, column: str, tokenizer: Tokenizer, max_length: int) -
     first_problem(split, lambda i: None if tokenizer.mask_token_id in ids[i] else f"has no {mask} to fill")
     items = [{"text": text, "ids": row} for text, row in zip(split.column(column), ids, strict=True)]
     return Rows(split, split.ids(), list(map(len, ids)), items=items)
+
+
+def gap_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A batch of `gap_rows`, with their `texts`, and `labels` (B, T) that are not ignored where the gaps are."""
+    batch = token_batch(tokenizer, [row["ids"] for row in rows])
+    gaps = batch["input_ids"] == tokenizer.mask_token_id
+    return batch | {"labels": batch["input_ids"].where(gaps, IGNORE), "texts": [row["text"] for row in rows]}

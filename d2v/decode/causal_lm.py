@@ -42,7 +42,7 @@ class Sampling:
         at_least(0, "sampling", self, ("temperature", "top_k", "top_p"))
         at_least(1, "sampling", self, ("max_new_tokens",))
 
-    def split(self, config: Data2VecTextConfig) -> tuple[int, int]:
+    def bounds(self, config: Data2VecTextConfig) -> tuple[int, int]:
         """How many tokens of a prompt are read, and how many follow: together the model's positions, at most."""
         new = min(self.max_new_tokens, config.max_tokens // 2)
         return config.max_tokens - new + 1, new
@@ -77,7 +77,7 @@ def continue_texts(
         sampling: how tokens are chosen.
         seed: of the samples.
     """
-    ids, (_, new) = batch["input_ids"], sampling.split(model.config)
+    ids, (_, new) = batch["input_ids"], sampling.bounds(model.config)
     options = {"do_sample": sampling.temperature > 0, "temperature": sampling.temperature or 1.0}
     options |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
     generator = torch.Generator(ids.device).manual_seed(seed)
@@ -87,7 +87,7 @@ def continue_texts(
 
 def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
     """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
-    room, _ = sampling.split(model.config)
+    room, _ = sampling.bounds(model.config)
     batch = tokenizer.pad(encode_prompts(tokenizer, sampling.prompts, room))
     batch = {name: values.to(model.device) for name, values in batch.items()}
     texts = continue_texts(model, batch, tokenizer, sampling, seed)

@@ -33,10 +33,8 @@ def fill_texts(
     return [fill_text(*row, tokenizer) for row in zip(ids, gaps, logits.split(counts), right, strict=True)]
 
 
-def fill_text(
-    ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, tokenizer: Tokenizer
-) -> dict[str, Any]:
-    """The text with the likeliest tokens, `filled`, and for each gap `guesses`, the likeliest first, and their `scores`.
+def fill_text(ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The text with the likeliest tokens, `filled`, and for each gap `guesses`, likeliest first, and their `scores`.
 
     With labels the gaps are filled as `[label|prediction]`, and there are the number of `tokens`, their summed `loss`
     and how many are `correct`.
