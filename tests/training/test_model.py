@@ -9,7 +9,11 @@ from d2v.config import Lora
 from d2v.data.text import TextData, encode_texts
 from d2v.errors import InputError
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.models.text_heads import Data2VecTextForSequenceClassification, Data2VecTextForTokenClassification
+from d2v.models.text_heads import (
+    Data2VecTextForCausalLM,
+    Data2VecTextForSequenceClassification,
+    Data2VecTextForTokenClassification,
+)
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.text import Tokenizer
 from d2v.training.model import build
@@ -46,6 +50,13 @@ def test_a_loaded_model_is_changed_in_training_alone(tmp_path):
     assert (trained.hidden_dropout_prob, trained.layer_norm_eps, trained.num_labels) == (0.25, 1e-3, 5)
     model = build(job(folder, "evaluate", arch, rank=2), cls, fine_tuning, tokenizer=tokenizer, num_labels=5)
     assert (model.config.hidden_dropout_prob, model.config.num_labels) == (0.1, 2) and not hasattr(model, "peft_config")
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_some_fields_hold_whatever_the_mode(mode, tmp_path):
+    folder = str(tiny_reader(tmp_path))
+    model = build(job(folder, mode, arch={}), Data2VecTextForCausalLM, always={"is_decoder": True}, num_labels=5)
+    assert model.config.is_decoder and (model.config.num_labels == 5) == (mode == "train")
 
 
 def test_an_adapter_leaves_little_to_train(tokenizer):
