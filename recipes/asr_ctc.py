@@ -20,8 +20,8 @@ import torch
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
-from d2v.data.audio import AudioData, clip_batch, clip_rows
-from d2v.data.ctc import ctc_tokenizer, text_problem, transcript_problem, transcripts
+from d2v.data.audio import AudioData, clip_batch
+from d2v.data.ctc import ctc_tokenizer, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.decode.ctc import transcribe, windowed_logits
@@ -36,6 +36,7 @@ from d2v.training import build, finish, fit, predict, start, timed
 FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
 FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
 FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
+SCALES = {"start_scale": 0.01, "final_scale": 0.05}  # of the learning rate, in the same file
 
 
 @dataclass
@@ -70,9 +71,7 @@ class Config(Recipe):
     freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     lm: Decoding = field(default_factory=Decoding)
     data: SpeechData = field(default_factory=SpeechData)
-    optim: Optim = field(
-        default_factory=lambda: Optim(clip=0.0, schedule="tri_stage", start_scale=0.01, final_scale=0.05)
-    )
+    optim: Optim = field(default_factory=partial(Optim, clip=0.0, schedule="tri_stage", **SCALES))
     run: Run = field(default_factory=lambda: Run(out="runs/asr_ctc"))
 
 
@@ -98,17 +97,12 @@ def main(config: Config) -> dict[str, Any]:
     search, rate = beam_search(tokenizer, config.lm) if config.lm.path else None, extractor.sampling_rate
 
     # Model
-    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    model = build(job, Data2VecAudioForCTC, FINE_TUNING, **vocabulary)
+    blank = tokenizer.pad_token_id
+    model = build(job, Data2VecAudioForCTC, FINE_TUNING, vocab_size=len(tokenizer), pad_token_id=blank)
     settings, windowed = model.config, None
     if data.chunk_seconds:
         windowed = windowed_logits(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
-    references = transcripts(job, splits, tokenizer)
-    rows = clip_rows(
-        *(job, splits, rate, settings.shortest_clip, references),
-        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
-        score=lambda text, seconds: text_problem(text),
-    )
+    rows = speech_rows(job, splits, extractor, tokenizer, settings)
     batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
     def forward(model, batch):
@@ -120,17 +114,12 @@ def main(config: Config) -> dict[str, Any]:
     # Loss
     def loss_fn(model, batch):
         logits, frames = forward(model, batch)
-        options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
-        return losses.ctc(logits, batch["labels"], frames, **options)
+        return losses.ctc(logits, batch["labels"], frames, blank=blank, zero_infinity=settings.ctc_zero_infinity)
 
     # Prediction
     def predict_fn(model, batch, search=None):
         logits, frames = forward(model, batch)
-        predictions = transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate)
-        if search:
-            texts = search(logits, frames)
-            predictions = [row | {"text_lm": text} for row, text in zip(predictions, texts, strict=True)]
-        return predictions
+        return transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate, search=search)
 
     def predict_split(model, split, search=None):
         batches = eval_loader(job, rows[split], partial(batch_of, longest=data.chunk_seconds or math.inf))
