@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.recipe import load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel

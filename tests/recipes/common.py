@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.recipe import RECIPES, load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 
 
 def runner(name: str) -> Callable[..., dict[str, Any]]:
