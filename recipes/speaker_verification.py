@@ -12,7 +12,6 @@ Without a data option it learns synthesised voices, and tells apart others that 
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,11 +24,11 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.verification import (
     TrialData,
     choose_trials,
-    first_clips,
+    cohort_clips,
     read_speakers,
     sampled_trials,
     shortest_clip,
-    speaker_classes,
+    speaker_head,
     speaker_problem,
 )
 from d2v.decode import verification
@@ -40,7 +39,7 @@ from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import build, finish, fit, predict, start, timed
 
-# The authors of x-vectors normalise after every ReLU; `best/` is folded into a model without (see d2v/models/xvector.py).
+# As the authors of x-vectors train them: a normalisation after every ReLU, which `best/` has folded into the layers.
 FINE_TUNING = {"xvector_variant": "normalized"}
 
 
@@ -78,32 +77,25 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors
-    known = job.training or not data.trials  # a list of trials needs no names of speakers
-    targets = {"speaker": data.speaker_column if known else None}
-    splits, speakers = load(job, voices, inputs={"audio": data.audio_column}, targets=targets), {}
-    if known and job.labelled:
-        splits, speakers = read_speakers(splits, data)
-    if job.training:  # the cohort: clips of the training speakers that scores of the test can be related to
-        first = first_clips(speakers["train"])
-        splits["cohort"] = splits["train"].select(first, name="cohort")
-        speakers["cohort"] = [speakers["train"][i] for i in first]
+    speaker = None if data.trials and not job.training else data.speaker_column  # a list of trials needs no speakers
+    splits = load(job, voices, inputs={"audio": data.audio_column}, targets={"speaker": speaker})
+    splits, speakers = read_speakers(job, splits)
+    if job.training:
+        splits["cohort"], speakers["cohort"] = cohort_clips(splits["train"], speakers["train"])
     extractor = AudioFeatureExtractor.for_model(config.model)
-    rate = extractor.sampling_rate
 
     # Model
-    head = {"id2label": dict(enumerate(speaker_classes(speakers["train"], data)))} if job.training else {}
+    head = speaker_head(speakers["train"], data.speaker_column) if job.training else {}
     model = build(job, Data2VecAudioForXVector, FINE_TUNING, **head)
-    settings, shortest = model.config, shortest_clip(model.config)
-    if data.crop_seconds < shortest / rate:
-        raise InputError(f"data.crop_seconds {data.crop_seconds:g}: the model's frames take {shortest / rate:.3f} s")
+    settings, rate = model.config, extractor.sampling_rate
     problem = partial(speaker_problem, column=data.speaker_column)
     options = {"learn": problem, "score": problem, "crop_seconds": data.crop_seconds}
-    rows = clip_rows(job, splits, rate, shortest, speakers, **options)
+    rows = clip_rows(job, splits, rate, shortest_clip(settings, rate, data.crop_seconds), speakers, **options)
     collate_rows = partial(collate, extractor=extractor, data=data, numbers=settings.label2id)
 
     # Trials: pairs of clips, by the numbers of their rows and by their names
     split = "test" if "test" in rows else "validation"
-    trials, named_trials = choose_trials(job, rows[split])
+    trials, named_trials, source = choose_trials(job, rows[split])
     validation_trials = sampled_trials(job, rows["validation"]) if job.training else []
 
     # Loss
@@ -129,9 +121,8 @@ def main(config: Config) -> dict[str, Any]:
     cohort = None
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
-        options = {"keep": [extractor], "metric": "eer", "higher_is_better": False}
-        model = fit(job, model, batches, loss_fn, evaluate, **options)
-
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric="eer", higher_is_better=False)
+        # The cohort: each training speaker's mean embedding, which center and s_norm relate the scores of the test to
         cohort = verification.speaker_means(*rows["cohort"].compare(predict_split(model, "cohort")))
         if job.is_main:
             verification.write_cohort(job.out / "best", cohort)
@@ -149,13 +140,10 @@ def main(config: Config) -> dict[str, Any]:
         verification.write_scores(job.out / "scores.txt", named_trials, scores)
         if job.labelled:
             plot_det([label for label, _, _ in trials], scores, job.out / "det.png")
-    source = f"sampled from {split}" if job.labelled else "all pairs"
-    notes = {"trials": Path(data.trials).name if data.trials else source}
-    notes |= {"center": config.center, "s_norm": config.s_norm}
+    notes = {"trials": source, "center": config.center, "s_norm": config.s_norm}
     records = verification.trial_records(named_trials, scores)
-    # The hub has no task of its own for it.
-    names = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices", "notes": notes}
-    return finish(job, metrics, records, split=split, seconds=seconds, **names)
+    about = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # the hub has no other task
+    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,21 @@ class TrialData(AudioData):
         at_least(2, "data", self, ("sampled_trials",))
 
 
-def read_speakers(splits: Mapping[str, Split], data: TrialData) -> tuple[dict[str, Split], dict[str, list[Any]]]:
+def read_speakers(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, Split], dict[str, list[Any]]]:
     """The splits and the name of each row's speaker; who is held out is in test alone, and nobody else is there.
 
+    Nobody is named in prediction, or where trials of a list are scored.
+
     Args:
-        splits: from `d2v.data.load.load`, with the column of the speakers.
-        data: the column, and who is held out.
+        job: whose data have the options of `TrialData`.
+        splits: from `d2v.data.load.load`.
 
     Raises:
         InputError: test has not all of the held-out speakers, or some names are text and others numbers.
     """
+    data: TrialData = job.config.data
+    if not job.labelled or (data.trials and not job.training):
+        return dict(splits), {}
     speakers = {name: read_names(split, data.speaker_column) for name, split in splits.items()}
     held = set(data.held_out_speakers)
     if not held:
@@ -82,18 +87,51 @@ def speaker_problem(speaker: Any, seconds: float, *, column: str) -> str | None:
     return None if isinstance(speaker, str) else f"{column} is {speaker!r}; should be a name or number"
 
 
-def speaker_classes(speakers: Sequence[Any], data: TrialData) -> list[str]:
-    """The names of the speakers of train, in order; InputError unless there are two or more."""
-    return check_classes(sorted({speaker for speaker in speakers if isinstance(speaker, str)}), data.speaker_column)
+def speaker_head(speakers: Sequence[Any], column: str) -> dict[str, Any]:
+    """The fields of a model's configuration that give it a head for the speakers of train, in order of their names.
+
+    Args:
+        speakers: of each row, from `read_speakers`.
+        column: that they are from.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    classes = sorted({speaker for speaker in speakers if isinstance(speaker, str)})
+    return {"id2label": dict(enumerate(check_classes(classes, column)))}
 
 
-def shortest_clip(config: Data2VecAudioConfig) -> int:
-    """Samples that a clip has at the least: the head's convolutions leave two frames of it, as a deviation takes."""
+def shortest_clip(config: Data2VecAudioConfig, rate: int, crop_seconds: float) -> int:
+    """Samples that a clip has at the least: the head's convolutions leave two frames of it, as a deviation takes.
+
+    Args:
+        config: the model's.
+        rate: samples a second.
+        crop_seconds: length of the crops of train.
+
+    Raises:
+        InputError: the crops are shorter.
+    """
     lengths = count(config.shortest_clip, config.inputs_to_logits_ratio)  # of clips, one frame after another
-    return next(length for length in lengths if config.frames(length) >= config.tdnn_context + 2)
+    shortest = next(length for length in lengths if config.frames(length) >= config.tdnn_context + 2)
+    if crop_seconds < shortest / rate:
+        raise InputError(f"data.crop_seconds {crop_seconds:g}: the model's frames take {shortest / rate:.3f} s")
+    return shortest
 
 
-def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial]]:
+def cohort_clips(split: Split, speakers: Sequence[str], most: int = 20) -> tuple[Split, list[str]]:
+    """The first clips of each speaker, and whose they are; a mean of twenty embeddings hardly changes with more.
+
+    Args:
+        split: of train.
+        speakers: of each row.
+        most: clips of a speaker.
+    """
+    first = first_clips(speakers, most)
+    return split.select(first, name="cohort"), [speakers[i] for i in first]
+
+
+def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial], str]:
     """The trials of the test: those of `data.trials`, else sampled ones, else, without labels, all pairs.
 
     Args:
@@ -101,7 +139,7 @@ def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial]]:
         rows: of the split, whose references are speakers.
 
     Returns:
-        Trials between rows by number, and the same with the names of clips.
+        Trials between rows by number, the same with the names of clips, and what results call them.
 
     Raises:
         InputError: the file cannot be used, see `read_trials`, or there are no pairs to sample from.
@@ -111,9 +149,11 @@ def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial]]:
         files = [path or name for path, name in zip(rows.split.files(data.audio_column), rows.ids, strict=True)]
         clips = number_clips(files) | number_clips(rows.ids)
         named = read_trials(data.trials, clips, labelled=job.labelled)
-        return [(label, clips[enrol], clips[test]) for label, enrol, test in named], named
+        numbered = [(label, clips[enrol], clips[test]) for label, enrol, test in named]
+        return numbered, named, Path(data.trials).name
     trials = sampled_trials(job, rows) if job.labelled else all_trials(len(rows))
-    return trials, [(label, rows.ids[enrol], rows.ids[test]) for label, enrol, test in trials]
+    named = [(label, rows.ids[enrol], rows.ids[test]) for label, enrol, test in trials]
+    return trials, named, f"sampled from {rows.split.name}" if job.labelled else "all pairs"
 
 
 def read_trials(path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False) -> list[Trial]:
@@ -208,8 +248,8 @@ def sampled_trials(job: Job, rows: Rows) -> list[Trial]:
     return sample_trials(rows.references, job.config.data.sampled_trials, job.config.run.seed, rows.split.name)
 
 
-def first_clips(speakers: Sequence[str], most: int = 20) -> list[int]:
-    """The first clips of each speaker, by number; a mean of twenty embeddings hardly changes with more of them."""
+def first_clips(speakers: Sequence[str], most: int) -> list[int]:
+    """The first clips of each speaker, by number."""
     counts: Counter[str] = Counter()
     kept = []
     for clip, speaker in enumerate(speakers):
