@@ -85,12 +85,13 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     """Run a recipe from the command line; exit code 0, 2 for bad input, 130 for an interrupt that was saved.
 
     Args:
-        main: the recipe's; `configs/<recipe>/demo.yaml` beside its file is the demo's configuration.
-        config_class: the recipe's `Config`.
+        main: the recipe's.
+        config_class: the recipe's `Config`; `configs/<recipe>/demo.yaml` beside its file is the demo's configuration.
     """
-    recipe = Path(main.__code__.co_filename)
+    recipe = Path(sys.modules[config_class.__module__].__file__ or "")
+    demo = recipe.parent / f"configs/{recipe.stem}/demo.yaml"
     try:
-        main(parse(config_class, demo=recipe.parent / f"configs/{recipe.stem}/demo.yaml"))
+        main(parse(config_class, demo=demo if demo.is_file() else None))
     except InputError as error:
         # One from a data worker comes with the worker's traceback before it.
         exit_with(2, f"error: {str(error).rpartition('d2v.errors.InputError: ')[2].strip()}")

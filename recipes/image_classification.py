@@ -12,70 +12,51 @@ Data are a hub id, parquet files, a folder with a folder of images a class (`tra
 archives. Without a data option it learns scikit-learn's handwritten digits, in a few minutes on a CPU.
 """
 
-import csv
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from d2v import losses
-from d2v.config import Lora, Optim, Run, check_mode, run
+from d2v.cli import run
+from d2v.config import Optim, Recipe, Run
 from d2v.data.augment import Augment, augmenter, mixer
-from d2v.data.image import ImageData, add_places, fit_processor, read_image, read_real
-from d2v.data.labels import check_classes, distinct, label_problem, match_classes, name_classes
-from d2v.data.load import load, row_names
+from d2v.data.image import ImageData, fit_processor, image_rows, read_image, read_real
+from d2v.data.labels import LabelData, read_labels
+from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.images import digits
-from d2v.errors import InputError
-from d2v.lora import add_lora, save_adapted
-from d2v.metrics.classification import plot_confusion, ranked_accuracy, real_accuracy
-from d2v.models.vision import Data2VecVisionConfig, sides
+from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion, ranked_accuracy, real_accuracy
+from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
-from d2v.training.loop import fit, predict, start
-from d2v.training.report import finish
+from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training.report import write_ranked_csv
 
 
 @dataclass
-class ClassificationData(ImageData):
+class ClassificationData(LabelData, ImageData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        label_column: class names or numbers.
-        match: how labels are the classes of a model that is evaluated: by name; by number, as ImageNetV2's folders; or
-            by order, the first of the data's classes being the model's first, as ImageNet's folders of WordNet ids.
-        real: file of ReaL labels for the test, `real.json`.
-        test_flip: score the mean of an image and its mirror image.
+        real: file of ReaL labels of the test split, real.json; by default accuracy_real is not computed.
+        test_flip: average the scores of an image and its mirror image in evaluation.
     """
 
-    label_column: str = "label"
-    match: Literal["name", "number", "order"] = "name"
     real: str | None = None
     test_flip: bool = False
     batch_size: int = 64
 
 
 @dataclass
-class Config:
-    """Image classification.
+class Config(Recipe):
+    """Image classification. A linear probe is --freeze encoder.
 
     Attributes:
-        mode: train and score, score a model, or write down what a model sees.
-        model: hub id or folder to start from; without it a new model of the size that `arch` says.
-        arch: fields of `Data2VecVisionConfig` that are to differ, such as `--arch.drop_path_rate 0.2`.
-        freeze: train all, or the head alone (a linear probe).
-        lora: train low-rank adapters instead of all weights.
-        augment: what is done to the images of train.
+        augment: augmentation of the images of train.
     """
 
-    mode: Literal["train", "evaluate", "predict"] = "train"
-    model: str | None = None
-    arch: dict[str, Any] = field(default_factory=dict)
-    freeze: Literal["nothing", "encoder"] = "nothing"
-    lora: Lora = field(default_factory=Lora)
     data: ClassificationData = field(default_factory=ClassificationData)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(
@@ -84,141 +65,84 @@ class Config:
     run: Run = field(default_factory=lambda: Run(out="runs/image_classification"))
 
 
+def collate(rows: list[dict], *, processor, labels, augmented, mixed, column) -> dict[str, Any]:
+    """A batch of images; those of train are augmented, and mixed with one another."""
+    images = [read_image(row[column], row["where"]) for row in rows]
+    batch = {"size": len(rows)}
+    if "reference" in rows[0]:
+        batch["labels"] = labels.encode([row["reference"] for row in rows])  # (B,)
+    if "seed" not in rows[0]:
+        return batch | processor(images)
+    seeds = [row["seed"] for row in rows]
+    pixels = torch.stack([augmented(*pair) for pair in zip(images, seeds, strict=True)])  # (B, 3, height, width)
+    pixels, targets = mixed(pixels, batch["labels"], seeds[0])
+    return batch | {"pixel_values": pixels, "labels": targets}
+
+
 def main(config: Config) -> dict[str, Any]:
     """Run the recipe; returns the content of `results.json`."""
-    data, out, training, labelled = config.data, Path(config.run.out), config.mode == "train", config.mode != "predict"
-    check_mode(config)
-    accelerator = start(config)
+    job, data = start(config), config.data
 
-    # Data
-    columns = {"image": data.image_column} | ({"label": data.label_column} if labelled else {})
-    splits = load(config, digits, columns, accelerator)
-    if labelled:
-        splits, classes = name_classes(splits, data.label_column)
-    splits = {name: add_places(split, name) for name, split in splits.items()}
+    # Data and processors
+    splits = load(job, digits, inputs={"image": data.image_column}, targets={"label": data.label_column})
+    labels, references = read_labels(job, splits)
+    metrics, ranked = choose_metrics(data.metrics, labels.problem_type), labels.problem_type == "single_label"
 
     # Model
-    changes = {}
-    if training:
-        head = {"id2label": dict(enumerate(check_classes(classes, data.label_column)))}
-        changes = config.arch | head | {"problem_type": "single_label_classification"}
-    if config.model:
-        model = Data2VecVisionForImageClassification.from_pretrained(config.model, **changes)
-    else:
-        model = Data2VecVisionForImageClassification(Data2VecVisionConfig.from_dict({}, **changes))
-    if config.freeze == "encoder":
-        model.freeze_base_model()
-    elif training and config.lora.rank:
-        add_lora(model, **vars(config.lora))
-    size = sides(model.config.image_size)
+    model = build(job, Data2VecVisionForImageClassification, **labels.head)
+    settings, size = model.config, sides(model.config.image_size)
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio)
-    names = distinct(model.config.id2label.values())
+    rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
+    changes = {"augmented": augmenter(config.augment, processor, size), "mixed": mixer(config.augment, labels)}
+    collate_rows = partial(collate, processor=processor, labels=labels, column=data.image_column, **changes)
 
-    # Rows
-    numbers = match_classes("name" if training else data.match, names, classes) if labelled else {}
-    for name, split in splits.items() if labelled else ():
-        for i, label in enumerate(split[data.label_column]):
-            if reason := label_problem(label, numbers, data.label_column):
-                raise InputError(f"{name}, row {i}: {reason}")
-    augmented, mixed = augmenter(config.augment, processor, size), mixer(config.augment, len(names))
-
-    def collate(rows: list[dict]) -> dict[str, Any]:
-        images = [read_image(row[data.image_column], row["where"]) for row in rows]
-        batch = {"size": len(rows)}
-        if labelled:
-            batch["labels"] = torch.tensor([numbers[row[data.label_column]] for row in rows])  # (B,)
-        if "draw" not in rows[0]:
-            return batch | processor(images)
-        draws = [row["draw"] for row in rows]
-        pixels = torch.stack([augmented(*pair) for pair in zip(images, draws, strict=True)])  # (B, 3, height, width)
-        pixels, labels = mixed(pixels, batch["labels"], draws[0])
-        return batch | {"pixel_values": pixels, "labels": labels}
-
-    # What is learnt, and how it is judged
+    # Loss
     def loss_fn(model, batch):
         logits = model(batch["pixel_values"]).logits  # (B, C)
-        return losses.cross_entropy(logits, batch["labels"], label_smoothing=config.augment.smoothing)
+        if ranked:
+            return losses.cross_entropy(logits, batch["labels"], label_smoothing=config.augment.smoothing)
+        return losses.classification(logits, batch["labels"], settings.problem_type)
 
-    def scores(model, batch) -> list[tuple[Tensor, Tensor]]:
+    # Prediction
+    def predict_fn(model, batch):
         views = [batch["pixel_values"]] + ([batch["pixel_values"].flip(-1)] if data.test_flip else [])
-        shares = torch.stack([model(view).logits.float().softmax(-1) for view in views]).mean(0)  # (B, C)
-        return list(zip(*(part.tolist() for part in shares.topk(min(5, len(names)))), strict=True))
+        scores = torch.stack([labels.scores(model(view).logits) for view in views]).mean(0)  # (B, C)
+        return [labels.decode(row, most=5 if ranked else None) for row in scores.tolist()]
 
-    def look(model, name: str) -> list[dict[str, Any]]:
-        split = splits[name]
-        batches = eval_loader(split, [1] * len(split), collate, data, data.batch_size, accelerator)
-        found = []
-        for shares, classes in predict(model, batches, scores, accelerator):
-            ranked = {names[i]: round(share, 6) for i, share in zip(classes, shares, strict=True)}
-            found.append({"label": names[classes[0]], "scores": ranked})
-        if labelled:
-            references = [names[numbers[label]] for label in split[data.label_column]]
-            found = [row | {"reference": label} for row, label in zip(found, references, strict=True)]
-        return [{"id": image} | row for image, row in zip(row_names(split, data.image_column), found, strict=True)]
+    def predict_split(model, split):
+        return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    def rates(found: list[dict[str, Any]]) -> dict[str, float]:
-        return ranked_accuracy([row["reference"] for row in found], [list(row["scores"]) for row in found])
+    # Metrics
+    def compute_metrics(predictions, split="validation"):
+        truth, predicted = rows[split].compare(predictions)
+        if ranked and not data.metrics:
+            return ranked_accuracy(truth, [list(row["scores"]) for row in predicted])
+        return label_metrics(metrics, labels, truth, predicted)
 
-    def save(folder: Path) -> None:
-        save_adapted(model, folder)
-        processor.save_pretrained(folder)
+    def evaluate(model):
+        return compute_metrics(predict_split(model, "validation"))
 
-    if training:
-        train = splits["train"]
-        options = (collate, data, data.batch_size, config.optim, config.run.seed, accelerator)
-        fit(
-            model,
-            train_loader(train, [1] * len(train), *options, draws=True),
-            loss_fn,
-            lambda model: rates(look(model, "validation")),
-            save,
-            run=config.run,
-            optim=config.optim,
-            accelerator=accelerator,
-            metric="accuracy",
-            higher_is_better=True,
-            unit="images",
-        )
-        model = Data2VecVisionForImageClassification.from_pretrained(out / "best", verbose=False)
+    if job.training:
+        batches = train_loader(job, rows["train"], collate_rows)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric=metrics[0])
 
-    # The end: what the best model makes of images that chose nothing
-    name, begun = "test" if "test" in splits else "validation", time.perf_counter()
-    found = look(model, name)
-    seconds = time.perf_counter() - begun
-    results = rates(found) if labelled else {}
+    # Test: the best checkpoint, on a split that was not used to choose it
+    split = "test" if "test" in rows else "validation"
+    predictions, seconds = timed(predict_split, model, split)
+    results = compute_metrics(predictions, split) if job.labelled else {}
+    records = rows[split].records(predictions)
     if data.real:
-        seen = read_real(data.real, [row["id"] for row in found], len(names))
-        results["accuracy_real"] = real_accuracy(seen, [names.index(row["label"]) for row in found])
-    if accelerator.is_main_process:
-        write_csv(out / "predictions.csv", found)
-        if labelled and len(names) <= 200:  # above that the picture would be too large to open
-            plot_confusion(
-                [row["reference"] for row in found], [row["label"] for row in found], names, out / "confusion.png"
-            )
-    return finish(
-        out,
-        results,
-        found,
-        split=name,
-        seconds=seconds,
-        trained="accuracy" if training else None,
-        recipe="image_classification",
-        task="image-classification",
-        data=data.path or "handwritten digits",
-        accelerator=accelerator,
-        notes={"freeze": config.freeze} if training else None,
-    )
-
-
-def write_csv(path: Path, found: list[dict[str, Any]]) -> None:
-    """Write a line an image: its file's name, the most likely classes, their shares."""
-    ranks = range(1, 1 + len(found[0]["scores"]))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["filename", *(f"top{i}" for i in ranks), *(f"p{i}" for i in ranks)])
-        lines.writerows([Path(row["id"]).name, *row["scores"], *row["scores"].values()] for row in found)
+        seen = read_real(data.real, [row["id"] for row in records], len(labels.names))
+        results["accuracy_real"] = real_accuracy(seen, [labels.numbers[row["label"]] for row in records])
+    if job.is_main and ranked:
+        write_ranked_csv(job.out / "predictions.csv", records)
+        if job.labelled:
+            truth = [row["reference"] for row in records]
+            plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
+    names = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
+    return finish(job, results, records, split=split, seconds=seconds, **names)
 
 
 if __name__ == "__main__":
-    run(main, Config, demo=Path(__file__).parent / "configs/image_classification/demo.yaml")
+    run(main, Config)

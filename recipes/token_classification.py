@@ -1,4 +1,4 @@
-"""Labels of words: `Data2VecTextForTokenClassification`, F1 of names and other chunks, or accuracy of parts of speech.
+"""Token classification: `Data2VecTextForTokenClassification`, F1 of names and other chunks, or accuracy of words.
 
     accelerate launch recipes/token_classification.py
     accelerate launch recipes/token_classification.py --config recipes/configs/token_classification/conll2003.yaml
@@ -8,190 +8,124 @@
 Without a data option it learns to put capitals and punctuation back into Python's documentation, in minutes on a CPU.
 """
 
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from d2v import losses
-from d2v.config import Lora, Optim, Run, check_mode, run
-from d2v.data.labels import check_classes, name_classes
-from d2v.data.load import load, row_names
+from d2v.cli import run
+from d2v.config import Recipe, Run
+from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
-from d2v.data.text import TextData, tokenizer_for
+from d2v.data.text import token_batch, tokenizer_for
 from d2v.data.token_classification import (
+    TokenData,
     check_tags,
-    check_words,
     encode_words,
     firsts,
-    inside,
+    inside_classes,
     piece_labels,
-    write_conll,
+    read_tags,
+    read_words,
 )
+from d2v.data.windows import window_rows
+from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
-from d2v.lora import save_adapted
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
-from d2v.training.build import text_model
-from d2v.training.loop import fit, predict, start
-from d2v.training.report import finish
+from d2v.training import build, finish, fit, predict, start, timed
 
 
 @dataclass
-class TaggingData(TextData):
-    """The data; without a path the embedded demo.
+class Config(Recipe):
+    """Token classification."""
 
-    Attributes:
-        tokens_column: lists of words.
-        tags_column: lists of their labels, names or numbers.
-        label_all_pieces: learn the labels of all pieces of a word; else, as at the end, that of its first.
-        max_length: tokens of a window; a sentence that is longer takes several.
-        stride: tokens that a window shares with the one before it; a word counts where it is farther from the edge.
-    """
-
-    tokens_column: str = "tokens"
-    tags_column: str = "tags"
-    label_all_pieces: bool = False
-    stride: int = 64
-
-
-@dataclass
-class Config:
-    """Token classification.
-
-    Attributes:
-        mode: train and score, score a model, or write down its labels.
-        model: hub id or folder to start from; without it a new model of the size that `arch` says.
-        arch: fields of `Data2VecTextConfig` that are to differ, such as `--arch.hidden_dropout_prob 0.2`.
-        lora: train low-rank adapters instead of all weights.
-    """
-
-    mode: Literal["train", "evaluate", "predict"] = "train"
-    model: str | None = None
-    arch: dict[str, Any] = field(default_factory=dict)
-    lora: Lora = field(default_factory=Lora)
-    data: TaggingData = field(default_factory=TaggingData)
-    optim: Optim = field(default_factory=Optim)
+    data: TokenData = field(default_factory=TokenData)
     run: Run = field(default_factory=lambda: Run(out="runs/token_classification"))
+
+
+def collate(rows: list[dict], *, tokenizer, numbers, inside) -> dict[str, Any]:
+    """A batch of windows, with the first tokens of the words that count in each."""
+    batch = token_batch(tokenizer, [row["ids"] for row in rows])
+    batch["firsts"] = [firsts(row["words"]) for row in rows]
+    if "reference" in rows[0]:
+        labels = [np.array([numbers[name] for name in row["reference"]]) for row in rows]
+        pieces = [piece_labels(row["words"], label, inside) for row, label in zip(rows, labels, strict=True)]
+        batch["labels"] = pad_labels(pieces)
+    return batch
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run the recipe; returns the content of `results.json`."""
-    data, out, training, labelled = config.data, Path(config.run.out), config.mode == "train", config.mode != "predict"
-    check_mode(config)
-    accelerator = start(config)
+    job, data = start(config), config.data
 
-    # Data
-    columns = {"tokens": data.tokens_column} | ({"tags": data.tags_column} if labelled else {})
-    splits = load(config, docs_tagging, columns, accelerator)
-    check_words(splits, data.tokens_column)
-    sentences = {role: split[data.tokens_column][:] for role, split in splits.items()}
-    if labelled:
-        splits, classes = name_classes(splits, data.tags_column)
-
-    # Tokenizer: each word as it is encoded after a space
-    tokenizer = tokenizer_for(
-        config.model, lambda: map(" ".join, sentences["train"]), data.vocab_size, add_prefix_space=True
-    )
+    # Data and processors
+    splits = load(job, docs_tagging, inputs={"tokens": data.tokens_column}, targets={"tags": data.tags_column})
+    sentences = {name: read_words(split, data.tokens_column) for name, split in splits.items()}
+    classes, tags = read_tags(job, splits)
+    tokenizer = tokenizer_for(job, lambda: map(" ".join, sentences["train"]), add_prefix_space=True)
 
     # Model
-    changes = {"id2label": dict(enumerate(check_classes(classes, data.tags_column)))} if training else {}
-    model = text_model(Data2VecTextForTokenClassification, config, tokenizer, changes)
-    names, numbers = model.config.id2label, model.config.label2id
+    id2label = dict(enumerate(classes))
+    model = build(job, Data2VecTextForTokenClassification, tokenizer=tokenizer, id2label=id2label)
+    names, numbers, rows = model.config.id2label, model.config.label2id, {}
     chunks = are_chunks(list(numbers))
+    for name, split in splits.items():
+        if job.labelled:
+            check_tags(split, sentences[name], tags[name], data, numbers)
+        longest = min(data.max_length, model.config.max_tokens)
+        windows = encode_words(tokenizer, sentences[name], longest, data.stride)
+        rows[name] = window_rows(split, windows, tags.get(name))
+    inside = inside_classes(numbers) if data.label_all_pieces else None
+    collate_rows = partial(collate, tokenizer=tokenizer, numbers=numbers, inside=inside)
 
-    # Rows
-    if labelled:
-        check_tags(splits, data.tokens_column, data.tags_column, numbers)
-    longest = min(data.max_length, model.config.max_tokens)
-    windows = {role: encode_words(tokenizer, words, longest, data.stride) for role, words in sentences.items()}
-    if training:
-        labels = [np.array([numbers[name] for name in row]) for row in splits["train"][data.tags_column]]
-        later = inside(numbers) if data.label_all_pieces else None
-        for window in windows["train"]:
-            window["labels"] = piece_labels(window["words"], labels[window["row"]], later)
-
-    def collate(rows: list[dict]) -> dict[str, Any]:
-        batch = tokenizer.pad([row["ids"] for row in rows]) | {"size": sum(len(row["ids"]) for row in rows)}
-        if "labels" in rows[0]:  # rows of train
-            return batch | {"labels": pad_labels([row["labels"] for row in rows])}
-        return batch | {"firsts": [firsts(row["words"]) for row in rows]}
-
-    # What is learnt, and how it is judged
+    # Loss
     def loss_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, T, C)
         return losses.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
 
-    def best(model, batch) -> list[list[int]]:
-        found = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1).cpu().numpy()  # (B, T)
-        return [row[: len(first)][first].tolist() for row, first in zip(found, batch["firsts"], strict=True)]
+    # Prediction
+    def predict_fn(model, batch):
+        classes = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1).cpu().numpy()  # (B, T)
+        words = [row[: len(first)][first] for row, first in zip(classes, batch["firsts"], strict=True)]
+        return [[names[number] for number in row.tolist()] for row in words]
 
-    def tag(model, role: str) -> list[list[str]]:
-        lengths = [len(window["ids"]) for window in windows[role]]
-        batches = eval_loader(windows[role], lengths, collate, data, data.batch_tokens, accelerator)
-        found: list[list[str]] = [[] for _ in sentences[role]]
-        for window, labels in zip(windows[role], predict(model, batches, best, accelerator), strict=True):
-            found[window["row"]] += [names[label] for label in labels]
-        return found
+    def predict_split(model, split):
+        windows = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
+        return join_windows(rows[split], windows)
 
-    def rates(found: list[list[str]], role: str) -> dict[str, float]:
-        return token_classification_metrics(splits[role][data.tags_column][:], found, chunks=chunks)
+    # Metrics
+    def compute_metrics(predictions, split="validation"):
+        references, predicted = rows[split].compare(predictions)
+        return token_classification_metrics(references, [row["labels"] for row in predicted], chunks=chunks)
 
-    def save(folder: Path) -> None:
-        save_adapted(model, folder)
-        tokenizer.save_pretrained(folder)
+    def evaluate(model):
+        return compute_metrics(predict_split(model, "validation"))
 
     metric = "f1" if chunks else "accuracy"
-    if training:
-        lengths = [len(window["ids"]) for window in windows["train"]]
-        options = (collate, data, data.batch_tokens, config.optim, config.run.seed, accelerator)
-        fit(
-            model,
-            train_loader(windows["train"], lengths, *options),
-            loss_fn,
-            lambda model: rates(tag(model, "validation"), "validation"),
-            save,
-            run=config.run,
-            optim=config.optim,
-            accelerator=accelerator,
-            metric=metric,
-            higher_is_better=True,
-            unit="tokens",
-        )
-        model = Data2VecTextForTokenClassification.from_pretrained(out / "best", verbose=False)
+    if job.training:
+        batches = train_loader(job, rows["train"], collate_rows)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metric)
 
-    # The end: the best model's labels in sentences that chose nothing
-    role, begun = "test" if "test" in splits else "validation", time.perf_counter()
-    found = tag(model, role)
-    seconds = time.perf_counter() - begun
-    sides = {"labels": found}
-    if labelled:
-        sides = {"reference": splits[role][data.tags_column][:]} | sides
-    if accelerator.is_main_process:
-        write_conll(out / "predictions.conll", sentences[role], *sides.values())
-        if labelled:
-            flat = [[label for labels in side for label in labels] for side in sides.values()]
-            plot_confusion(*flat, list(numbers), out / "confusion.png")
-    predictions = [
-        {"id": name, "tokens": words} | dict(zip(sides, labels, strict=True))
-        for name, words, *labels in zip(row_names(splits[role]), sentences[role], *sides.values(), strict=True)
-    ]
-    return finish(
-        out,
-        rates(found, role) if labelled else {},
-        predictions,
-        split=role,
-        seconds=seconds,
-        trained=metric if training else None,
-        recipe="token_classification",
-        task="token-classification",
-        data=data.path or "Python's documentation",
-        accelerator=accelerator,
-    )
+    # Test: the best checkpoint, on a split that was not used to choose it
+    split = "test" if "test" in rows else "validation"
+    predictions, seconds = timed(predict_split, model, split)
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
+    keys = ["tokens", "reference", "labels"] if job.labelled else ["tokens", "labels"]  # as conlleval reads them
+    records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]
+    columns = {key: [record[key] for record in records] for key in keys}
+    if job.is_main:
+        write_conll(job.out / "predictions.conll", *columns.values())
+    if job.is_main and job.labelled:
+        words = [list(chain.from_iterable(columns[key])) for key in ("reference", "labels")]
+        plot_confusion(*words, list(numbers), job.out / "confusion.png")
+    names = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
+    return finish(job, metrics, records, split=split, seconds=seconds, **names)
 
 
 if __name__ == "__main__":
-    run(main, Config, demo=Path(__file__).parent / "configs/token_classification/demo.yaml")
+    run(main, Config)

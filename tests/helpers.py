@@ -2,13 +2,18 @@
 
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
+from d2v.config import Data, Job, Optim, Recipe, Run
+from d2v.data.rows import Split
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
@@ -17,6 +22,26 @@ from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
 from d2v.processors.image import ImageProcessor
 from d2v.processors.text import Tokenizer
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences
+
+
+def make_split(name: str = "train", **columns) -> Split:
+    """A split of these columns."""
+    import datasets
+
+    table = datasets.Dataset.from_dict(columns)
+    return Split(name, table, np.arange(len(table)), ((name, len(table)),))
+
+
+def make_job(
+    data: Data | None = None, mode: str = "train", rank: int = 0, processes: int = 1, model: str | None = None, **groups
+) -> Job:
+    """A job without a run: what data and loaders look at."""
+    config = Recipe(mode=mode, model=model, data=data or Data(), optim=groups.pop("optim", Optim()), run=Run(**groups))
+    share = SimpleNamespace(
+        process_index=rank, num_processes=processes, is_main_process=rank == 0, main_process_first=nullcontext
+    )
+    return Job(config, share, "test")
+
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.py"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.recipe import load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.data.image import ImageData
 from d2v.data.segmentation import SegmentationData
 from d2v.data.text import TextData
@@ -214,7 +214,7 @@ def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     scored = "test" if f"{asked.data.test_split}.parquet" in files else "validation"  # not all tests are public
 
     windows = path.parent.name.endswith("_lm")  # of all rows' text; here it fits into one
-    args += ["--optim.accumulation", "1"] if windows else []
+    args += ["--optim.batches", "1"] if windows else []
 
     results = recipe.main(parse(recipe.Config, args))
     # Rows; where speakers are verified, trials: as many of one of the four speakers as of two, here 4 (held out: 2).

@@ -92,6 +92,13 @@ def random_crop(clip: np.ndarray, samples: int, seed: tuple[int, ...]) -> np.nda
     return clip[first : first + samples]
 
 
+def augment_clip(clip: np.ndarray, seed: tuple[int, ...], *, speed: float, samples: int | None) -> np.ndarray:
+    """A clip at a random speed, and of a longer one a random part of so many samples."""
+    if speed:
+        clip = random_speed(clip, speed, seed)
+    return random_crop(clip, samples, seed) if samples else clip
+
+
 def crop_start(length: int, samples: int, seed: tuple[int, ...]) -> int:
     """The first of `samples` samples of a clip, where the numbers in `seed` put it; 0 for a shorter clip."""
     return int(np.random.default_rng(seed).integers(max(length - samples, 0) + 1))

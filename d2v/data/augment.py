@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2v.config import at_least
 from d2v.data.image import seeded
+from d2v.data.labels import Labels
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
 
@@ -86,15 +87,22 @@ def augment_image(
         return after(plain([before(image)])["pixel_values"][0])
 
 
-def mixer(augment: Augment, classes: int) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
+def mixer(augment: Augment, labels: Labels) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
     """A function of a batch's pixels (B, 3, H, W), labels (B,) and seed: mixed pixels and labels (B, C).
 
-    Without MixUp and CutMix both stay as they are.
+    Without MixUp and CutMix both stay as they are. They mix the rows that a process computes at once.
+
+    Raises:
+        InputError: there is something to mix, but a row has not one class.
     """
     from torchvision.transforms import v2
 
     kinds = ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
-    mixes = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    mixes = [kind(alpha=alpha, num_classes=len(labels.names)) for kind, alpha in kinds if alpha]
+    if mixes and labels.problem_type != "single_label":
+        raise InputError(
+            f"augment.mixup and augment.cutmix mix single labels; they should be 0 in {labels.problem_type}"
+        )
     return partial(mix_images, mix=v2.RandomChoice(mixes) if mixes else None)
 
 

@@ -1,16 +1,18 @@
 """Images of a data set: reading them, their size, and the seed of each in training."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from d2v.config import Data
+from d2v.config import Data, Job
+from d2v.data.labels import Labels
+from d2v.data.rows import Rows, Split, check_rows
 from d2v.errors import InputError
 from d2v.pretrained import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
@@ -62,6 +64,23 @@ def seeded(seed: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def image_rows(job: Job, split: Split, labels: Labels, references: Sequence[Any] | None) -> Rows:
+    """The rows of a split of images.
+
+    Args:
+        job: whose data have the options of `ImageData`.
+        split: from `d2v.data.load.load`.
+        labels: what the model predicts.
+        references: of each row; None in prediction.
+
+    Raises:
+        InputError: a label is none of the model's.
+    """
+    if references is not None:
+        check_rows(split, list(map(labels.problem, references)), advice="")
+    return Rows(split, split.ids(job.config.data.image_column), [1] * len(split), references)
 
 
 def fit_processor(processor: ImageProcessor, size: tuple[int, int], crop_ratio: float | None) -> ImageProcessor:

@@ -6,7 +6,7 @@ Shapes: B batch, C classes.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,11 +57,13 @@ class Labels:
         names: (C,) of the classes, in the order of the model's outputs; one in regression.
         problem_type: single_label, multi_label or regression.
         column: where the labels of the data are.
+        data_names: what the data call the classes, where that differs.
     """
 
     names: list[str]
     problem_type: ProblemType
     column: str = "label"
+    data_names: list[str] | None = None
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -79,7 +81,8 @@ class Labels:
         if self.problem_type == "regression":
             number = isinstance(label, int | float) and math.isfinite(label)
             return None if number else f"{self.column} is {label!r}; should be a number"
-        return label_problem(label, self.numbers, self.column, multi_label=self.problem_type == "multi_label")
+        known = self.data_names or self.names
+        return label_problem(label, self.numbers, self.column, known, multi_label=self.problem_type == "multi_label")
 
     def encode(self, labels: Sequence[Any]) -> Tensor:
         """The targets of a batch: (B,) class numbers, (B, C) zeros and ones, or (B,) values."""
@@ -141,6 +144,7 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     if job.training:
         return Labels(check_classes(classes, column), data.problem_type, column), values
     known = match_classes(data.match, labels.names, classes)
+    labels = replace(labels, data_names=list(known))
     return labels, {name: [renamed(label, known, labels.names) for label in split] for name, split in values.items()}
 
 
@@ -220,20 +224,23 @@ def name_of(value: int | str, listed: Sequence[str] | None) -> str | None:
     return listed[value] if listed and value < len(listed) else str(value)
 
 
-def label_problem(value: Any, known: Mapping[str, int], column: str, *, multi_label: bool = False) -> str | None:
+def label_problem(
+    value: Any, known: Mapping[str, int], column: str, shown: Sequence[str] | None = None, *, multi_label: bool = False
+) -> str | None:
     """Why a row's label cannot be used, or None.
 
     Args:
         value: the label, or with `multi_label` a list of labels.
         known: the model's classes.
         column: where the value is from.
+        shown: what the message calls the classes, by default as the model does.
         multi_label: a row may have any number of labels.
     """
     if isinstance(value, list) != multi_label:
         return f"{column} is {value!r}; should be {'a list of labels' if multi_label else 'a single label'}"
     for label in value if multi_label else [value]:
         if label not in known:
-            return f"{column} {label!r} is not one of the classes {', '.join(list(known)[:20])}"
+            return f"{column} {label!r} is not one of the classes {', '.join(list(shown or known)[:20])}"
     return None
 
 

@@ -1,6 +1,6 @@
 """Running text for language models: its tokens one after another, the windows it is cut into, and masks over them.
 
-Shapes: N tokens of a text, T tokens of a window.
+Shapes: N tokens of a text, B windows or texts, T tokens of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from d2v.data.rows import CHUNK
-from d2v.data.text import TextData
+from d2v.data.rows import CHUNK, Rows, Split, first_problem
+from d2v.data.text import TextData, encode_texts, token_batch
 from d2v.errors import InputError
+from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 
 
@@ -22,8 +23,8 @@ class LanguageData(TextData):
 
     Attributes:
         text_column: column of the text.
-        separator: characters between rows that are lines of one text, such as a line break, or none ("") if they have
-            theirs; by default each row is a document of its own.
+        separator: text between rows that are parts of one text, such as a line break, or "" if they end with theirs;
+            by default each row is a document of its own.
         max_length: number of tokens of a window; the model's positions bound it too.
     """
 
@@ -46,25 +47,25 @@ class Stream:
     characters: int
 
 
-def pieces(texts: Sequence[str], separator: str | None, name: str) -> list[str]:
+def pieces(split: Split, data: LanguageData) -> list[str]:
     """What is encoded by itself: each row with the separator that follows it; of documents those that are not empty.
-
-    Args:
-        texts: the rows of a split.
-        separator: as in `LanguageData`.
-        name: of the split, for messages.
 
     Raises:
         InputError: a row is no text, or no row has any.
     """
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{name}, row {i}: {text!r:.40} should be text")
+    texts = read_texts(split, data.text_column)
     if not any(text.strip() for text in texts):
-        raise InputError(f"{name}: no row has any text")
-    if separator is None:
+        raise InputError(f"{split.name}: no row has any text")
+    if data.separator is None:
         return [text for text in texts if text]
-    return [*(text + separator for text in texts[:-1]), texts[-1]]
+    return [*(text + data.separator for text in texts[:-1]), texts[-1]]
+
+
+def read_texts(split: Split, column: str) -> list[str]:
+    """The text of each row; InputError for the first row that has none."""
+    texts = split.column(column)
+    first_problem(split, lambda i: None if isinstance(texts[i], str) else f"{texts[i]!r:.40} should be text")
+    return texts
 
 
 def read_stream(pieces: Sequence[str], tokenizer: Tokenizer, *, documents: bool) -> Stream:
@@ -95,23 +96,40 @@ def windows(length: int, size: int, stride: int | None = None) -> list[dict[str,
     Args:
         length: items of the text.
         size: most items of a window.
-        stride: items that a window scores, at most all; those before them are there to be seen. By default all, so that
+        stride: items that a window scores, at most all; those before them are context. By default all, so that
             windows do not overlap, but for the last, which is as long as the others.
 
     Returns:
         `start`, `first` and `end` of each: it holds items `start` to `end` and scores them from `first` on.
     """
-    found, first, step = [], 0, min(stride or size, size)
+    every, first, step = [], 0, min(stride or size, size)
     while first < length:
         end = min(first + (step if first else size), length)
-        found.append({"start": max(end - size, 0), "first": first, "end": end})
+        every.append({"start": max(end - size, 0), "first": first, "end": end})
         first = end
-    return found
+    return every
 
 
 def training_windows(length: int, size: int) -> list[dict[str, int]]:
     """As many full windows as fit into a text, for `cut` to shift; a text that is shorter is one."""
     return windows(length - length % size or length, size)
+
+
+def stream_rows(
+    split: Split, length: int, size: int, *, stride: int | None = None, special: int = 0, ahead: int = 0
+) -> Rows:
+    """The windows of a split's text as rows, which are called by their numbers; those of train are for `cut` to shift.
+
+    Args:
+        split: whose text they are of.
+        length: tokens of the text.
+        size, stride: as in `windows`; those of train do not overlap.
+        special: number of tokens that a batch adds to a window.
+        ahead: number of tokens after a window that a batch needs too; in train the text begins again at its end.
+    """
+    items = training_windows(length, size) if split.name == "train" else windows(length - ahead, size, stride)
+    lengths = [window["end"] - window["start"] + special for window in items]
+    return Rows(split, list(map(str, range(len(items)))), lengths, items=items)
 
 
 def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
@@ -168,9 +186,63 @@ def mask_tokens(
     rng = np.random.default_rng(seed)
     units = starts.cumsum() if whole_words else np.arange(len(ids))
     free = ~np.isin(ids, special)
-    there = np.unique(units[free])
-    count = min(max(int(share * len(there) + rng.random()), 1), len(there))
-    chosen = np.isin(units, rng.choice(there, count, replace=False)) & free
+    choices = np.unique(units[free])
+    count = min(max(int(share * len(choices) + rng.random()), 1), len(choices))
+    chosen = np.isin(units, rng.choice(choices, count, replace=False)) & free
     fate = rng.random(len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_token, ids)
     return np.where(chosen & (fate >= 0.9), rng.choice(ordinary, len(ids)), masked), chosen
+
+
+def prompt_rows(split: Split, column: str, tokenizer: Tokenizer, room: int, new: int) -> Rows:
+    """Texts to continue: `prompt`, and its tokens, `ids`.
+
+    Args:
+        split: rows.
+        column: of the texts.
+        tokenizer: of the model.
+        room: most tokens of a prompt.
+        new: number of tokens that are to follow, which count in the length of a row.
+    """
+    prompts = read_texts(split, column)
+    ids = encode_prompts(tokenizer, prompts, room)
+    items = [{"prompt": prompt, "ids": row} for prompt, row in zip(prompts, ids, strict=True)]
+    return Rows(split, split.ids(), [len(row) + new for row in ids], items=items)
+
+
+def prompt_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A batch of `prompt_rows`, with their texts as `prompts`."""
+    return token_batch(tokenizer, [row["ids"] for row in rows]) | {"prompts": [row["prompt"] for row in rows]}
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list[int]]:
+    """The tokens of texts to continue, without `</s>`; of longer ones the last `room`, and the terminal says so."""
+    ids = [encoding.ids[:-1] for encoding in tokenizer(prompts)]
+    if longer := sum(len(row) > room for row in ids):
+        print(f"of {longer} of {len(ids)} prompts only the last {room} tokens are read")
+    return [row[-room:] for row in ids]
+
+
+def gap_rows(split: Split, column: str, tokenizer: Tokenizer, max_length: int) -> Rows:
+    """Texts with `<mask>`: `text`, and its tokens, `ids`.
+
+    Args:
+        split: rows.
+        column: of the texts.
+        tokenizer: of the model.
+        max_length: most tokens of a row.
+
+    Raises:
+        InputError: a row is no text, or has no gap.
+    """
+    ids, mask = encode_texts(tokenizer, split, [column], max_length), tokenizer.special_tokens["mask_token"]
+    first_problem(split, lambda i: None if tokenizer.mask_token_id in ids[i] else f"has no {mask} to fill")
+    items = [{"text": text, "ids": row} for text, row in zip(split.column(column), ids, strict=True)]
+    return Rows(split, split.ids(), list(map(len, ids)), items=items)
+
+
+def gap_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A batch of `gap_rows`, with their `texts`, and `labels` (B, T) that are not ignored where the gaps are."""
+    batch = token_batch(tokenizer, [row["ids"] for row in rows])
+    gaps = batch["input_ids"] == tokenizer.mask_token_id
+    return batch | {"labels": batch["input_ids"].where(gaps, IGNORE), "texts": [row["text"] for row in rows]}

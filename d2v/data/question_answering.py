@@ -6,7 +6,8 @@ Shapes: T tokens, C tokens of the text.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.config import Data
-from d2v.data.load import read, row_names
-from d2v.data.text import ROWS
+from d2v.config import Data, Job, at_least
+from d2v.data.load import read
+from d2v.data.rows import CHUNK, Rows, Split, first_problem
+from d2v.data.text import TextData
+from d2v.data.windows import window_rows
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
@@ -24,6 +27,37 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Span = tuple[int, int]
+
+
+@dataclass
+class QuestionData(TextData):
+    """The data; without a path the embedded demo.
+
+    Attributes:
+        question_column: column of the questions.
+        context_column: column of the texts that the questions are about.
+        answers_column: column of the right answers: lists `text` and `answer_start`, the number of the first character.
+        unanswerable: some questions have no answer, as in SQuAD 2.0.
+        no_answer_threshold: probability of no answer above which none is given.
+        max_length: maximum number of tokens of a question with a window of its text; longer texts take several.
+        stride: number of tokens that a window shares with the one before it.
+        max_answer_length: maximum number of tokens of an answer.
+        n_best: number of answers that are listed for each question.
+    """
+
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+    unanswerable: bool = False
+    no_answer_threshold: float = 0.5
+    max_length: int = 384
+    stride: int = 128
+    max_answer_length: int = 30
+    n_best: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(1, "data", self, ("max_answer_length", "n_best"))
 
 
 def read_questions(data: Data) -> dict[str, "Dataset"]:
@@ -75,27 +109,39 @@ def questions_of(articles: list[dict]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def check_questions(splits: dict[str, "Dataset"], columns: dict[str, str], *, unanswerable: bool) -> None:
-    """Raise InputError for the first row that cannot be used, or name of a row that another has.
+def check_questions(job: Job, splits: Mapping[str, Split]) -> None:
+    """Raise InputError for the first row that cannot be used, or whose id another one has.
 
     Args:
+        job: whose data have the options of `QuestionData`; in prediction there are no answers.
         splits: from `d2v.data.load.load`.
-        columns: `question`, `context` and, where they are known, `answers` -> the column's name; in this order.
-        unanswerable: there are questions without an answer.
     """
-    for split, rows in splits.items():
-        names = set()
-        for name in row_names(rows) if split != "train" else ():
-            if name in names:
-                raise InputError(f"{split}: two questions have the id {name!r}; ids should differ")
-            names.add(name)
-        for i, row in enumerate(rows.select_columns(list(columns.values()))):
-            question, context, *answers = (row[column] for column in columns.values())
-            problem = question_problem(question, context)
-            if answers and not problem:
-                problem = answers_problem(answers[0], context, unanswerable=unanswerable, learn=split == "train")
-            if problem:
-                raise InputError(f"{split}, row {i}: {problem}")
+    for name, split in splits.items():
+        if name != "train":
+            check_ids(name, split.ids())
+        check_split(split, job.config.data, labelled=job.labelled)
+
+
+def check_ids(split: str, ids: Sequence[str]) -> None:
+    """Raise InputError if an id comes twice: the files of answers have one entry an id."""
+    others = set()
+    for name in ids:
+        if name in others:
+            raise InputError(f"{split}: two questions have the id {name!r}; ids should differ")
+        others.add(name)
+
+
+def check_split(split: Split, data: QuestionData, *, labelled: bool) -> None:
+    """Raise InputError for the first row of a split that cannot be used."""
+    questions, contexts = split.column(data.question_column), split.column(data.context_column)
+    answers = split.column(data.answers_column) if labelled else None
+    options = {"unanswerable": data.unanswerable, "train": split.name == "train"}
+
+    def problem(i: int) -> str | None:
+        reason = question_problem(questions[i], contexts[i])
+        return reason if reason or answers is None else answers_problem(answers[i], contexts[i], **options)
+
+    first_problem(split, problem)
 
 
 def question_problem(question: Any, context: Any) -> str | None:
@@ -106,62 +152,85 @@ def question_problem(question: Any, context: Any) -> str | None:
     return None
 
 
-def answers_problem(answers: Any, context: str, *, unanswerable: bool, learn: bool) -> str | None:
-    """Why a question's answers cannot be learnt from or scored by, or None.
+def answers_problem(answers: Any, context: str, *, unanswerable: bool, train: bool) -> str | None:
+    """Why a question's answers cannot be trained on or scored against, or None.
 
     Args:
         answers: `text` and `answer_start`, a list each.
         context: the text that they are from.
         unanswerable: there need not be any.
-        learn: they have to be where they say they are.
+        train: they have to be where they say they are.
     """
     texts, starts = (answers.get(key) if isinstance(answers, dict) else None for key in ("text", "answer_start"))
-    if not isinstance(texts, list) or (learn and (not isinstance(starts, list) or len(starts) != len(texts))):
+    if not isinstance(texts, list) or (train and (not isinstance(starts, list) or len(starts) != len(texts))):
         return f"answers are {answers!r:.60}; should be lists 'text' and 'answer_start' of one length"
     if not texts:
         return None if unanswerable else "no answer; --data.unanswerable true is for questions that have none"
-    for text, start in zip(texts, starts if learn else [None] * len(texts), strict=True):
-        if not isinstance(text, str) or (learn and not text.strip()):
+    for text, start in zip(texts, starts if train else [None] * len(texts), strict=True):
+        if not isinstance(text, str) or (train and not text.strip()):
             return f"the answer {text!r:.40} should be text"
-        if learn and (not isinstance(start, int) or start < 0 or not context.startswith(text, start)):
+        if train and (not isinstance(start, int) or start < 0 or not context.startswith(text, start)):
             other = context[start : start + len(text)] if isinstance(start, int) and start >= 0 else None
             return f"the answer {text!r:.40} should begin at character {start} of its context, where {other!r:.40} is"
     return None
 
 
-def question_windows(
-    questions: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer, max_length: int, stride: int, split: str
-) -> list[dict[str, Any]]:
+def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:
+    """The windows of a split's texts, with the texts of all right answers as references.
+
+    Those of train have `answer`, the first and last token of the first right answer, see `answer_tokens`.
+
+    Args:
+        job: whose data have the options of `QuestionData`; in prediction there are no answers.
+        split: from `d2v.data.load.load`, checked by `check_questions`.
+        tokenizer: of the model.
+        max_length: most tokens, of question and window.
+    """
+    data: QuestionData = job.config.data
+    windows = question_windows(split, tokenizer, data, max_length)
+    if not job.labelled:
+        return window_rows(split, windows)
+    answers = split.column(data.answers_column)
+    for window in windows if split.name == "train" else ():
+        right = answers[window["source"]]
+        window["answer"] = (0, 0)
+        if right["text"]:
+            window["answer"] = answer_tokens(window, right["text"][0], right["answer_start"][0])
+    return window_rows(split, windows, [right["text"] for right in answers])
+
+
+def question_windows(split: Split, tokenizer: Tokenizer, data: QuestionData, max_length: int) -> list[dict[str, Any]]:
     """Questions with the windows of their texts, as `<s> question </s></s> window </s>`.
 
     Args:
-        questions: rows; white space around them is left out.
-        contexts: rows.
+        split: rows; white space around questions is left out.
         tokenizer: of the model.
+        data: names the columns, and the `stride`.
         max_length: most tokens, of question and window.
-        stride: tokens that a window shares with the one before it.
-        split: its name, for messages.
 
     Returns:
-        For each window `row`, the number of its question, `ids` (T,) int32, `first`, its text's first token, and
-        `offsets` (C, 2) int32, from which to before which character of the text each token is.
+        For each window `source`, the number of its question, `question` and `context`, `ids` (T,) int32, `first`, its
+        text's first token, and `offsets` (C, 2) int32, from which to before which character of the text each token is.
 
     Raises:
         InputError: a question leaves no room for a window.
     """
+    questions, contexts = split.column(data.question_column), split.column(data.context_column)
+    options = {"max_length": max_length, "truncation": "only_second", "stride": data.stride}
     windows = []
-    for done in range(0, len(questions), ROWS):
-        part = slice(done, done + ROWS)
-        options = {"max_length": max_length, "truncation": "only_second", "stride": stride}
+    for done in range(0, len(questions), CHUNK):
+        part = slice(done, done + CHUNK)
         try:
             encodings = tokenizer([text.strip() for text in questions[part]], contexts[part], **options)
         except InputError as error:
-            raise InputError(f"{split}, rows from {done}: {error} (data.max_length, data.stride)") from error
-        for row, encoding in enumerate(encodings, done):
+            message = re.sub(r"^row (\d+)", lambda match: split.where(done + int(match[1])), str(error))  # noqa: B023
+            raise InputError(f"{message} (data.max_length, data.stride)") from error
+        for source, encoding in enumerate(encodings, done):
+            row = {"source": source, "question": questions[source], "context": contexts[source]}
             for window in (encoding, *encoding.overflowing):
                 first = window.sequence_ids.index(1)
                 offsets = np.array(window.offsets[first:-1], np.int32)
-                windows.append({"row": row, "ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
+                windows.append(row | {"ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
     return windows
 
 

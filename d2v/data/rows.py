@@ -68,12 +68,13 @@ class Split:
         """
         import pyarrow.compute as pc
 
-        values = self.table.select_columns([name]).with_format("arrow")[:][name]
-        if field is not None:
-            values = pc.struct_field(values, field)
-        if not np.array_equal(self.index, np.arange(len(values))):
-            values = values.take(self.index)
-        return values.to_pylist()
+        whole = np.array_equal(self.index, np.arange(len(self.table)))
+        if field is None:
+            values = self.table[name][:]
+            return values if whole else [values[i] for i in self.index]
+        objects = self.table.select_columns([name]).with_format("arrow")[:][name]
+        field_values = pc.struct_field(objects, field)
+        return (field_values if whole else field_values.take(self.index)).to_pylist()
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows with these columns, read some at a time."""

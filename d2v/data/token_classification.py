@@ -1,46 +1,104 @@
-"""Sentences of labelled words as tokens, and CoNLL's columns.
+"""Sentences of labelled words as tokens.
 
-Shapes: T tokens of a window, special ones counted.
+Shapes: T tokens of a window, special ones counted, C classes.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from d2v.data.labels import label_problem
-from d2v.data.text import ROWS
+from d2v.config import Job
+from d2v.data.labels import check_classes, classes_of, label_problem, read_names
+from d2v.data.rows import CHUNK, Split, first_problem
+from d2v.data.text import TextData
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+
+@dataclass
+class TokenData(TextData):
+    """The data; without a path the embedded demo.
+
+    Attributes:
+        tokens_column: column of lists of words.
+        tags_column: column of lists of the words' labels, names or numbers.
+        label_all_pieces: train on the labels of all tokens of a word; by default on that of its first.
+        max_length: maximum number of tokens of a window; a longer sentence takes several.
+        stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
+    """
+
+    tokens_column: str = "tokens"
+    tags_column: str = "tags"
+    label_all_pieces: bool = False
+    stride: int = 64
 
 
-def check_words(splits: dict[str, "Dataset"], column: str) -> None:
-    """Raise InputError for the first row that is not a list of words."""
-    for name, split in splits.items():
-        for i, words in enumerate(split[column]):
-            if not isinstance(words, list) or not words:
-                raise InputError(f"{name}, row {i}: {column} is {words!r:.40}; should be a list of words")
-            for j, word in enumerate(words):
-                if not isinstance(word, str) or not word.strip():
-                    raise InputError(f"{name}, row {i}: {column} has {word!r} as word {j}; should be text")
+def read_words(split: Split, column: str) -> list[list[str]]:
+    """The words of each row.
+
+    Raises:
+        InputError: a row is not a list of words.
+    """
+    sentences = split.column(column)
+    first_problem(split, lambda i: words_problem(sentences[i], column))
+    return sentences
 
 
-def check_tags(splits: dict[str, "Dataset"], words_column: str, column: str, known: dict[str, int]) -> None:
-    """Raise InputError for the first row that has not one of the model's labels for each word."""
-    for name, split in splits.items():
-        for i, (words, labels) in enumerate(zip(split[words_column], split[column], strict=True)):
-            problem = label_problem(labels, known, column, several=True)
-            if problem is None and len(labels) != len(words):
-                problem = f"{len(words)} words in {words_column}, {len(labels)} labels in {column}; should be as many"
-            if problem:
-                raise InputError(f"{name}, row {i}: {problem}")
+def words_problem(words: Any, column: str) -> str | None:
+    """Why a row's words cannot be used, or None."""
+    if not isinstance(words, list) or not words:
+        return f"{column} is {words!r:.40}; should be a list of words"
+    for i, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            return f"{column} has {word!r} as word {i}; should be text"
+    return None
+
+
+def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[list[str], dict[str, list[Any]]]:
+    """The classes of train, or of the split that is scored, and of each row the names of its words' labels.
+
+    Args:
+        job: whose data have the options of `TokenData`; in prediction there are neither classes nor labels.
+        splits: from `d2v.data.load.load`.
+
+    Raises:
+        InputError: some labels are text and others numbers, or train has fewer than two classes.
+    """
+    if not job.labelled:
+        return [], {}
+    column = job.config.data.tags_column
+    tags = {name: read_names(split, column) for name, split in splits.items()}
+    classes = classes_of(splits, tags, column)
+    return check_classes(classes, column) if job.training else classes, tags
+
+
+def check_tags(
+    split: Split, sentences: Sequence[Sequence[str]], tags: Sequence[Any], data: TokenData, numbers: Mapping[str, int]
+) -> None:
+    """Raise InputError for the first row that has not one of the model's labels for each word.
+
+    Args:
+        split: rows.
+        sentences: their words.
+        tags: their labels.
+        data: where these are from.
+        numbers: the model's classes.
+    """
+
+    def problem(i: int) -> str | None:
+        words, labels = len(sentences[i]), tags[i]
+        reason = label_problem(labels, numbers, data.tags_column, multi_label=True)
+        if reason is None and len(labels) != words:
+            reason = f"{words} words in {data.tokens_column}, {len(labels)} labels in {data.tags_column}"
+            reason += "; should be as many"
+        return reason
+
+    first_problem(split, problem)
 
 
 def encode_words(
@@ -55,15 +113,15 @@ def encode_words(
         stride: most tokens that a window shares with the one before it.
 
     Returns:
-        For each window `row`, the number of its sentence, `ids` (T,) int32, and `words` (T,) int32: the number of the
-        word that a token belongs to, or -1 if it belongs to none that counts here.
+        For each window `source`, the number of its sentence, `tokens`, all words of that, `ids` (T,) int32, and `words`
+        (T,) int32: the number of the word that a token belongs to, or -1 if it belongs to none that counts here.
     """
     if (room := max_length - 2) < 1:
         raise InputError(f"data.max_length is {max_length}; should be at least 3: a token and the two around a text")
     windows = []
-    for done in range(0, len(sentences), ROWS):
-        encodings = tokenizer(sentences[done : done + ROWS], is_split_into_words=True)
-        for row, encoding in enumerate(encodings, done):
+    for done in range(0, len(sentences), CHUNK):
+        encodings = tokenizer(sentences[done : done + CHUNK], is_split_into_words=True)
+        for source, encoding in enumerate(encodings, done):
             words = np.array(encoding.word_ids[1:-1], np.int32)
             starts = [*np.flatnonzero(np.diff(words, prepend=-1)).tolist(), len(words)]
             for begin, end, first, last in word_windows(np.diff(starts).tolist(), room, stride):
@@ -71,7 +129,8 @@ def encode_words(
                 ids = [encoding.ids[0], *encoding.ids[1:-1][part], encoding.ids[-1]]
                 counts = (words[part] >= first) & (words[part] < last)
                 own = np.pad(np.where(counts, words[part], -1), 1, constant_values=-1)
-                windows.append({"row": row, "ids": np.array(ids, np.int32), "words": own})
+                window = {"source": source, "tokens": sentences[source]}
+                windows.append(window | {"ids": np.array(ids, np.int32), "words": own})
     return windows
 
 
@@ -102,35 +161,19 @@ def firsts(words: np.ndarray) -> np.ndarray:
     return (np.diff(words, prepend=-1) != 0) & (words >= 0)
 
 
-def piece_labels(words: np.ndarray, labels: np.ndarray, later: np.ndarray | None) -> np.ndarray:
+def piece_labels(words: np.ndarray, labels: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
     """The labels of a window's tokens, (T,) int64.
 
     Args:
         words: (T,) from `encode_words`.
         labels: numbers of the labels of all the sentence's words.
-        later: class -> class of a word's pieces after the first, see `inside`; None gives these no label.
+        inside: class -> class of a word's tokens after its first, from `inside_classes`; None gives these no label.
     """
     own = labels[words]
-    others = IGNORE if later is None else np.where(words >= 0, later[own], IGNORE)
+    others = IGNORE if inside is None else np.where(words >= 0, inside[own], IGNORE)
     return np.where(firsts(words), own, others)
 
 
-def inside(known: dict[str, int]) -> np.ndarray:
-    """For each class, that of what goes on in it: I- for B-, itself for others."""
-    return np.array([known.get("I-" + name[2:], i) if name.startswith("B-") else i for name, i in known.items()])
-
-
-def write_conll(path: Path, sentences: Sequence[Sequence[str]], *columns: Sequence[Sequence[str]]) -> None:
-    """Write a word a line, its labels behind it, and a blank line after each sentence, as conlleval reads it.
-
-    Args:
-        path: file to write.
-        sentences: words; white space within one becomes an underscore.
-        columns: labels of all words; conlleval compares the last two.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        for words, *labels in zip(sentences, *columns, strict=True):
-            file.writelines(
-                f"{' '.join(('_'.join(word.split()), *rest))}\n" for word, *rest in zip(words, *labels, strict=True)
-            )
-            file.write("\n")
+def inside_classes(numbers: Mapping[str, int]) -> np.ndarray:
+    """(C,) the class that goes on with each: of B- the I- of its type, of others the same."""
+    return np.array([numbers.get("I-" + name[2:], i) if name.startswith("B-") else i for name, i in numbers.items()])

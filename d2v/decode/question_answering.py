@@ -6,6 +6,7 @@ Shapes: B windows, T tokens.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.data.question_answering import Span
+from d2v.data.rows import Rows
+from d2v.data.windows import group_windows
+from d2v.pretrained import write_json
 
 
 def best_spans(
@@ -40,6 +44,22 @@ def best_spans(
             if score > -math.inf
         ]
         for row in zip(scores.tolist(), places.tolist(), strict=True)
+    ]
+
+
+def join_windows(
+    rows: Rows, predictions: Sequence[tuple[int, tuple[float, list]]], count: int, threshold: float | None
+) -> list[tuple[int, dict[str, Any]]]:
+    """Each `question` and the `answer` to it, from the windows of its text; under the number of the first window.
+
+    Args:
+        rows: windows, from `d2v.data.question_answering.question_rows`.
+        predictions: what `answer` needs of each.
+        count, threshold: as in `answer`.
+    """
+    return [
+        (number, {"question": windows[0][0]["question"]} | answer(windows[0][0]["context"], windows, count, threshold))
+        for number, windows in group_windows(rows, predictions)
     ]
 
 
@@ -79,3 +99,16 @@ def answer(
     chances = torch.tensor([score for _, score in listed], dtype=torch.float64).softmax(0).tolist()
     nbest = [{"text": text, "probability": chance} for (text, _), chance in zip(listed, chances, strict=True)]
     return {"answer": best, "start": start, "end": end} | none | {"nbest": nbest}
+
+
+def write_answers(folder: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write `predictions.json`, `nbest_predictions.json` and, with doubts, `na_prob.json` as SQuAD's scripts read them.
+
+    Args:
+        folder: to write into.
+        records: of questions, each with an `id` and what `answer` returned.
+    """
+    files = {"predictions": "answer", "nbest_predictions": "nbest", "na_prob": "no_answer"}
+    for name, key in files.items():
+        if key in records[0]:
+            write_json(folder / f"{name}.json", {record["id"]: record[key] for record in records})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from d2v.data.labels import Labels
 from d2v.errors import InputError
 
 
@@ -204,10 +205,29 @@ def classification_metrics(
     return {name: float(METRICS[problem_type][name](references, predictions, classes)) for name in names}
 
 
+def label_metrics(
+    names: Sequence[str], labels: Labels, references: Sequence[Any], predictions: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """Metrics of what `Labels.decode` returned.
+
+    Args:
+        names: of `METRICS[labels.problem_type]`.
+        labels: what the model predicts.
+        references: (N,) names of classes, lists of them, or values.
+        predictions: (N,) with a `label`, the `scores` of all classes, or a `value`.
+    """
+    kind = labels.problem_type
+    if kind == "multi_label":
+        scores = [list(row["scores"].values()) for row in predictions]
+        return classification_metrics(names, kind, labels.encode(references).numpy(), scores, labels.names)
+    key = "value" if kind == "regression" else "label"
+    return classification_metrics(names, kind, references, [row[key] for row in predictions], labels.names)
+
+
 def plot_confusion(
     references: Sequence[str], predictions: Sequence[str], names: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """Plot the confusion matrix: colours are shares of a row, numbers are examples.
+    """Plot the confusion matrix: colours are shares of a row, numbers are examples; none of more than 200 classes.
 
     Args:
         references: (N,) names of classes, down the picture.
@@ -221,6 +241,8 @@ def plot_confusion(
     from matplotlib import pyplot
     from sklearn.metrics import confusion_matrix
 
+    if len(names) > 200:  # the picture would be too large to open
+        return
     counts = confusion_matrix(references, predictions, labels=list(names))  # (C, C)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     few = len(names) <= 30  # above that the numbers would be too small to read

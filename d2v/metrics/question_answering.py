@@ -4,11 +4,28 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from d2v.errors import InputError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, as in the official scripts
+
+
+def question_answering_metrics(
+    references: Sequence[Sequence[str]], predictions: Sequence[dict[str, Any]], threshold: float | None
+) -> dict[str, float]:
+    """The metrics of SQuAD 1.1, or with a threshold of SQuAD 2.0.
+
+    Args:
+        references: the right answers to each question.
+        predictions: from `d2v.decode.question_answering.answer`.
+        threshold: as there.
+    """
+    if threshold is None:
+        return squad(references, [row["answer"] for row in predictions])
+    answers, no_answer = ([row[key] for row in predictions] for key in ("best", "no_answer"))
+    return squad_v2(references, answers, no_answer, threshold)
 
 
 def squad(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:

@@ -23,9 +23,15 @@ def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
         prediction: (H, W) class numbers.
         reference: (H, W) the same, `IGNORED` at the ignored label.
         classes: C.
+
+    Raises:
+        InputError: the two are not of one size.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+    if prediction.shape != reference.shape:
+        shapes = (" x ".join(map(str, side.shape)) for side in (prediction, reference))
+        raise InputError("a label map of {} pixels for a reference of {}; should be of one size".format(*shapes))
     counts = multiclass_confusion_matrix(
         prediction, reference.long(), classes, ignore_index=IGNORED, validate_args=False
     )  # (C, C): reference down, prediction across

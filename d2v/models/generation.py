@@ -3,18 +3,13 @@
 Shapes: B batch, T tokens, C vocabulary.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from d2v.models.text_heads import Data2VecTextForCausalLM
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def generate(
-    model: "Data2VecTextForCausalLM",
+    model: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -31,7 +26,7 @@ def generate(
     """Continue texts.
 
     Args:
-        model: in evaluation mode, unless dropout is wanted.
+        model: a `Data2VecTextForCausalLM`, in evaluation mode, unless dropout is wanted.
         input_ids: (B, T), padded on either side.
         attention_mask: (B, T), 1 at real tokens; without it all are.
         max_new_tokens: at most so many.

@@ -18,18 +18,20 @@ def build(
     fine_tuning: Mapping[str, Any] | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    always: Mapping[str, Any] | None = None,
     **task: Any,
 ) -> Model:
     """The model that a run starts from.
 
     A checkpoint keeps its configuration in evaluation and prediction. In training `fine_tuning`, the user's `arch` and
-    the task's fields change it, in this order.
+    the task's fields change it, in this order. The fields in `always` hold whatever the mode.
 
     Args:
         job: from `d2v.training.job.start`.
         cls: its class.
         fine_tuning: fields of the configuration that differ in fine-tuning, such as dropout.
         tokenizer: of a text model, whose vocabulary and special tokens a new model gets.
+        always: fields without which the model would compute something else, such as `is_decoder`.
         **task: fields that the task decides, such as `id2label`.
 
     Raises:
@@ -37,6 +39,7 @@ def build(
     """
     config = job.config
     changes = {**(fine_tuning or {}), **config.arch, **task} if job.training else {}
+    changes |= always or {}
     if config.model:
         model = cls.from_pretrained(config.model, **changes)
     else:

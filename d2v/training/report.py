@@ -1,5 +1,6 @@
 """What a run leaves for people: results, predictions, curves, a model card, and the last lines on the terminal."""
 
+import csv
 import json
 import sys
 import time
@@ -92,6 +93,15 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSON object a line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a line a record: its file's name, the classes of its `scores`, their scores."""
+    ranks = range(1, 1 + len(records[0]["scores"]))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["filename", *(f"top{i}" for i in ranks), *(f"p{i}" for i in ranks)])
+        lines.writerows([Path(row["id"]).name, *row["scores"], *row["scores"].values()] for row in records)
 
 
 def plot_curves(out: Path, metric: str) -> None:

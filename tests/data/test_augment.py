@@ -1,4 +1,6 @@
-"""Augmentation: the same for the same draw, mixed targets by hand, options that cannot be."""
+"""Augmentation: the same for the same seed, mixed targets by hand, options that cannot be."""
+
+import pickle
 
 import numpy as np
 import pytest
@@ -8,16 +10,18 @@ from torch.nn import functional as F
 
 from d2v import losses
 from d2v.data.augment import Augment, augmenter, mixer
+from d2v.data.labels import Labels
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
 
 NONE = {"crop": (1.0, 1.0), "flip": 0.0, "rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+FOUR = Labels(list("abcd"), "single_label")
 PLAIN = ImageProcessor(size={"height": 8, "width": 8})
 
 
-def augmented(draw=(0, 0, 0), image=IMAGE, **options):
-    return augmenter(Augment(**NONE | options), PLAIN, (8, 8))(image, draw)
+def augmented(seed=(0, 0, 0), image=IMAGE, **options):
+    return augmenter(Augment(**NONE | options), PLAIN, (8, 8))(image, seed)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees():
@@ -35,10 +39,10 @@ def test_without_augmentation_training_sees_what_evaluation_sees():
         {"erasing": 1.0},
     ],
 )
-def test_every_step_changes_images_as_their_draw_says(options):
-    draws = [(seed, epoch, row) for seed in range(2) for epoch in range(2) for row in range(8)]
-    found = [augmented(draw, **options) for draw in draws]
-    assert all(torch.equal(augmented(draw, **options), pixels) for draw, pixels in zip(draws, found, strict=True))
+def test_every_step_changes_images_as_their_seed_says(options):
+    seeds = [(run, epoch, row) for run in range(2) for epoch in range(2) for row in range(8)]
+    found = [augmented(seed, **options) for seed in seeds]
+    assert all(torch.equal(augmented(seed, **options), pixels) for seed, pixels in zip(seeds, found, strict=True))
     assert len({pixels.numpy().tobytes() for pixels in found}) > (1 if "flip" in options else 8)
     assert {pixels.shape for pixels in found} == {(3, 8, 8)}
 
@@ -50,7 +54,7 @@ def test_a_single_pixel_can_be_augmented():
 def test_mixup_by_hand():
     """Each image with the one before it: what share it keeps is seen in the pixels, and its label has that share."""
     pixels, labels = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 8).clone(), torch.tensor([2, 0, 1])
-    mixed, targets = mixer(Augment(mixup=0.8, cutmix=0.0), 4)(pixels, labels, (0, 0, 5))
+    mixed, targets = mixer(Augment(mixup=0.8, cutmix=0.0), FOUR)(pixels, labels, (0, 0, 5))
     share = mixed[0, 0, 0, 0]
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * pixels + (1 - share) * pixels.roll(1, 0))
@@ -62,18 +66,18 @@ def test_cutmix_by_hand():
     """The share of a label is that of the pixels."""
     pixels, labels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone(), torch.arange(4)
     for row in range(5):
-        mixed, targets = mixer(Augment(mixup=0.0, cutmix=1.0), 4)(pixels, labels, (0, 0, row))
+        mixed, targets = mixer(Augment(mixup=0.0, cutmix=1.0), FOUR)(pixels, labels, (0, 0, row))
         shares = torch.stack([(mixed == i).float().mean((1, 2, 3)) for i in range(4)], dim=1)
         torch.testing.assert_close(targets, shares)
 
 
 def test_both_take_turns_and_neither_leaves_batches_alone():
     pixels, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
-    both = mixer(Augment(), 4)
+    both = mixer(Augment(), FOUR)
     kinds = [bool((both(pixels, labels, (0, 0, row))[0] == pixels).any()) for row in range(30)]
     assert 5 < sum(kinds) < 25  # CutMix leaves some pixels as they were
     assert torch.equal(both(pixels, labels, (0, 0, 1))[0], both(pixels, labels, (0, 0, 1))[0])
-    same = mixer(Augment(**NONE), 4)(pixels, labels, (0, 0, 1))
+    same = mixer(Augment(**NONE), FOUR)(pixels, labels, (0, 0, 1))
     assert same[0] is pixels and same[1] is labels
 
 
@@ -99,3 +103,13 @@ def test_smoothed_mixed_targets_by_hand():
 def test_impossible_options(options, message):
     with pytest.raises(InputError, match=message):
         Augment(**options)
+
+
+def test_augmentation_pickles():
+    for function in (augmenter(Augment(), PLAIN, (8, 8)), mixer(Augment(), FOUR)):
+        pickle.loads(pickle.dumps(function))
+
+
+def test_only_single_labels_are_mixed():
+    with pytest.raises(InputError, match=r"augment.mixup and augment.cutmix mix single labels; .* in multi_label"):
+        mixer(Augment(), Labels(["a", "b"], "multi_label"))

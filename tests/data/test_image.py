@@ -1,4 +1,4 @@
-"""Images of a data set: reading, size, draws, and the files that go with ImageNet."""
+"""Images of a data set: reading, size, seeds, and the files that go with ImageNet."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from d2v.config import Data
-from d2v.data.image import ImageData, add_places, drawing, fit_processor, read_image, read_real
+from d2v.data.image import ImageData, fit_processor, read_image, read_real, seeded
 from d2v.data.load import read
 from d2v.demo.images import digits, png
 from d2v.errors import InputError
@@ -24,14 +24,14 @@ def test_what_cannot_be_read_is_named_by_split_and_row():
         read_image("x.png", "test, row 0")
 
 
-def test_drawing_is_a_function_of_the_draw_and_leaves_no_trace():
+def test_random_numbers_are_a_function_of_the_seed_and_leave_no_trace():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
     values = {}
-    for draw in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1)):
-        with drawing(draw):
-            values.setdefault(draw, []).append(torch.rand(2).tolist())
+    for seed in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1)):
+        with seeded(seed):
+            values.setdefault(seed, []).append(torch.rand(2).tolist())
     assert values[0, 0, 1][0] == values[0, 0, 1][1] and len({str(found[0]) for found in values.values()}) == 3
     assert torch.equal(torch.rand(3), expected)
 
@@ -78,11 +78,6 @@ def test_folders_archives_and_tables_of_images(tmp_path):
             archive.addfile(entry, io.BytesIO(content))
     (row,) = read(Data(path=str(tmp_path / "archives")))["train"]
     assert row["cls"] == 7 and read_image(row["png"], "row 0").size == (1, 1)
-
-
-def test_places_are_said_by_split_and_row():
-    split = add_places(digits()["test"].select([5, 3]), "test")
-    assert list(split["where"]) == ["test, row 0", "test, row 1"]
 
 
 def test_digits():

@@ -5,17 +5,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2v.data.language_modeling import cut, masker, pieces, read_stream, training_windows, windows
+from d2v.data.language_modeling import (
+    LanguageData,
+    cut,
+    encode_prompts,
+    gap_batch,
+    gap_rows,
+    masker,
+    pieces,
+    prompt_batch,
+    prompt_rows,
+    read_stream,
+    stream_rows,
+    training_windows,
+    windows,
+)
 from d2v.errors import InputError
+from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
+from tests.helpers import make_split
 
 LINES = ["First Citizen:", "Before we proceed any further, hear me speak.", "", "All:", "Speak, speak. Zoë's £5."]
 TOKENIZER = Tokenizer.train([line + "\n" for line in LINES] * 3, 290)
 BOS, EOS, MASK = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.mask_token_id
 
 
+def cut_rows(texts: list, separator: str | None) -> list[str]:
+    return pieces(make_split(text=texts), LanguageData(separator=separator))
+
+
 def stream(separator: str | None = "\n"):
-    return read_stream(pieces(LINES, separator, "train"), TOKENIZER, documents=separator is None)
+    return read_stream(cut_rows(LINES, separator), TOKENIZER, documents=separator is None)
 
 
 def words(stream) -> list[str]:
@@ -45,7 +65,7 @@ def test_rows_are_documents():
 @pytest.mark.parametrize("separator", ["\n", None])
 def test_many_rows_are_encoded_as_few(separator, monkeypatch):
     whole = stream(separator)
-    monkeypatch.setattr("d2v.data.language_modeling.ROWS", 2)
+    monkeypatch.setattr("d2v.data.language_modeling.CHUNK", 2)
     parts = stream(separator)
     assert np.array_equal(whole.ids, parts.ids) and np.array_equal(whole.starts, parts.starts)
 
@@ -53,9 +73,9 @@ def test_many_rows_are_encoded_as_few(separator, monkeypatch):
 @pytest.mark.parametrize("separator", ["\n", None])
 def test_bad_rows(separator):
     with pytest.raises(InputError, match="train, row 1: None should be text"):
-        pieces(["a", None], separator, "train")
+        cut_rows(["a", None], separator)
     with pytest.raises(InputError, match="train: no row has any text"):
-        pieces(["", " "], separator, "train")
+        cut_rows(["", " "], separator)
 
 
 def test_windows_by_hand():
@@ -81,59 +101,66 @@ def test_every_token_is_scored_once_with_enough_before_it(length, size, data):
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 9))
 def test_an_epoch_has_every_token_once_but_for_less_than_a_window(length, size, epoch):
     values, rows = np.arange(length), training_windows(length, size)
-    drawn = [cut(values, row | {"draw": (3, epoch, i)}, more=1) for i, row in enumerate(rows)]
-    assert all(np.array_equal(block, np.arange(block[0], block[0] + len(block)) % length) for block in drawn)
-    inner = np.concatenate([block[:-1] for block in drawn])
+    cases = [cut(values, row | {"seed": (3, epoch, i)}, more=1) for i, row in enumerate(rows)]
+    assert all(np.array_equal(block, np.arange(block[0], block[0] + len(block)) % length) for block in cases)
+    inner = np.concatenate([block[:-1] for block in cases])
     assert len(np.unique(inner)) == len(inner) > length - size
-    assert all(len(block) == min(size, length) + 1 for block in drawn)
-    again = cut(values, rows[0] | {"draw": (3, epoch, 7)})
-    assert np.array_equal(again, drawn[0][:-1])  # the epoch decides where to cut, not the row
+    assert all(len(block) == min(size, length) + 1 for block in cases)
+    again = cut(values, rows[0] | {"seed": (3, epoch, 7)})
+    assert np.array_equal(again, cases[0][:-1])  # the epoch decides where to cut, not the row
 
 
 def test_epochs_cut_differently():
     row = {"start": 0, "first": 0, "end": 100}
-    firsts = [cut(np.arange(1000), row | {"draw": (0, epoch, 0)})[0] for epoch in range(20)]
+    firsts = [cut(np.arange(1000), row | {"seed": (0, epoch, 0)})[0] for epoch in range(20)]
     assert len(set(firsts)) > 10 and max(firsts) < 100
     assert cut(np.arange(1000), row, more=1).tolist() == list(range(101))  # in evaluation always the same
 
 
-def masked(share, whole_words, draws):
+def test_windows_as_rows():
+    rows = stream_rows(make_split("test", text=LINES), 10, 4, stride=2, special=2, ahead=1)
+    assert rows.items == windows(9, 4, 2) and rows.ids == ["0", "1", "2", "3"] and rows.lengths == [6] * 4
+    rows = stream_rows(make_split("train", text=LINES), 10, 4, ahead=1)
+    assert rows.items == training_windows(10, 4) == windows(8, 4) and rows.lengths == [4, 4]
+
+
+def masked(share, whole_words, seeds):
     mask, text = masker(TOKENIZER, share, whole_words=whole_words), stream()
-    return [mask(text.ids, text.starts, draw) for draw in draws]
+    return [mask(text.ids, text.starts, seed) for seed in seeds]
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_masks_are_drawn_as_bert_draws_them(whole_words):
-    text, drawn = stream(), masked(0.15, whole_words, [(0, i) for i in range(3000)])
-    ids = np.concatenate([ids[guessed] for ids, guessed in drawn])
-    truth = np.concatenate([text.ids[guessed] for _, guessed in drawn])
+def test_masks_are_sampled_as_bert_samples_them(whole_words):
+    text, cases = stream(), masked(0.15, whole_words, [(0, i) for i in range(3000)])
+    ids = np.concatenate([ids[guessed] for ids, guessed in cases])
+    truth = np.concatenate([text.ids[guessed] for _, guessed in cases])
     masks, kept = ids == MASK, ids == truth
     assert masks.mean() == pytest.approx(0.8, abs=0.01)
     assert kept.mean() == pytest.approx(0.1, abs=0.01)
     others = ids[~masks & ~kept]
     assert len(set(others)) > 250 and others.min() >= 5  # any token but the five special ones
-    for masked_ids, guessed in drawn:
+    for masked_ids, guessed in cases:
         assert np.array_equal(masked_ids[~guessed], text.ids[~guessed])
         assert not guessed[[0, -1]].any()
     units = len(words(text)) - 2 if whole_words else len(text.ids) - 2
     starts = text.starts if whole_words else np.ones_like(text.starts)
-    counts = [(guessed & starts).sum() for _, guessed in drawn]
+    counts = [(guessed & starts).sum() for _, guessed in cases]
     assert set(counts) == {int(0.15 * units), int(0.15 * units) + 1}
     assert np.mean(counts) == pytest.approx(0.15 * units, rel=0.01)
 
 
 def test_whole_words_are_masked_as_a_whole():
-    numbers, draws = stream().starts.cumsum(), [(1, i) for i in range(20)]
+    numbers, seeds = stream().starts.cumsum(), [(1, i) for i in range(20)]
 
     def broken(whole_words: bool) -> int:
         """How often a word is masked in part."""
-        drawn = masked(0.3, whole_words, draws)
-        return sum(len(set(guessed[numbers == word])) == 2 for _, guessed in drawn for word in set(numbers))
+        cases = masked(0.3, whole_words, seeds)
+        return sum(len(set(guessed[numbers == word])) == 2 for _, guessed in cases for word in set(numbers))
 
     assert broken(True) == 0 < broken(False)
 
 
-def test_a_mask_is_a_function_of_its_draw():
+def test_a_mask_is_a_function_of_its_seed():
     (a, _), (b, _), (c, _) = masked(0.15, True, [(0, 1), (0, 1), (0, 2)])
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
@@ -143,3 +170,30 @@ def test_a_short_text_has_one_token_to_guess():
     (encoding,) = TOKENIZER(["a"])
     assert mask(np.array(encoding.ids), ones, (0,))[1].tolist() == [False, True, False]
     assert not mask(np.array([BOS, EOS]), ones[:2], (0,))[1].any()
+
+
+def test_prompts_have_no_end_and_of_long_ones_the_end_is_read(capsys):
+    texts = ["First", "", "All: Speak, speak. All: Speak, speak."]
+    whole = [encoding.ids[:-1] for encoding in TOKENIZER(texts)]
+    assert encode_prompts(TOKENIZER, texts, 100) == whole and whole[1] == [BOS]
+    assert capsys.readouterr().out == ""
+    rows = prompt_rows(make_split("test", id=["a", "b", "c"], text=texts), "text", TOKENIZER, 3, new=7)
+    assert [row["ids"] for row in rows.items] == [ids[-3:] for ids in whole] and rows.ids == ["a", "b", "c"]
+    assert rows.lengths == [len(row["ids"]) + 7 for row in rows.items]
+    longer = sum(len(ids) > 3 for ids in whole)
+    assert capsys.readouterr().out == f"of {longer} of 3 prompts only the last 3 tokens are read\n"
+    batch = prompt_batch([rows[0], rows[2]], tokenizer=TOKENIZER)
+    assert batch["prompts"] == [texts[0], texts[2]] and batch["lengths"] == batch["attention_mask"].sum(1).tolist()
+    with pytest.raises(InputError, match="test, row 1: None should be text"):
+        prompt_rows(make_split("test", text=["a", None]), "text", TOKENIZER, 3, 7)
+
+
+def test_gaps_are_where_labels_are_not_ignored():
+    split = make_split("test", text=["First<mask>", "<mask> we<mask> any further"])
+    rows = gap_rows(split, "text", TOKENIZER, 20)
+    batch = gap_batch([rows[0], rows[1]], tokenizer=TOKENIZER)
+    assert batch["texts"] == split.column("text") and batch["size"] == sum(rows.lengths)
+    assert ((batch["labels"] != IGNORE) == (batch["input_ids"] == MASK)).all()
+    assert (batch["labels"] != IGNORE).sum(1).tolist() == [1, 2]
+    with pytest.raises(InputError, match="test, row 1: has no <mask> to fill"):
+        gap_rows(make_split("test", text=["a<mask>", "a"]), "text", TOKENIZER, 20)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from d2v.config import Data
-from d2v.data.load import choose_splits, read, row_names
+from d2v.data.load import choose_splits, read
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
 from tests.tiny import flac, speech, tones
@@ -34,7 +34,7 @@ def table(rows):
 def chosen(rows, training=True, seed=0, **options):
     """Role -> the texts that `choose_splits` gives it."""
     splits = choose_splits(table(rows), Data(**options), seed, COLUMNS, training=training)
-    return {role: list(split["text"]) for role, split in splits.items()}
+    return {role: split.column("text") for role, split in splits.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +106,13 @@ def test_folder_of_sound_files(tmp_path, clips, metadata):
 
 
 def test_folder_without_splits_is_not_scored_on_what_it_learns_from(clips):
-    found = read(Data(path=str(clips)))
-    assert [len(split) for split in found.values()] == [2]
+    source = read(Data(path=str(clips)))
+    assert [len(split) for split in source.values()] == [2]
     only = {"audio": "audio"}
-    heard = choose_splits(found, Data(), 0, only, training=False)["test"]
-    assert [path.rpartition("/")[2] for path in heard["audio"]] == ["ab.flac", "ca.wav"]
-    learnt = choose_splits(found, Data(validation_share=0.5), 0, only, training=True)
-    assert "test" not in learnt and {learnt["train"][0]["audio"], learnt["validation"][0]["audio"]} == set(
-        heard["audio"]
-    )
+    files = choose_splits(source, Data(), 0, only, training=False)["test"].column("audio")
+    assert [path.rpartition("/")[2] for path in files] == ["ab.flac", "ca.wav"]
+    splits = choose_splits(source, Data(validation_share=0.5), 0, only, training=True)
+    assert "test" not in splits and {splits["train"][0]["audio"], splits["validation"][0]["audio"]} == set(files)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -195,25 +193,38 @@ def test_missing_splits_and_columns_are_named():
     assert complaint(chosen, {"train": 3, "test": 0}) == "demo, test: no rows"
 
 
-def test_rows_go_by_what_they_have():
-    import datasets
-
-    def rows(**columns):
-        return datasets.Dataset.from_dict(columns)
-
-    assert row_names(rows(id=["a", "b"], idx=[3, 4])) == ["a", "b"]
-    assert row_names(rows(idx=[3, 4])) == ["3", "4"]
-    assert row_names(rows(text=["a", "b"])) == ["0", "1"]
-
-    files = [{"bytes": b"x", "path": "a/b.wav"}, {"bytes": b"x", "path": None}]
-    assert row_names(rows(sound=files, idx=[3, 4]), "sound") == ["a/b.wav", "1"]
-    assert row_names(rows(sound=["a.wav", "b.wav"]), "sound") == ["a.wav", "b.wav"]
-    assert row_names(rows(sound=files, id=[7, 8]), "sound") == ["7", "8"]
-
-
 def test_a_folder_has_splits_of_any_name(tmp_path):
     for name in ("train", "out_of_domain", "test.other"):  # a name is a word, or words with points between them
         for part in (0, 1):
             table({name: 2 + part})[name].to_parquet(tmp_path / f"{name}-0000{part}-of-00002.parquet")
     splits = read(Data(path=str(tmp_path)))
     assert {name: len(split) for name, split in splits.items()} == {"train": 5, "out_of_domain": 5, "test.other": 5}
+
+
+def test_rows_are_those_that_datasets_would_sample():
+    """Figures measured while it did the sampling are of the same rows."""
+    whole = table({"train": 41})["train"]
+    halves = whole.train_test_split(0.1, seed=3)
+    splits = choose_splits({"train": whole}, Data(), 3, COLUMNS, training=True)
+    assert splits["train"].column("text") == list(halves["train"]["text"])
+    assert splits["validation"].column("text") == list(halves["test"]["text"])
+    few = choose_splits({"test": whole}, Data(max_test_samples=7), 5, COLUMNS, training=False)["test"]
+    assert few.column("text") == list(whole.shuffle(seed=5).select(range(7))["text"])
+
+
+def test_a_row_is_called_by_its_number_in_the_users_file():
+    """Whatever was sampled, held out or joined: the texts of `table` say their own split and number."""
+    source = table({"train": 30, "other": 20, "test": 9})
+    most = {"max_train_samples": 25, "max_validation_samples": 3, "max_test_samples": 4}
+    splits = choose_splits(source, Data(train_split="train+other", **most), 0, COLUMNS, training=True)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 25, "validation": 3, "test": 4}
+    for split in splits.values():
+        texts = split.column("text")
+        for i, text in enumerate(texts):
+            name = text.rstrip("0123456789")
+            number = int(text.removeprefix(name))
+            assert split.where(i) == f"{name}, row {number}" and split.number(i) == number
+            assert split[i]["text"] == text
+        chosen = split.select([2, 0])
+        assert chosen.column("text") == [texts[2], texts[0]] and chosen.where(0) == split.where(2)
+        assert [row["text"] for row in split.iterate(["text"])] == texts

@@ -1,36 +1,41 @@
 """Rows of multiple choice: SWAG's columns, lists of any length, and what cannot be used."""
 
-import datasets
 import pytest
 
-from d2v.data.multiple_choice import encode_choices, read_choices
+from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_choices
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
+from tests.helpers import make_job, make_split
 
 SWAG = {"sent1": "It rains.", "sent2": "We", "ending0": "stay in.", "ending1": "swim.", "label": 1}
 COLUMNS = {"prompt": "sent1", "start": "sent2", "choices": ["ending0", "ending1"], "label": "label"}
 LISTS = {"prompt": "question", "start": None, "choices": ["answers"], "label": "answer"}
 
 
-def table(*rows):
-    return datasets.Dataset.from_list(list(rows))
+def read(rows, columns, mode="train"):
+    """The texts and labels of a split with these rows."""
+    names = {"choice_columns" if use == "choices" else f"{use}_column": column for use, column in columns.items()}
+    split = make_split(**{name: [row[name] for row in rows] for name in rows[0]})
+    texts, labels = read_choices(make_job(ChoiceData(**names), mode), {"train": split})
+    return texts["train"], labels.get("train")
 
 
 def test_swag():
-    (row,) = read_choices(table(SWAG), "train", **COLUMNS)
-    assert row == {"prompt": "It rains.", "choices": ["We stay in.", "We swim."], "label": 1}
+    texts, labels = read([SWAG], COLUMNS)
+    assert texts == [{"prompt": "It rains.", "choices": ["We stay in.", "We swim."]}] and labels == [1]
+    assert list(every_text(texts)) == ["It rains.", "We stay in.", "We swim."]
 
 
 def test_lists_of_any_length_and_numbers_as_text():
     rows = [{"question": "A?", "answers": ["b", "c", "d"], "answer": "2"}]
     rows.append({"question": "E?", "answers": ["f", "g"], "answer": "0"})
-    found = read_choices(table(*rows), "train", **LISTS)
-    assert [len(row["choices"]) for row in found] == [3, 2] and [row["label"] for row in found] == [2, 0]
+    texts, labels = read(rows, LISTS)
+    assert [len(row["choices"]) for row in texts] == [3, 2] and labels == [2, 0]
 
 
 def test_without_labels():
-    (row,) = read_choices(table(SWAG).remove_columns("label"), "test", **COLUMNS | {"label": None})
-    assert set(row) == {"prompt", "choices"}
+    texts, labels = read([{name: value for name, value in SWAG.items() if name != "label"}], COLUMNS, "predict")
+    assert set(texts[0]) == {"prompt", "choices"} and labels is None
 
 
 BAD = {
@@ -50,17 +55,22 @@ BAD = {
 def test_bad_rows(case):
     row, columns, message = BAD[case]
     with pytest.raises(InputError, match=message):
-        read_choices(table(row), "train", **columns)
+        read([row], columns)
 
 
 def test_tokens(capsys):
-    tokenizer = Tokenizer.train(["It rains. We stay in."], 280)
-    rows = [{"prompt": "It rains.", "choices": ["We stay in.", "We", "in."]}, {"prompt": "It", "choices": ["in", "We"]}]
-    found, lengths = encode_choices(rows, tokenizer, "train", 64)
-    assert [len(row["ids"]) for row in found] == [3, 2] and found[0]["choices"] == rows[0]["choices"]
-    assert tokenizer.decode(found[0]["ids"][2], skip_special_tokens=False) == "<s>It rains.</s></s>in.</s>"
-    assert lengths == [len(row["ids"]) * max(map(len, row["ids"])) for row in found]
+    tokenizer, split = Tokenizer.train(["It rains. We stay in."], 280), make_split(id=["a", "b"])
+    texts = [
+        {"prompt": "It rains.", "choices": ["We stay in.", "We", "in."]},
+        {"prompt": "It", "choices": ["in", "We"]},
+    ]
+    rows = choice_rows(split, texts, [2, 0], tokenizer, 64)
+    assert [len(row["ids"]) for row in rows.items] == [3, 2] and rows[0]["choices"] == texts[0]["choices"]
+    assert (rows.ids, rows.references) == (["a", "b"], [2, 0])
+    assert tokenizer.decode(rows[0]["ids"][2], skip_special_tokens=False) == "<s>It rains.</s></s>in.</s>"
+    assert rows.lengths == [len(row["ids"]) * max(map(len, row["ids"])) for row in rows.items]
     assert capsys.readouterr().out == ""
-    found, _ = encode_choices(rows, tokenizer, "train", 12)
-    assert max(len(ids) for ids in found[0]["ids"]) == 12
-    assert "train: " in capsys.readouterr().out
+    longer = sum(len(ids) > 12 for row in rows.items for ids in row["ids"])
+    rows = choice_rows(split, texts, None, tokenizer, 12)
+    assert max(len(ids) for ids in rows[0]["ids"]) == 12 and rows.references is None
+    assert capsys.readouterr().out == f"train: {longer} of 5 texts cut to 12 tokens\n"

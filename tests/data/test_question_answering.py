@@ -4,20 +4,25 @@ import json
 from itertools import pairwise
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.config import Data
 from d2v.data.question_answering import (
+    QuestionData,
     answer_tokens,
     check_questions,
+    question_rows,
     question_windows,
     read_questions,
     text_tokens,
 )
+from d2v.data.rows import Split
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
+from tests.helpers import make_job, make_split
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
 WORDS = ["cat", "  ", "naïve", "🦄", "e\u0301", "\u200d", "ﬁ", "東京", "\n", "it's", "(a)", "½", "\t"]
@@ -29,7 +34,8 @@ def tokenizer():
 
 
 def cut(tokenizer, context, question="what?", max_length=24, stride=4):
-    return question_windows([question], [context], tokenizer, max_length, stride, "test")
+    split = make_split("test", question=[question], context=[context])
+    return question_windows(split, tokenizer, QuestionData(stride=stride), max_length)
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=15).map(" ".join), st.data())
@@ -87,14 +93,33 @@ def test_windows_hold_every_token_and_share_some(tokenizer):
 
 def test_rows_keep_their_windows(tokenizer):
     contexts = ["cat", "the cat sat on the mat " * 4, "mat"]
-    windows = question_windows(["a", "b", "c"], contexts, tokenizer, 20, 2, "test")
-    rows = [window["row"] for window in windows]
-    assert rows == sorted(rows) and rows.count(0) == rows.count(2) == 1 and rows.count(1) >= 2
+    split = make_split("test", question=["a", "b", "c"], context=contexts)
+    windows = question_windows(split, tokenizer, QuestionData(stride=2), 20)
+    sources = [window["source"] for window in windows]
+    assert sources == sorted(sources) and sources.count(0) == sources.count(2) == 1 and sources.count(1) >= 2
+    assert all(window["context"] == contexts[window["source"]] for window in windows)
+
+
+def test_windows_of_train_know_the_answer(tokenizer):
+    right = [{"text": ["cat", "sat"], "answer_start": [4, 8]}, {"text": [], "answer_start": []}]
+    columns = {"question": ["who?", "why?"], "context": ["the cat sat on the mat " * 4] * 2, "answers": right}
+    job = make_job(QuestionData(stride=2))
+    rows = question_rows(job, make_split(**columns), tokenizer, 20)
+    assert rows.references == [["cat", "sat"] if window["source"] == 0 else [] for window in rows.items]
+    first, *others = (window["answer"] for window in rows.items)
+    assert tokenizer.decode(rows.items[0]["ids"][first[0] : first[1] + 1]).strip() == "cat"  # the first of the two
+    assert len(others) > 3 and set(others) == {(0, 0)}
+    assert "answer" not in question_rows(job, make_split("validation", **columns), tokenizer, 20)[0]
+    del columns["answers"]
+    rows = question_rows(make_job(QuestionData(stride=2), "predict"), make_split("test", **columns), tokenizer, 20)
+    assert rows.references is None and {"question", "context"} < rows[0].keys()
 
 
 def test_a_question_without_room(tokenizer):
-    with pytest.raises(InputError, match=r"test, rows from 0: row 0: .* \(data.max_length, data.stride\)"):
-        cut(tokenizer, "the cat sat " * 20, question="the cat sat on the mat " * 3)
+    questions = ["who?", "the cat sat on the mat " * 3]
+    split = make_split("test", question=questions, context=["the cat sat " * 20] * 2).select([1, 0])
+    with pytest.raises(InputError, match=r"test, row 1: the text that .* \(data.max_length, data.stride\)"):
+        question_windows(split, tokenizer, QuestionData(stride=4), 24)
 
 
 OFFICIAL = {
@@ -164,6 +189,11 @@ def test_files_that_cannot_be_read(tmp_path):
         read_questions(Data(path=str(tmp_path / "b.json")))
 
 
+def check(split: str, rows: datasets.Dataset, *, unanswerable: bool = False) -> None:
+    job = make_job(QuestionData(unanswerable=unanswerable))
+    check_questions(job, {split: Split(split, rows, np.arange(len(rows)), ((split, len(rows)),))})
+
+
 GOOD = {"question": "Who?", "context": "A cat sat.", "answers": {"text": ["cat"], "answer_start": [2]}}
 BAD = {
     "no question": ({"question": " "}, "the question is ' '; should be text"),
@@ -187,22 +217,21 @@ def test_a_bad_row_is_named(case):
     features = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}
     features = {"answers": features} | {name: datasets.Value("string") for name in ("question", "context")}
     rows = datasets.Dataset.from_list([GOOD, GOOD | changes], features=datasets.Features(features))
-    columns = {name: name for name in GOOD}
     message = message if case not in ("no list of answers", "no place") else "answers are .*; should be lists"
     with pytest.raises(InputError, match=f"train, row 1: .*{message}"):
-        check_questions({"train": rows}, columns, unanswerable=False)
+        check("train", rows)
 
 
 def test_what_is_scored_needs_no_places():
     for answers in ({"text": ["cat"]}, {"text": ["dog"], "answer_start": [77]}):
         rows = datasets.Dataset.from_list([GOOD | {"answers": answers}])
-        check_questions({"test": rows}, {name: name for name in GOOD}, unanswerable=False)
+        check("test", rows)
     empty = datasets.Dataset.from_list([GOOD, GOOD | {"answers": {"text": [], "answer_start": []}}])
-    check_questions({"train": empty}, {name: name for name in GOOD}, unanswerable=True)
+    check("train", empty, unanswerable=True)
 
 
 def test_ids_differ():
     rows = datasets.Dataset.from_list([GOOD | {"id": "7"}] * 2)
     with pytest.raises(InputError, match="test: two questions have the id '7'; ids should differ"):
-        check_questions({"test": rows}, {name: name for name in GOOD}, unanswerable=False)
-    check_questions({"train": rows}, {name: name for name in GOOD}, unanswerable=False)
+        check("test", rows)
+    check("train", rows)

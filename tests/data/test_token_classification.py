@@ -2,25 +2,26 @@
 
 from itertools import pairwise
 
-import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.data.token_classification import (
+    TokenData,
     check_tags,
-    check_words,
     encode_words,
     firsts,
-    inside,
+    inside_classes,
     piece_labels,
+    read_tags,
+    read_words,
     word_windows,
-    write_conll,
 )
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
+from tests.helpers import make_job, make_split
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
 WORDS = ["the", "unbelievable", "cat", "—", "naïve", "🦄🦄", "x", "\u200d", "don't", "<mask>"]
@@ -55,16 +56,16 @@ def test_words_count_in_the_middle():
 def test_sentences_in_windows(tokenizer, sentences, max_length):
     windows = encode_words(tokenizer, sentences, max_length, stride=4)
     for row, sentence in enumerate(sentences):
-        own = [window for window in windows if window["row"] == row]
+        own = [window for window in windows if window["source"] == row]
         counted = [int(word) for window in own for word in window["words"][firsts(window["words"])]]
         assert counted == list(range(len(sentence)))
     for window in windows:
         ids, words = window["ids"].tolist(), window["words"]
-        assert len(ids) == len(words) <= max_length
+        assert len(ids) == len(words) <= max_length and window["tokens"] == sentences[window["source"]]
         assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) and words[0] == words[-1] == -1
         # A word's tokens are those it has by itself, after a space; all of them, unless it is longer than the window.
         for word in set(words.tolist()) - {-1}:
-            alone = tokenizer([" " + sentences[window["row"]][word]])[0].ids[1:-1][: max_length - 2]
+            alone = tokenizer([" " + sentences[window["source"]][word]])[0].ids[1:-1][: max_length - 2]
             assert [i for i, owner in zip(ids, words, strict=True) if owner == word] == alone
 
 
@@ -75,18 +76,13 @@ def test_without_truncation_it_is_the_encoding(tokenizer):
 
 def test_labels_of_pieces():
     words = np.array([-1, 0, 1, 1, 2, 2, 2, -1])
-    known = {"O": 0, "B-A": 1, "I-A": 2, "B-X": 3}  # there is no I-X
+    numbers = {"O": 0, "B-A": 1, "I-A": 2, "B-X": 3}  # there is no I-X
     labels = np.array([0, 1, 3])
     first = [IGNORE, 0, 1, IGNORE, 3, IGNORE, IGNORE, IGNORE]
     assert firsts(words).tolist() == [False, True, True, False, True, False, False, False]
     assert piece_labels(words, labels, None).tolist() == first
-    assert inside(known).tolist() == [0, 2, 2, 3]
-    assert piece_labels(words, labels, inside(known)).tolist() == [IGNORE, 0, 1, 2, 3, 3, 3, IGNORE]
-
-
-def test_columns(tmp_path):
-    write_conll(tmp_path / "out", [["EU", "New\u00a0York"], ["."]], [["B-ORG", "O"], ["O"]], [["O", "O"], ["O"]])
-    assert (tmp_path / "out").read_text("utf-8") == "EU B-ORG O\nNew_York O O\n\n. O O\n\n"
+    assert inside_classes(numbers).tolist() == [0, 2, 2, 3]
+    assert piece_labels(words, labels, inside_classes(numbers)).tolist() == [IGNORE, 0, 1, 2, 3, 3, 3, IGNORE]
 
 
 @pytest.mark.parametrize(
@@ -100,12 +96,12 @@ def test_columns(tmp_path):
 )
 def test_what_are_no_words(words, message):
     with pytest.raises(InputError, match=message):
-        check_words({"train": datasets.Dataset.from_dict({"tokens": [["a"], words]})}, "tokens")
+        read_words(make_split(tokens=[["a"], words]), "tokens")
 
 
 def test_text_is_no_list_of_words():
     with pytest.raises(InputError, match="test, row 0: tokens is 'a b'; should be a list of words"):
-        check_words({"test": datasets.Dataset.from_dict({"tokens": ["a b"]})}, "tokens")
+        read_words(make_split("test", tokens=["a b"]), "tokens")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +114,21 @@ def test_text_is_no_list_of_words():
     ],
 )
 def test_what_are_no_tags(tags, message):
-    rows = datasets.Dataset.from_dict({"tokens": [["a"], ["a", "b"]], "tags": [["B"], tags]})
+    words, data = [["a"], ["a", "b"]], TokenData()
+    split = make_split("test", tokens=words, tags=[["B"], tags])
+    _, named = read_tags(make_job(data, "evaluate", model="m"), {"test": split})
     with pytest.raises(InputError, match=message):
-        check_tags({"test": rows}, "tokens", "tags", {"A": 0, "B": 1})
+        check_tags(split, words, named["test"], data, {"A": 0, "B": 1})
+
+
+def test_classes_are_those_of_train():
+    splits = {"train": make_split(tags=[["B", "A"], ["A"]]), "test": make_split("test", tags=[["C"]])}
+    classes, tags = read_tags(make_job(TokenData()), splits)
+    assert classes == ["A", "B"] and tags == {"train": [["B", "A"], ["A"]], "test": [["C"]]}
+    with pytest.raises(InputError, match="train: tags has 1 classes: A; should have two or more"):
+        read_tags(make_job(TokenData()), {"train": make_split(tags=[["A"]])})
+    assert read_tags(make_job(TokenData(), "evaluate"), {"test": make_split("test", tags=[["A"]])})[0] == ["A"]
+    assert read_tags(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=[["a"]])}) == ([], {})
 
 
 def test_no_room(tokenizer):

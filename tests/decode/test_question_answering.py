@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.decode.question_answering import answer, best_spans
+from d2v.data.windows import window_rows
+from d2v.decode.question_answering import answer, best_spans, join_windows, write_answers
+from d2v.pretrained import read_json
+from tests.helpers import make_split
 
 
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -61,3 +64,27 @@ def test_no_answer_is_the_least_of_the_windows():
     assert [row["text"] for row in found["nbest"]] == ["one", "two", "two three", ""]
     withheld = answer(CONTEXT, WINDOWS, 20, 0.01)
     assert (withheld["answer"], withheld["best"]) == ("", "one") and withheld["no_answer"] == found["no_answer"]
+
+
+def test_windows_of_a_question_are_answered_together():
+    windows = [
+        window | {"source": source, "question": f"{source}?", "context": CONTEXT, "ids": [0]}
+        for source, (window, _) in zip((0, 0, 1), [*WINDOWS, WINDOWS[1]], strict=True)
+    ]
+    rows = window_rows(make_split(id=["a", "b"]), windows)
+    spans = [spans for _, spans in [*WINDOWS, WINDOWS[1]]]
+    joined = join_windows(rows, list(enumerate(spans)), 20, None)
+    assert joined == [
+        (0, {"question": "0?"} | answer(CONTEXT, WINDOWS, 20, None)),
+        (2, {"question": "1?"} | answer(CONTEXT, WINDOWS[1:], 20, None)),
+    ]
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_files_of_answers(threshold, tmp_path):
+    found = answer(CONTEXT, WINDOWS, 20, threshold)
+    write_answers(tmp_path, [{"id": "a"} | found, {"id": "b"} | found])
+    files = {"predictions": "answer", "nbest_predictions": "nbest"} | ({"na_prob": "no_answer"} if threshold else {})
+    assert {path.stem for path in tmp_path.iterdir()} == set(files)
+    for name, key in files.items():
+        assert read_json(tmp_path / f"{name}.json") == {"a": found[key], "b": found[key]}

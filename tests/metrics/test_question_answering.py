@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.metrics.question_answering import normalize, squad, squad_v2
+from d2v.metrics.question_answering import normalize, question_answering_metrics, squad, squad_v2
 
 WORDS = ["the", "An", "cat", "Cat!", "dog", "1,000", "1000", "—", "-", "état", "x.y", "the."]
 text = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
@@ -101,3 +101,10 @@ def test_what_cannot_be_scored():
         squad([], [])
     with pytest.raises(InputError, match="no question to score"):
         squad_v2([], [], [], 0.5)
+
+
+def test_a_threshold_asks_for_the_metrics_of_2_0():
+    references = [["one"], []]
+    rows = [{"answer": "", "best": "one", "no_answer": 0.7}, {"answer": "two", "best": "two", "no_answer": 0.2}]
+    assert question_answering_metrics(references, rows, 0.5) == squad_v2(references, ["one", "two"], [0.7, 0.2], 0.5)
+    assert question_answering_metrics([["one"], ["two"]], rows, None) == squad([["one"], ["two"]], ["", "two"])

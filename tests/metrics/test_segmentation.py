@@ -33,6 +33,8 @@ def test_a_class_that_is_only_predicted_counts_as_nothing():
 def test_ignored_pixels_count_nowhere():
     prediction, reference = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]], dtype=torch.uint8)
     assert pixel_counts(prediction, reference, 2).tolist() == [[1, 1]] * 3
+    with pytest.raises(InputError, match="a label map of 1 x 3 pixels for a reference of 3 x 1; should be of one size"):
+        pixel_counts(prediction, reference.T, 2)
     with pytest.raises(InputError, match="not one pixel to score"):
         segmentation_metrics(pixel_counts(prediction, torch.full_like(prediction, 255), 2))
 

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import TINY_AUDIO, arpa, flac, speech, tones
 
 from benchmarks.recipe import RECIPES, load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.errors import InputError
+from d2v.metrics.asr import error_rates
 
 recipe = load_recipe("asr_ctc")
 ARCH = [f"--arch.{key}={value}" for key, value in (TINY_AUDIO | {"mask_time_length": 2}).items()]
@@ -100,7 +101,7 @@ def test_a_language_model_is_reported_beside_greedy(trained, data, tmp_path):
     assert results.keys() >= {"wer", "cer", "wer_lm", "cer_lm"}
     assert (results["wer"], results["cer"]) == (trained[1]["wer"], trained[1]["cer"])
     assert all(row["text_lm"] and set(row["text_lm"].split()) <= {"ab", "cab"} for row in rows)
-    rates = recipe.error_rates([row["reference"] for row in rows], [row["text_lm"] for row in rows])
+    rates = error_rates([row["reference"] for row in rows], [row["text_lm"] for row in rows])
     assert (results["wer_lm"], results["cer_lm"]) == (rates["wer"], rates["cer"])
     train = [*SMALL, f"--data.path={data}", f"--run.out={tmp_path / 'run'}", "--run.max_steps=1"]
     assert run(*train, f"--lm.path={model}").keys() >= {"wer_lm", "cer_lm"}
@@ -166,7 +167,7 @@ def test_it_learns_the_letters(data, tmp_path):
     """Sixteen clips of three tones: the transcripts are learnt by heart in a few hundred small updates."""
     train = [f"--data.path={data}", "--data.validation_split=train", "--data.test_split=train", "--data.batch_size=8"]
     still = [f"--arch.{key}=0.0" for key in ("activation_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob")]
-    steps = ["--run.max_steps=240", "--run.eval_every=80", "--run.patience=10", "--freeze_feature_encoder=false"]
+    steps = ["--run.max_steps=240", "--run.eval_every=80", "--run.patience=10", "--freeze=nothing"]
     results = run(*SMALL, *train, *still, *steps, "--optim.lr=4e-3", f"--run.out={tmp_path / 'out'}")
     assert results["wer"] <= 0.2
 
@@ -227,9 +228,9 @@ def test_damage_that_the_header_hides_is_named_or_left_out(tmp_path):
     cut = (GOOD[0][: len(GOOD[0]) // 2], "ab")
     folder = speech(tmp_path / "data", train=[GOOD, cut, GOOD, GOOD], validation=2)
     args = [*SMALL, f"--data.path={folder}", "--run.max_steps=1"]
-    with pytest.raises(InputError, match="train-1: <bytes>: damaged"):
+    with pytest.raises(InputError, match="train, row 1: <bytes>: damaged"):
         run(*args, f"--run.out={tmp_path / 'a'}")
-    with pytest.warns(UserWarning, match="left out train-1"):
+    with pytest.warns(UserWarning, match="left out train, row 1"):
         run(*args, f"--run.out={tmp_path / 'b'}", "--data.bad_rows=skip")
     speech(folder, validation=[GOOD, cut])
     with pytest.raises(InputError, match="validation, row 1: <bytes>: damaged"):
@@ -357,7 +358,7 @@ def test_two_ranks_follow_one(data, tmp_path):
     """The same global batches on two processes: the same losses, and the same word error rate."""
     still = [f"--arch.{key}=0.0" for key in ("activation_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob")]
     common = [*SMALL, *still, f"--data.path={data}", "--run.max_steps=6", "--run.eval_every=3"]
-    one = run(*common, f"--run.out={tmp_path / 'one'}", "--optim.accumulation=2")
+    one = run(*common, f"--run.out={tmp_path / 'one'}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     command = [*torchrun, str(RECIPES / "asr_ctc.py"), *common, f"--run.out={tmp_path / 'two'}"]

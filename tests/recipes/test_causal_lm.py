@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from benchmarks.recipe import RECIPES
-from d2v.data.language_modeling import pieces, read_stream
+from d2v.data.language_modeling import LanguageData, pieces, read_stream
 from d2v.errors import InputError
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM, Data2VecTextForMaskedLM
 from d2v.processors.text import Tokenizer
+from tests.helpers import make_split
 from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
@@ -137,8 +138,8 @@ def test_a_stopped_run_goes_on_exactly(data, tmp_path):
 def test_two_ranks_follow_one(data, tmp_path):
     still = [f"--arch.{key}=0.0" for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
     common = [*SMALL, *LINES, *still, f"--data.path={data}", "--run.max_steps=4", "--run.eval_every=2"]
-    common += ["--data.batch_size=4", "--run.tracker=null"]
-    one = run(*common, f"--run.out={tmp_path / 'one'}", "--optim.accumulation=2")
+    common += ["--data.batch_size=4", "--run.tracker=null", "--optim.batches=2"]
+    one = run(*common, f"--run.out={tmp_path / 'one'}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(RECIPES / "causal_lm.py"), *common, f"--run.out={tmp_path / 'two'}"]
     done = subprocess.run(command, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True)
@@ -162,7 +163,8 @@ def test_it_learns_a_grammar(learnt, data):
     tokenizer = Tokenizer.from_pretrained(learnt[0] / "best")
     counts = np.zeros(len(tokenizer))
     for split in ("train", "test"):
-        rows = pieces(sentences(COUNTS[split], {"train": 0, "test": 2}[split]), None, split)
+        texts = sentences(COUNTS[split], {"train": 0, "test": 2}[split])
+        rows = pieces(make_split(split, text=texts), LanguageData())
         ids = read_stream(rows, tokenizer, documents=True).ids
         ids = ids[ids != tokenizer.bos_token_id]
         if split == "train":

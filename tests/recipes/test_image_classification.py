@@ -137,10 +137,10 @@ def test_the_kept_model_is_the_average(data, tmp_path):
         options = [f"--run.max_steps={steps}", "--run.eval_every=1", "--optim.schedule=constant", "--optim.warmup=0"]
         run(*SMALL, *options, f"--data.path={data}", f"--run.out={out}", "--optim.ema=0.25")
         weights[steps] = load_file(next(out.glob(f"checkpoints/step-*{steps}/model.safetensors")))
-    (state,) = [torch.load(path, weights_only=True) for path in out.glob("checkpoints/step-*3/state.pt")]
+    (average,) = [load_file(path) for path in out.glob("checkpoints/step-*3/average.safetensors")]
     for name, value in weights[3].items():
         expected = weights[1][name] / 16 + weights[2][name] * 3 / 16 + value * 3 / 4
-        torch.testing.assert_close(state["average"][f"module.{name}"], expected)
+        torch.testing.assert_close(average[f"module.{name}"], expected)
     scored = json.loads((out / "results.json").read_text())
     assert scored["examples"] == 5
 
@@ -149,9 +149,9 @@ def test_best_holds_the_average_and_not_the_last_weights(data, tmp_path):
     options = ["--run.max_steps=2", "--run.eval_every=2", "--optim.warmup=0", "--optim.ema=0.5"]
     run(*SMALL, *options, f"--data.path={data}", f"--run.out={tmp_path}")
     best = load_file(tmp_path / "best/model.safetensors")["classifier.weight"]
-    state = torch.load(next(tmp_path.glob("checkpoints/*/state.pt")), weights_only=True)
+    average = load_file(next(tmp_path.glob("checkpoints/*/average.safetensors")))
     last = load_file(next(tmp_path.glob("checkpoints/*/model.safetensors")))["classifier.weight"]
-    assert torch.equal(best, state["average"]["module.classifier.weight"]) and not torch.equal(best, last)
+    assert torch.equal(best, average["module.classifier.weight"]) and not torch.equal(best, last)
 
 
 def test_a_linear_probe_learns_the_head_alone(trained, data, tmp_path):

@@ -137,7 +137,7 @@ def test_values_are_regressed(tmp_path):
     data = write(
         tmp_path / "data", lambda i: {"text": says(i), "label": i % 2 * 2.5}, {"train": 64, "validation": 8, "test": 17}
     )
-    args = [f"--data.path={data}", "--data.labels=value"]
+    args = [f"--data.path={data}", "--data.problem_type=regression"]
     steps = ["--run.max_steps=80", "--run.eval_every=20", "--arch.hidden_dropout_prob=0.0", "--data.vocab_size=400"]
     results = run(*SMALL, *args, *steps, f"--run.out={tmp_path / 'out'}")
     assert results["pearson"] > 0.9 and set(results) >= {"spearmanr"} and "accuracy" not in results
@@ -149,7 +149,7 @@ def test_values_are_regressed(tmp_path):
 def test_several_labels(tmp_path):
     labels = [["red"], ["old"], ["old", "red"], []]
     data = write(tmp_path / "data", lambda i: {"text": says(i), "label": labels[i % 4]})
-    args = [f"--data.path={data}", "--data.labels=several"]
+    args = [f"--data.path={data}", "--data.problem_type=multi_label"]
     results = run(*SMALL, *args, f"--run.out={tmp_path / 'out'}", "--run.max_steps=3")
     assert 0 <= results["map"] <= 1 and "micro_f1" in results and "accuracy" not in results
     for row in predictions(tmp_path / "out"):
@@ -211,7 +211,7 @@ def test_unlabelled_test_splits_are_predicted(reader_of_mnli, mnli, tmp_path):
     run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path}")
     rows = predictions(tmp_path)
     assert [row["id"] for row in rows] == list("012345") and {row["label"] for row in rows} <= set(NLI)
-    with pytest.raises(InputError, match="test, row 0: label None is not one of the classes entailment, neutral"):
+    with pytest.raises(InputError, match="test_matched, row 0: label None is not one of the classes entailment, neutral"):
         args[2] = "--mode=evaluate"
         run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path / 'b'}")
 
@@ -250,17 +250,17 @@ BAD = {
     "one class": (lambda i: {"text": says(i), "label": "a"}, [], "label has 1 classes: a; should have two or more"),
     "text for a value": (
         lambda i: {"text": says(i), "label": "high"},
-        ["--data.labels=value"],
+        ["--data.problem_type=regression"],
         "train, row 0: label is 'high'; should be a number",
     ),
     "no value": (
         lambda i: {"text": says(i), "label": float("nan") if i == 3 else 1.0},
-        ["--data.labels=value"],
+        ["--data.problem_type=regression"],
         "train, row 3: label is nan; should be a number",
     ),
     "one for several": (
         lambda i: {"text": says(i), "label": "ab"[i % 2]},
-        ["--data.labels=several"],
+        ["--data.problem_type=multi_label"],
         "train, row 0: label is 'a'; should be a list of labels",
     ),
     "wrong figure": (

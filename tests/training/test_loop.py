@@ -1,26 +1,34 @@
 """The loop: exact in items, exact in resuming, careful with what it has."""
 
+import inspect
 import json
 import os
 import resource
 import signal
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, fields
+from itertools import islice
 
 import pytest
 import torch
+from safetensors.torch import load_model
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v import losses
-from d2v.config import Data, Optim, Run
+from d2v.config import Data, Job, Optim, Recipe, Run
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
-from d2v.errors import InputError
-from d2v.models.audio import Data2VecAudioConfig
+from d2v.data.rows import Rows
+from d2v.errors import InputError, Interrupted
+from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.training.loop import Interrupted, fit, predict, start
-from d2v.training.resume import checkpoints, replace_folder
+from d2v.training.job import start
+from d2v.training.loop import Progress, accumulate, descend, fit, predict
+from d2v.training.optim import build_optimizer
+from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
+from tests.helpers import make_job, make_split
 
-ROWS = [
-    (torch.randn(int(n), generator=torch.Generator().manual_seed(int(n))), [1, 2, 3]) for n in range(1600, 3200, 100)
-]
+LENGTHS = list(range(1600, 3200, 100))
+ITEMS = [{"clip": torch.randn(n, generator=torch.Generator().manual_seed(n)), "labels": [1, 2, 3]} for n in LENGTHS]
+ROWS = Rows(make_split(clip=LENGTHS), list(map(str, LENGTHS)), LENGTHS, items=ITEMS)
 CONFIG = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -38,52 +46,58 @@ STILL = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropou
 STILL |= {"mask_time_prob": 0.0}
 
 
-@dataclass
-class Recipe:
-    run: Run
-    mode: str
-
-
 def collate(rows):
-    clips, labels = zip(*rows, strict=True)
+    clips, labels = [row["clip"] for row in rows], [row["labels"] for row in rows]
     values = torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
     lengths = torch.tensor([[len(clip)] for clip in clips])
     mask = (torch.arange(values.shape[1]) < lengths).long()
     return {"input_values": values, "attention_mask": mask, "labels": pad_labels(labels), "size": lengths.sum().item()}
 
 
-def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, **run):
-    """A run of the loop on sixteen clips of noise; returns the model and the loop's counters."""
-    run = Run(out=str(out), tracker=None, **({"max_steps": 12, "eval_every": 4, "log_every": 1} | run))
+class Numbers:
+    """Batches without a length: the clips one after another, for ever."""
+
+    def __init__(self):
+        self.done = 0
+
+    def __iter__(self):
+        while True:
+            self.done += 1
+            yield [collate([ITEMS[self.done % 16]])]
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done = state["done"]
+
+
+def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, batches=None, **run):
+    """A run of the loop on sixteen clips of noise; returns the model as it is in the end, and the loop's counters."""
+    run = {"max_steps": 12, "eval_every": 4, "log_every": 1} | run
     optim = Optim(lr=1e-3, **(optim or {}))
-    accelerator = start(Recipe(run, "train"))
-    config = Data2VecAudioConfig(**CONFIG | (arch or {}))
-    model = Data2VecAudioForCTC(config)
+    job = start(Recipe(data=Data(batch_size=rows), optim=optim, run=Run(str(out), tracker=None, **run)))
+    settings = Data2VecAudioConfig(**CONFIG | (arch or {}))
+    model = Data2VecAudioForCTC(settings)
     calls = iter(scores or range(1000))
 
     def loss_fn(model, batch):
         if loss_hook:
             loss_hook(batch)
         logits = model(batch["input_values"], batch["attention_mask"]).logits
-        frames = config.frames(batch["attention_mask"].sum(1))
+        frames = settings.frames(batch["attention_mask"].sum(1))
         total, count = losses.ctc(logits, batch["labels"], frames, blank=0, zero_infinity=True)
         return (total * batch["poison"] if "poison" in batch else total), count
 
-    lengths = [len(clip) for clip, _ in ROWS]
-    progress = fit(
-        model,
-        train_loader(ROWS, lengths, collate, Data(batch_size=rows), 1e9, optim, run.seed, accelerator),
-        loss_fn,
-        lambda model: {"score": next(calls)},
-        model.save_pretrained,
-        run=run,
-        optim=optim,
-        accelerator=accelerator,
-        metric="score",
-        higher_is_better=True,
-        unit="samples",
-    )
-    return model, progress
+    def evaluate(model):
+        return {"score": next(calls)}
+
+    batches = batches or train_loader(job, ROWS, collate)
+    best = fit(job, model, batches, loss_fn, evaluate, metric="score")
+    assert not best.training
+    saved = torch.load(checkpoints(out)[-1] / "state.pt", weights_only=True)
+    assert saved["format"] == 1
+    return model, saved["states"]["progress"]
 
 
 def weights(model):
@@ -96,27 +110,30 @@ def lines(out, key):
 
 
 def test_an_update_does_not_depend_on_how_its_items_are_split_into_batches(tmp_path):
-    """Four batches of one clip each, accumulated, are one batch of those four clips."""
-    seen = {"whole": [], "split": []}
-    _, _ = train(tmp_path / "a", arch=STILL, max_steps=1, loss_hook=seen["whole"].append, rows=16)
+    """Sixteen batches of one clip, or one batch in four pieces, are one batch of sixteen clips."""
+    seen = {"whole": [], "pieces": []}
+    train(tmp_path / "a", arch=STILL, max_steps=1, loss_hook=seen["whole"].append, rows=16)
     whole, _ = train(tmp_path / "b", arch=STILL, max_steps=3, rows=16)
-    split, _ = train(tmp_path / "c", arch=STILL, max_steps=3, rows=1, optim={"accumulation": 16})
-    assert len(seen["whole"][0]["labels"]) == 16
-    assert lines(tmp_path / "c", "loss") == pytest.approx(lines(tmp_path / "b", "loss"), rel=1e-5)
-    assert torch.allclose(weights(split), weights(whole), atol=1e-5)
+    batches, _ = train(tmp_path / "c", arch=STILL, max_steps=3, rows=1, optim={"batches": 16})
+    pieces, _ = train(tmp_path / "d", arch=STILL, max_steps=3, rows=16, pieces=4, loss_hook=seen["pieces"].append)
+    assert [len(batch["labels"]) for batch in seen["whole"]] == [16]
+    assert [len(batch["labels"]) for batch in seen["pieces"]] == [4] * 12
+    for split, name in ((batches, "c"), (pieces, "d")):
+        assert lines(tmp_path / name, "loss") == pytest.approx(lines(tmp_path / "b", "loss"), rel=1e-5)
+        assert (weights(split) - weights(whole)).norm() < 1e-4 * weights(whole).norm()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, accumulation):
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, batches):
     """With dropout, masks, LayerDrop and a shuffled epoch that the interruption cuts in the middle: bit for bit."""
-    optim = {"accumulation": accumulation, "freeze_encoder_steps": 3}
+    optim = {"batches": batches, "freeze_encoder_steps": 3}
     straight, counters = train(tmp_path / "straight", optim=optim)
-    batches = 0
+    computed = 0
 
     def interrupt(batch):
-        nonlocal batches
-        batches += 1
-        if batches == 5 * accumulation:
+        nonlocal computed
+        computed += 1
+        if computed == 5 * batches:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="saved at update 5"):
@@ -145,12 +162,13 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_on(tmp_path):
 
 
 def test_best_is_kept_and_patience_ends(tmp_path):
-    _, progress = train(tmp_path, max_steps=40, scores=[0.5, 0.9, 0.7, 0.8, 0.1], patience=3)
+    last, progress = train(tmp_path, max_steps=40, scores=[0.5, 0.9, 0.7, 0.8, 0.1], patience=3, keep_last=9)
     assert (progress["best"], progress["best_step"], progress["step"]) == (0.9, 8, 20)
     assert lines(tmp_path, "eval_score") == [0.5, 0.9, 0.7, 0.8, 0.1]
     best = Data2VecAudioForCTC.from_pretrained(tmp_path / "best")
-    last = torch.cat([p.flatten() for p in Data2VecAudioForCTC.from_pretrained(tmp_path / "best").parameters()])
-    assert torch.equal(weights(best), last.detach())
+    at_the_best = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG))
+    load_model(at_the_best, tmp_path / "checkpoints/step-00000008/model.safetensors")
+    assert torch.equal(weights(best), weights(at_the_best)) and not torch.equal(weights(best), weights(last))
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):
@@ -222,18 +240,34 @@ def test_the_head_alone_learns_while_the_encoder_is_frozen(tmp_path):
     assert changed == {"lm_head.weight", "lm_head.bias"}
 
 
-def test_predictions_come_in_the_order_of_the_rows(tmp_path):
-    accelerator = start(Recipe(Run(out=str(tmp_path), tracker=None), "evaluate"))
-    lengths = [len(clip) for clip, _ in ROWS]
-    batches = eval_loader(ROWS, lengths, collate, Data(batch_size=3), 6500, accelerator)
+def test_predictions_come_in_the_order_of_the_rows_and_some_may_be_missing(tmp_path):
+    job = start(Recipe(mode="evaluate", model="some", data=Data(batch_size=3), run=Run(str(tmp_path), tracker=None)))
     model = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG))
-    assert predict(model, batches, lambda model, batch: batch["attention_mask"].sum(1).tolist(), accelerator) == lengths
+
+    def predict_fn(model, batch):
+        return batch["attention_mask"].sum(1).tolist()
+
+    assert predict(job, model, eval_loader(job, ROWS, collate), predict_fn) == list(enumerate(LENGTHS))
     assert not model.training
 
+    def without_the_last(rows):
+        kept = [row for row in rows if row["row"] != 15] or rows
+        return {"rows": [row["row"] for row in kept]} | collate(kept)
 
-def test_a_second_run_in_the_process_may_have_another_precision(tmp_path):
-    train(tmp_path / "a", max_steps=1, precision="fp32")
-    train(tmp_path / "b", max_steps=1, precision="bf16")
+    assert predict(job, model, eval_loader(job, ROWS, without_the_last), predict_fn) == list(enumerate(LENGTHS))[:-1]
+
+
+def test_another_precision_is_another_run_in_the_same_process(tmp_path):
+    kinds = []
+    for name, precision in (("a", "fp32"), ("b", "bf16"), ("c", "fp32")):
+        train(tmp_path / name, max_steps=1, precision=precision, loss_hook=lambda batch: kinds.append(autocast_dtype()))
+    assert kinds == [torch.float32, torch.bfloat16, torch.float32]
+    first, low, again = (lines(tmp_path / name, "loss")[0] for name in "abc")
+    assert first == again != low
+
+
+def autocast_dtype():
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 def test_precision_that_this_device_lacks_is_named(tmp_path):
@@ -245,4 +279,77 @@ def test_precision_that_this_device_lacks_is_named(tmp_path):
 
 def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(InputError, match=r"run.tracker nowhere: "):
-        start(Recipe(Run(out=str(tmp_path), tracker="nowhere"), "train"))
+        start(Recipe(run=Run(out=str(tmp_path), tracker="nowhere")))
+
+
+def test_a_job_is_what_data_model_and_loop_have_in_common():
+    assert [field.name for field in fields(Job)] == ["config", "accelerator", "recipe"]
+    with pytest.raises(FrozenInstanceError):
+        make_job().recipe = "another"
+    properties = {name for name, value in vars(Job).items() if isinstance(value, property)}
+    assert properties == {"out", "training", "labelled", "is_main"}
+
+
+def test_batches_need_no_length_where_the_number_of_updates_is_given(tmp_path):
+    straight, _ = train(tmp_path / "straight", batches=Numbers())
+    with pytest.raises(InputError, match="no known length; --run.max_steps says when training ends"):
+        train(tmp_path / "no", batches=Numbers(), max_steps=None)
+    train(tmp_path / "cut", batches=Numbers(), max_minutes=1e-9)
+    resumed, progress = train(tmp_path / "cut", batches=Numbers(), resume=True)
+    assert torch.equal(weights(resumed), weights(straight)) and progress["step"] == 12
+
+
+def with_teacher(out, stop_after=None):
+    """A second loop of the same parts: a student learns what an average of its own weights says of clean clips."""
+    run = Run(str(out), tracker=None, max_steps=9, resume=True)
+    job = start(Recipe(data=Data(batch_size=4), optim=Optim(lr=1e-3), run=run))
+    student = Data2VecAudioModel(Data2VecAudioConfig(**CONFIG)).train()
+    batches, progress, own = train_loader(job, ROWS, collate), Progress(), {"random": RandomState()}
+    teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(False).eval()
+    prepared, optimizer = job.accelerator.prepare(student, build_optimizer(student, job.config.optim))
+    states = {"model": student, "teacher": teacher, "optimizer": optimizer, "batches": batches, "progress": progress}
+    if checkpoints(out):
+        load_checkpoint(checkpoints(out)[-1], states, job.accelerator, own)
+
+    def loss_fn(model, batch):
+        inputs = batch["input_values"], batch["attention_mask"]
+        with torch.no_grad():
+            targets = teacher(*inputs).last_hidden_state
+        difference = (model(*inputs).last_hidden_state - targets).square().sum((1, 2))
+        return difference.sum(), torch.tensor(len(difference))
+
+    for update in islice(batches, 9 - progress.step if stop_after is None else stop_after):
+        _, items, *_ = accumulate(prepared, update, loss_fn, job.accelerator)
+        _, finite = descend(prepared, optimizer, items, 1.0, job.accelerator)
+        teacher.update_parameters(student)
+        progress.count(finite=finite, looking_for_scale=False)
+        save_checkpoint(out, progress.step, states, job.accelerator, 2, own)
+    return student, teacher
+
+
+def test_a_loop_with_a_teacher_is_made_of_the_same_parts(tmp_path):
+    assert len(inspect.getsource(with_teacher).splitlines()) <= 60
+    straight = with_teacher(tmp_path / "straight")
+    with_teacher(tmp_path / "killed", stop_after=4)
+    torch.rand(9)  # what the killed process had as random numbers is lost
+    resumed = with_teacher(tmp_path / "killed")
+    for model, same in zip(straight, resumed, strict=True):
+        assert torch.equal(weights(model), weights(same))
+    assert not torch.equal(weights(straight[0]), weights(straight[1]))
+
+
+def test_a_checkpoint_of_other_states_is_named(tmp_path):
+    train(tmp_path, max_steps=1)
+    with pytest.raises(InputError, match=r"step-00000001: has no 'average'|average.safetensors"):
+        train(tmp_path, resume=True, optim={"ema": 0.9})
+    path = checkpoints(tmp_path)[-1] / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"format": 7}, path)
+    with pytest.raises(InputError, match="has format 7, not 1; it was written by another d2v"):
+        train(tmp_path, resume=True)
+    torch.save(saved | {"processes": saved["processes"] * 2}, path)
+    with pytest.raises(InputError, match="written by 2 processes, not 1; use as many to resume"):
+        train(tmp_path, resume=True)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="state.pt: damaged; delete "):
+        train(tmp_path, resume=True)

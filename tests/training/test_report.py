@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+from d2v.config import Data
 from d2v.training import log, report
+from tests.helpers import make_job
 
 RESULTS = {"wer": 0.125, "cer": 0.0625, "split": "test", "examples": 8, "seconds": 2.0, "examples_per_second": 4.0}
 
@@ -29,17 +31,15 @@ def new_log(path, step=0, total=10, main=True):
     return log.Log(path, step, total, "audio s", FakeAccelerator(main))
 
 
-def end(out, trained, metrics, main=True, rows=7):
+def end(out, mode, metrics, main=True, rows=7):
     predictions = [{"id": i, "text": "größer"} for i in range(rows)]
-    names = {"recipe": "asr_ctc", "task": "automatic-speech-recognition", "data": "some/data"}
-    accelerator = FakeAccelerator(main)
-    return report.finish(
-        out, metrics, predictions, split="test", seconds=2.0, trained=trained, accelerator=accelerator, **names
-    )
+    job = make_job(Data(path="some/data"), mode=mode, rank=int(not main), out=str(out))
+    names = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "number words"}
+    return report.finish(job, metrics, predictions, split="test", seconds=2.0, **names)
 
 
 def test_the_end_of_an_evaluation(tmp_path, capsys):
-    results = end(tmp_path, None, {"wer": np.float32(0.5)})
+    results = end(tmp_path, "evaluate", {"wer": np.float32(0.5)})
     memory = results["peak_memory_mb"]
     plain = {"wer": 0.5, "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
     assert results == plain | {"peak_memory_mb": memory} == json.loads((tmp_path / "results.json").read_text())
@@ -51,11 +51,12 @@ def test_the_end_of_an_evaluation(tmp_path, capsys):
 
 def test_the_end_of_training_and_of_the_other_processes(tmp_path, capsys):
     (tmp_path / "best").mkdir()
-    assert end(tmp_path, "wer", {"wer": 0.5}, main=False)["wer"] == 0.5
+    assert end(tmp_path, "train", {"wer": 0.5}, main=False)["wer"] == 0.5
     assert not list((tmp_path / "best").iterdir()) and len(list(tmp_path.iterdir())) == 1
     assert not capsys.readouterr().out
-    end(tmp_path, "wer", {"wer": 0.5})
-    assert (tmp_path / "curves.png").exists() and "wer 0.5000" in (tmp_path / "best/README.md").read_text()
+    results = end(tmp_path, "train", {"wer": 0.5})
+    assert results["freeze"] == "nothing" and (tmp_path / "curves.png").exists()
+    assert "wer 0.5000" in (tmp_path / "best/README.md").read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists() or torch.cuda.is_available(), reason="Linux's own count")
@@ -118,10 +119,10 @@ def test_summary_names_what_is_there(tmp_path):
         ["wer", "0.1250"],
         ["cer", "0.0625"],
         ["examples", "8 (test), 4.0 a second"],
-        [str(tmp_path / "results.json"), "the figures"],
-        [str(tmp_path / "best"), "the best model"],
+        [str(tmp_path / "results.json"), "metrics"],
+        [str(tmp_path / "best"), "best model"],
     ]
-    assert lines[0].index("0.1250") == lines[2].index("8 (test)") == lines[3].index("the figures")
+    assert lines[0].index("0.1250") == lines[2].index("8 (test)") == lines[3].index("metrics")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

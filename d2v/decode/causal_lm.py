@@ -1,0 +1,95 @@
+"""Causal language models: the loss of each window, and texts continued.
+
+Shapes: B windows or texts, T tokens, n tokens that are predicted, C vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from d2v import losses
+from d2v.config import at_least
+from d2v.data.language_modeling import encode_prompts
+from d2v.models.text import Data2VecTextConfig
+from d2v.models.text_heads import Data2VecTextForCausalLM
+from d2v.processors.text import Tokenizer
+
+
+@dataclass
+class Sampling:
+    """How texts are continued: samples after each evaluation, and prompts in `--mode predict`.
+
+    Attributes:
+        prompts: beginnings of the samples; an empty one lets the model begin.
+        max_new_tokens: maximum number of new tokens, at most half as many as the model has positions.
+        temperature: divisor of the logits: below 1 for likelier texts, above 1 for stranger ones; 0 does not sample but
+            takes the likeliest token each time.
+        top_k: number of likeliest tokens that are sampled from; 0 for all.
+        top_p: probability that the likeliest tokens, which are sampled from, have together.
+    """
+
+    prompts: list[str] = field(default_factory=lambda: [""])
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+
+    def __post_init__(self):
+        at_least(0, "sampling", self, ("temperature", "top_k", "top_p"))
+        at_least(1, "sampling", self, ("max_new_tokens",))
+
+    def bounds(self, config: Data2VecTextConfig) -> tuple[int, int]:
+        """How many tokens of a prompt are read, and how many follow: together the model's positions, at most."""
+        new = min(self.max_new_tokens, config.max_tokens // 2)
+        return config.max_tokens - new + 1, new
+
+
+def window_losses(logits: Tensor, labels: Tensor, counts: Sequence[int], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each window the `text` that was predicted, its number of `tokens`, and their summed `loss`.
+
+    Args:
+        logits: (n, C) of all windows.
+        labels: (n,).
+        counts: (B,) of tokens in each.
+        tokenizer: of the model.
+    """
+    parts = zip(logits.split(counts), labels.split(counts), strict=True)
+    sums = [(losses.cross_entropy(logits, labels)[0], labels) for logits, labels in parts]
+    return [
+        {"text": tokenizer.decode(labels, skip_special_tokens=False), "tokens": len(labels), "loss": float(loss)}
+        for loss, labels in sums
+    ]
+
+
+def continue_texts(
+    model: Data2VecTextForCausalLM, batch: dict[str, Tensor], tokenizer: Tokenizer, sampling: Sampling, seed: int
+) -> list[str]:
+    """What follows on each text.
+
+    Args:
+        model: in evaluation mode.
+        batch: `input_ids` (B, T) and `attention_mask` (B, T) of prompts, from `encode_prompts`.
+        tokenizer: of the model.
+        sampling: how tokens are chosen.
+        seed: of the samples.
+    """
+    ids, (_, new) = batch["input_ids"], sampling.bounds(model.config)
+    options = {"do_sample": sampling.temperature > 0, "temperature": sampling.temperature or 1.0}
+    options |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    generator = torch.Generator(ids.device).manual_seed(seed)
+    texts = model.generate(ids, batch["attention_mask"], max_new_tokens=new, generator=generator, **options)
+    return [tokenizer.decode(row[ids.shape[1] :]) for row in texts]
+
+
+def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
+    """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
+    room, _ = sampling.bounds(model.config)
+    batch = tokenizer.pad(encode_prompts(tokenizer, sampling.prompts, room))
+    batch = {name: values.to(model.device) for name, values in batch.items()}
+    texts = continue_texts(model, batch, tokenizer, sampling, seed)
+    for prompt, text in zip(sampling.prompts, texts, strict=True):
+        tqdm.write(f"\n{prompt}{text}\n")

@@ -1,0 +1,92 @@
+"""Rows: their names, their columns, and that nothing is copied for them."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from d2v.config import Data
+from d2v.data.labels import LabelData, read_labels
+from d2v.data.load import choose_splits, read
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.rows import Rows, Split, check_rows
+from d2v.errors import InputError
+from tests.helpers import make_job, make_split
+
+
+def test_rows_go_by_what_they_have():
+    assert make_split(id=["a", "b"], idx=[3, 4]).ids() == ["a", "b"]
+    assert make_split(idx=[3, 4]).ids() == ["3", "4"]
+    assert make_split(text=["a", "b"]).ids() == ["0", "1"]
+    assert make_split(text=["a", "b", "c"]).select([2, 1]).ids() == ["2", "1"]
+
+    files = [{"bytes": b"x", "path": "a/b.wav"}, {"bytes": b"x", "path": None}]
+    assert make_split(sound=files, idx=[3, 4]).ids("sound") == ["a/b.wav", "1"]
+    assert make_split(sound=["a.wav", "b.wav"]).ids("sound") == ["a.wav", "b.wav"]
+    assert make_split(sound=files, id=[7, 8]).ids("sound") == ["7", "8"]
+    assert make_split(sound=[{"bytes": b"x"}, {"bytes": b"y"}]).ids("sound") == ["0", "1"]
+    assert make_split(sound=[b"x", b"y"]).ids("sound") == ["0", "1"]
+
+
+def test_predictions_may_be_missing():
+    rows = Rows(make_split(text=["a", "b", "c"]), ["x", "y", "z"], [1, 1, 1], references=[0, 1, 2])
+    predictions = [(0, {"label": 5}), (2, {"label": 6})]
+    assert rows.compare(predictions) == ([0, 2], [{"label": 5}, {"label": 6}])
+    assert rows.records(predictions) == [
+        {"id": "x", "label": 5, "reference": 0},
+        {"id": "z", "label": 6, "reference": 2},
+    ]
+    unlabelled = Rows(rows.split, rows.ids, rows.lengths)
+    assert unlabelled.records(predictions)[1] == {"id": "z", "label": 6}
+    assert rows[1] == {"text": "b", "where": "train, row 1", "reference": 1}
+
+
+def test_bad_rows_are_counted_and_the_first_is_named(capsys):
+    split = make_split(text=list("abcd")).select([3, 2, 1])
+    assert check_rows(split, [None] * 3).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=r"^train, row 2: is bad; 2 such rows of 3 \(--data.bad_rows skip leaves such"):
+        check_rows(split, [None, "is bad", "is worse"])
+    assert check_rows(split, [None, "is bad", "is worse"], "skip").tolist() == [0]
+    assert capsys.readouterr().out == "train: 2 of 3 rows left out; the first is train, row 2: is bad\n"
+    with pytest.raises(InputError, match="3 of 3 rows left out"):
+        check_rows(split, ["a", "b", "c"], "skip")
+
+
+def of_numbers(rows):
+    return {"size": len(rows)}
+
+
+def test_a_run_writes_no_cache_beside_the_sources_own(tmp_path, monkeypatch):
+    """Loading, choosing classes, holding out a share, sampling and loaders: of 20,000 rows, nothing is copied."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    columns = {
+        "text": [f"text {i}" for i in range(20_000)],
+        "label": [i % 7 for i in range(20_000)],
+        "audio": [{"bytes": bytes(100), "path": f"{i}.wav"} for i in range(20_000)],
+    }
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "set/train.parquet")
+    data = LabelData(path=str(tmp_path / "set"), max_train_samples=15_000)
+    source = read(data)
+    before = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "cache").rglob("*")}
+    assert before
+    splits = choose_splits(source, data, 0, {"text": "text", "audio": "audio"}, training=True)
+    job = make_job(data)
+    labels, references = read_labels(job, splits)
+    assert labels.names == [str(i) for i in range(7)]
+    for name, split in splits.items():
+        assert len(split) == len(references[name]) == {"train": 15_000, "validation": 2_000}[name]
+        rows = Rows(split, split.ids("audio"), [1] * len(split), references[name])
+        loader = train_loader if name == "train" else eval_loader
+        next(iter(loader(job, rows, of_numbers)))
+        assert rows[5]["text"] == columns["text"][split.number(5)] and rows.ids[5] == f"{split.number(5)}.wav"
+    assert {path: path.stat().st_mtime_ns for path in Path(tmp_path / "cache").rglob("*")} == before
+
+
+def test_columns_of_joined_tables():
+    tables = [datasets.Dataset.from_dict({"audio": [{"path": name, "bytes": b"x"}]}) for name in "ab"]
+    joined = datasets.concatenate_datasets(tables)
+    split = Split("train", joined, np.array([1, 0]), (("first", 1), ("second", 1)))
+    assert split.files("audio") == ["b", "a"] and split.where(0) == "second, row 0"
+    assert isinstance(Data().max_size, type(None))
