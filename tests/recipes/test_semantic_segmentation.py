@@ -88,12 +88,24 @@ def test_evaluate_repeats_the_figure(trained, data, tmp_path):
     evaluates_to_the_same(run, *trained, data + SMALL[-4:-2], tmp_path)
 
 
+def masks(out):
+    """Predicted and true classes of all test pixels that have one."""
+    pairs = []
+    for i, row in enumerate(predictions(out)):
+        pairs.append([np.asarray(Image.open(out / row["mask"])), np.asarray(scene(i)[1])])
+        assert pairs[-1][0].shape == pairs[-1][1].shape  # at the image's own size
+    found, real = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
+    return found[real != 2], real[real != 2]
+
+
 def test_one_window_over_all_changes_nothing_and_views_are_noted(trained, data, tmp_path):
     command = ["--mode=evaluate", f"--model={trained[0] / 'best'}", *data]
     found = run(*command, "--data.window=64", "--data.stride=64", f"--run.out={tmp_path / 'a'}")
     assert found["mean_iou"] == trained[1]["mean_iou"] and found["window"] == 64
     found = run(*command, "--scales=[0.5,1.0]", "--flip=true", f"--run.out={tmp_path / 'b'}")
     assert (found["scales"], found["flip"]) == ([0.5, 1.0], True)
+    classes, real = masks(tmp_path / "b")
+    assert found["overall_accuracy"] == pytest.approx((classes == real).mean())
 
 
 def test_predict_needs_no_labels(trained, tmp_path):
