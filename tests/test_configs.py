@@ -12,9 +12,11 @@ from PIL import Image
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
 from d2v.data.image import ImageData
+from d2v.data.sampler import LengthBatches, deal
 from d2v.data.segmentation import SegmentationData
 from d2v.data.text import TextData
 from d2v.demo.images import png
+from d2v.training.optim import lr_scale
 from tests.helpers import ROOT, parse_command, tiny_reader, tiny_recogniser, tiny_viewer
 from tests.tiny import flac, name_splits, sentences, texts, tones
 
@@ -184,6 +186,36 @@ def fresh_accelerator():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)  # the next run may ask for another precision
     GradientState._reset_state()
+
+
+@EVERY_CONFIG
+def test_an_update_is_a_set_of_rows(path):
+    """The rows of each update and its learning rate are the same on 1, 2 and 8 processes, for any number of pieces."""
+    config = parse(load_recipe(path.parent.name).Config, ["--config", str(path)])
+    bound = config.data.max_size or config.data.batch_size
+    lengths = np.random.default_rng(0).uniform(
+        bound / 100, bound / 2, 6 * config.data.batch_size * config.optim.batches
+    )
+    lengths = lengths.round(2).tolist() if config.data.max_size else [1] * len(lengths)
+    sampler = LengthBatches(
+        lengths,
+        max_rows=config.data.batch_size,
+        max_length=config.data.max_size,
+        seed=config.run.seed,
+        batches=config.optim.batches,
+    )
+    total = config.run.max_steps or config.run.epochs * len(sampler)
+    assert lr_scale(total - 1, total, config.optim) <= 1 and total > 0
+    bounds = (lengths, config.data.batch_size, config.data.max_size)
+    for update in sampler.updates(1)[:3]:
+        rows = sorted(row for batch in update for row in batch)
+        for processes in (1, 2, 8):
+            for pieces in (1, 3):
+                dealt = deal(update, *bounds, processes=processes, pieces=pieces)
+                assert sorted(row for piece in dealt for share in piece for row in share) == rows
+        # Who computes it does not come into an update's size either: as many rows as the configuration says.
+        most = config.data.batch_size * config.optim.batches
+        assert len(rows) <= most and (config.data.max_size is not None or len(rows) == most)
 
 
 @EVERY_CONFIG
