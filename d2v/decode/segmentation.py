@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from d2v.models.vision import sides
@@ -89,12 +90,12 @@ def label_map(
 
 
 def draw_overlays(
-    rows: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]], names: list[str], path: str | os.PathLike
+    rows: list[tuple[ArrayLike, ArrayLike | None, ArrayLike]], names: list[str], path: str | os.PathLike
 ) -> None:
     """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
 
     Args:
-        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
+        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction; as arrays, tensors or images.
         names: all C classes; the first thirty that occur are in the legend.
         path: of the picture.
     """
@@ -104,6 +105,7 @@ def draw_overlays(
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
+    rows = [tuple(each if each is None else np.asarray(each) for each in row) for row in rows]
     colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
 
     def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -273,14 +273,14 @@ def test_bad_options_are_named(data, tmp_path):
         f"--data.rttm={tmp_path / 'bad.rttm'}": "bad.rttm, line 29: onset 0.0, duration one; should be seconds",
         "--data.rttm=nowhere.rttm": "nowhere.rttm: not a readable text file",
         "--data.label_key=name": "train, row 0: turns has .*; a segment has start, end, name .data.label_key.",
-        "--data.turns_column=segments": "no column 'segments' .data.turns_column.; there are id, audio, turns",
+        "--data.segments_column=segments": "no column 'segments' .data.segments_column.; there are id, audio, turns",
         "--data.crop_seconds=0": "data.crop_seconds should be at least",
         "--arch.num_labels=1": "row 0: 2 speakers; the model has 1",
     }
     for option, message in cases.items():
         with pytest.raises(InputError, match=message):
             run(*SMALL, f"--data.path={data}", f"--run.out={tmp_path / 'out'}", option)
-    with pytest.raises(InputError, match="train: has no segment; data.turns_column, data.label_key"):
+    with pytest.raises(InputError, match="train: has no segment; data.segments_column, data.label_key"):
         run(*SMALL, "--task=frames", f"--data.path={data}", f"--run.out={tmp_path / 'out'}", "--data.label_key=name")
 
 

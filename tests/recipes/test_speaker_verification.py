@@ -257,7 +257,7 @@ BAD_OPTIONS = {
     "no such speaker": (None, ["--data.held_out_speakers=[eve]"], "test: no speaker 'eve' .*; there are ann, bob, cid"),
     "short crops": (None, ["--data.crop_seconds=0.1"], r"data\.crop_seconds 0\.1: .* take 0\.125 s"),
     "a cohort of one": (None, ["--s_norm=1"], "s_norm should be 0, or at least 2 speakers, not 1"),
-    "one trial": (None, ["--data.drawn_trials=1"], r"data\.drawn_trials should be at least 2, not 1"),
+    "one trial": (None, ["--data.sampled_trials=1"], r"data\.sampled_trials should be at least 2, not 1"),
 }
 
 
