@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.recipe import load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.pretrained import rename
 
 MODELS = {

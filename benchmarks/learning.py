@@ -24,7 +24,7 @@ import torch
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC
 
 from benchmarks.recipe import RECIPES, load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.data.load import choose_splits, read
 from d2v.data.loaders import pad_labels
 from d2v.metrics.asr import error_rates
