@@ -28,7 +28,7 @@ from d2v.metrics.diarization import baselines, choose_threshold, diarization_met
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
 from d2v.pretrained import write_json
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -54,16 +54,16 @@ def collate(rows: list[dict], *, extractor, data, settings) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a diarizer or detector, evaluate one or segment with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: recordings and their segments
     targets = {"segments": None if data.rttm else data.segments_column}
     splits = load(job, conversations, inputs={"audio": data.audio_column}, targets=targets)
     segments = read_segments(job, splits)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model
+    # Model: one output a speaker or class for every frame
     head = frame_head(segments["train"] if config.task == "frames" else None) if job.training else {}
     model = build(job, Data2VecAudioForAudioFrameClassification, **head)
     settings, rate, diarization = model.config, extractor.sampling_rate, model.config.frame_loss == "pit_bce"
@@ -81,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     def by_recording(split, values):
         return dict(zip(recordings[split], values, strict=True))
 
-    # Loss
+    # Loss: of speakers in the best order, or of classes as they are
     def loss_fn(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
         if diarization:
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         real = batch["labels"][..., 0] != losses.IGNORE  # (B, T)
         return losses.classification(logits[real], batch["labels"][real], "multi_label_classification")
 
-    # Prediction
+    # Prediction: probabilities of each frame, by recording
     def predict_fn(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
         probabilities, frames = logits.float().sigmoid().cpu().numpy(), map(settings.frames, batch["lengths"])
@@ -105,7 +105,7 @@ def main(config: Config) -> dict[str, Any]:
     def decode(probabilities):
         return decode_segments(probabilities, names, hop, decision["threshold"], decision["filter"])
 
-    # Metrics
+    # Metrics: diarization error or frame F1
     def compute_metrics(probabilities, split="validation"):
         references = by_recording(split, rows[split].references)
         frames = {name: len(values) for name, values in probabilities.items()}
@@ -125,9 +125,8 @@ def main(config: Config) -> dict[str, Any]:
         if job.is_main:
             write_json(job.out / "best" / DECISION, decision)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    probabilities, seconds = timed(predict_split, model, split)
+    # Test: segments, on a split that was not used to choose the checkpoint
+    split, probabilities, seconds = predict_test(rows, predict_split, model)
     predictions, metrics, notes = decode(probabilities), {}, dict(decision)
     if job.labelled:
         metrics, references = compute_metrics(probabilities, split), by_recording(split, rows[split].references)
@@ -137,8 +136,8 @@ def main(config: Config) -> dict[str, Any]:
     if job.is_main:
         write_rttm(job.out / "hypothesis.rttm", predictions)
         write_arrays(job.out / "probabilities", probabilities)
-        if job.labelled:
-            plot_timelines(references, predictions, job.out / "timeline.png", free_names=diarization)
+    if job.is_main and job.labelled:
+        plot_timelines(references, predictions, job.out / "timeline.png", free_names=diarization)
     ids = by_recording(split, rows[split].ids)
     records = segment_records({ids[name]: segments for name, segments in predictions.items()})
     about = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations", "notes": notes}

@@ -77,15 +77,15 @@ def collate(rows: list[dict], *, data, processor, classes) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a segmentation model, evaluate one or segment with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: images and their label maps
     splits = load(
         job, scenes, reader=read_pairs, inputs={"image": data.image_column}, targets={"mask": data.mask_column}
     )
 
-    # Model
+    # Model: UPerNet on four layers of the encoder
     head = segmentation_head(config, SCENE_CLASSES) if job.training else {}
     model = build(job, Data2VecVisionForSemanticSegmentation, **head)
     settings, names = model.config, list(model.config.id2label.values())
@@ -96,12 +96,12 @@ def main(config: Config) -> dict[str, Any]:
     classes = len(names) if job.labelled else None
     collate_rows = partial(collate, data=data, processor=processor, classes=classes)
 
-    # Loss
+    # Loss: pixels' cross-entropy of the head and the auxiliary head
     def loss_fn(model, batch):
         outputs = model(batch["pixel_values"])
         return segmentation_loss(outputs.logits, outputs.auxiliary_logits, batch["labels"], settings)
 
-    # Prediction
+    # Prediction: a label map of each image, written as it comes, and its pixel counts
     views = {"window": data.window, "stride": data.stride, "scales": config.scales, "flip": config.flip}
 
     def predict_fn(model, batch, files=None):
@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split, files=None):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), partial(predict_fn, files=files))
 
-    # Metrics
+    # Metrics: IoU and accuracy over all pixels
     def compute_metrics(predictions):
         return segmentation_metrics(sum(counts for _, counts in predictions))
 
@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric="mean_iou")
 
-    # Test: the best checkpoint, on a split that was not used to choose it
+    # Test: label maps, on a split that was not used to choose the checkpoint
     split = "test" if "test" in rows else "validation"
     (job.out / "masks").mkdir(exist_ok=True)
     files = [job.out / "masks" / f"{name}.png" for name in file_names(rows[split].ids)]
@@ -137,8 +137,8 @@ def main(config: Config) -> dict[str, Any]:
         first = [row for row, _ in predictions[:6]]
         examples = [(*read_example(rows[split][row], data, classes), Image.open(files[row])) for row in first]
         draw_overlays(examples, names, job.out / "overlays.png")
-        if job.labelled:
-            write_class_table(sum(counts for _, counts in predictions), names, job.out / "classes.csv")
+    if job.is_main and job.labelled:
+        write_class_table(sum(counts for _, counts in predictions), names, job.out / "classes.csv")
     records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
     notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
     about = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}

@@ -73,10 +73,10 @@ def collate(rows: list[dict], *, extractor, data, numbers) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune x-vectors, evaluate them or score pairs of clips; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: clips and who speaks in them
     speaker = None if data.trials and not job.training else data.speaker_column  # a list of trials needs no speakers
     splits = load(job, voices, inputs={"audio": data.audio_column}, targets={"speaker": speaker})
     splits, speakers = read_speakers(job, splits)
@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         splits["cohort"], speakers["cohort"] = cohort_clips(splits["train"], speakers["train"])
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model
+    # Model: x-vectors, with one output a training speaker
     head = speaker_head(speakers["train"], data.speaker_column) if job.training else {}
     model = build(job, Data2VecAudioForXVector, FINE_TUNING, **head)
     settings, rate = model.config, extractor.sampling_rate
@@ -98,19 +98,19 @@ def main(config: Config) -> dict[str, Any]:
     trials, named_trials, source = choose_trials(job, rows[split])
     validation_trials = sampled_trials(job, rows["validation"]) if job.training else []
 
-    # Loss
+    # Loss: additive margin softmax over the training speakers
     def loss_fn(model, batch):
         clips = batch["labels"].new_tensor(len(batch["labels"]))
         return model(batch["input_values"], batch["attention_mask"], labels=batch["labels"]).loss * clips, clips
 
-    # Prediction
+    # Prediction: an embedding of each clip
     def predict_fn(model, batch):
         return list(model(batch["input_values"], batch["attention_mask"]).embeddings.float().cpu().numpy())
 
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    # Metrics
+    # Metrics: equal error rate and detection cost of trials
     def compute_metrics(trials, scores):
         return verification_metrics([label for label, _, _ in trials], scores)
 
@@ -129,7 +129,7 @@ def main(config: Config) -> dict[str, Any]:
     elif config.center or config.s_norm:
         cohort = verification.read_cohort(config.model, settings.xvector_output_dim)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
+    # Test: scores of trials, on a split that was not used to choose the checkpoint
     def score(model):
         embeddings = dict(predict_split(model, split))
         return verification.score_trials(embeddings, trials, cohort, center=config.center, top=config.s_norm)
@@ -138,8 +138,8 @@ def main(config: Config) -> dict[str, Any]:
     metrics = compute_metrics(trials, scores) if job.labelled else {}
     if job.is_main:
         verification.write_scores(job.out / "scores.txt", named_trials, scores)
-        if job.labelled:
-            plot_det([label for label, _, _ in trials], scores, job.out / "det.png")
+    if job.is_main and job.labelled:
+        plot_det([label for label, _, _ in trials], scores, job.out / "det.png")
     notes = {"trials": source, "center": config.center, "s_norm": config.s_norm}
     records = verification.trial_records(named_trials, scores)
     about = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # the hub has no other task

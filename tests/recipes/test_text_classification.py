@@ -211,7 +211,9 @@ def test_unlabelled_test_splits_are_predicted(reader_of_mnli, mnli, tmp_path):
     run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path}")
     rows = predictions(tmp_path)
     assert [row["id"] for row in rows] == list("012345") and {row["label"] for row in rows} <= set(NLI)
-    with pytest.raises(InputError, match="test_matched, row 0: label None is not one of the classes entailment, neutral"):
+    with pytest.raises(
+        InputError, match="test_matched, row 0: label None is not one of the classes entailment, neutral"
+    ):
         args[2] = "--mode=evaluate"
         run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path / 'b'}")
 
