@@ -94,9 +94,7 @@ def test_command(page, command):
     words = shlex.split(command)
     module, args = (words[2], words[3:]) if words[:2] == ["python", "-m"] else (None, words[1:])
     if words[:3] == ["pip", "install", "-e"]:
-        extras = re.fullmatch(r"\.\[([\w,]+)\]", words[3])[1].split(",")
-        defined = (ROOT / "pyproject.toml").read_text("utf-8")
-        assert len(words) == 4 and all(f"\n{extra} = [" in defined for extra in extras)
+        assert len(words) == 4 and re.fullmatch(r"\.\[[\w,]+\]", words[3])  # `test_extras_exist`
     elif module == "d2v.convert":
         assert command_line().parse_args(args).out
     elif module == "d2v.leaderboards":
@@ -175,6 +173,14 @@ def test_modules_that_are_named_exist():
         assert any(path.is_dir() or path.with_suffix(".py").is_file() for path in found), name
 
 
+def test_extras_exist():
+    defined = (ROOT / "pyproject.toml").read_text("utf-8")
+    named = {
+        extra for text in PAGES.values() for part in re.findall(r"\.\[([\w,]+)\]", text) for extra in part.split(",")
+    }
+    assert "demo" in named and [extra for extra in named if f"\n{extra} = [" not in defined] == []
+
+
 def test_tree():
     """It lists nothing that is not there, and everything at the top of d2v and of recipes."""
     (tree,) = [block for block in blocks("CONTRIBUTING.md", "text") if "\nd2v/ " in block]
@@ -210,19 +216,38 @@ def test_changes_that_are_walked_through_stand_in_the_code():
             assert [line for line in added.splitlines() if line[1:] not in lines] == [], path
 
 
-def test_every_recipe_has_a_section():
-    """With JSON lines that parse; the first of them has the columns that the recipe looks for by default."""
-    sections = re.split(r"^## ", PAGES["recipes/README.md"], flags=re.MULTILINE)
-    found = {section.partition("\n")[0]: section for section in sections}
-    for recipe in RECIPES:
-        data = load_recipe(recipe).Config().data
-        examples = re.findall(r"^```json\n(.*?)^```$", found[recipe], re.DOTALL | re.MULTILINE)
-        rows = [json.loads(line) for example in examples for line in example.splitlines()]
-        values = [getattr(data, field.name) for field in fields(data) if re.search("_columns?$", field.name)]
-        columns = {name for value in values if value for name in (value if isinstance(value, list) else [value])}
-        assert columns
-        assert rows or "```text" in found[recipe]
-        assert not rows or columns - rows[0].keys() == set()
+def section(title: str) -> str:
+    """A section of recipes/README.md."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## )", PAGES["recipes/README.md"], re.DOTALL | re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_data_formats(recipe):
+    """Examples in JSON parse, and the first of them has the columns that the recipe looks for by default."""
+    data, text = load_recipe(recipe).Config().data, section(recipe)
+    examples = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    rows = [json.loads(line) for example in examples for line in example.splitlines()]
+    values = [getattr(data, field.name) for field in fields(data) if re.search("_columns?$", field.name)]
+    columns = {name for value in values if value for name in (value if isinstance(value, list) else [value])}
+    assert columns and (rows or "```text" in text)
+    assert not rows or columns - rows[0].keys() == set()
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "What is common"])
+def test_options_exist(recipe):
+    """Those that a recipe's section names; those of the last section in some recipe, or in the launcher."""
+    configs = [load_recipe(name).Config() for name in ([recipe] if recipe in RECIPES else RECIPES)]
+    text = section(recipe)
+    launchers = {"multi_gpu", "num_processes", "nproc_per_node", "quiet"} if recipe not in RECIPES else set()
+    known = {"config", "help"} | launchers
+
+    def exists(group: str, name: str) -> bool:
+        return any(hasattr(each, group) and (not name or hasattr(getattr(each, group), name)) for each in configs)
+
+    groups = "data|optim|run|lora|augment|sampling|lm"
+    named = [*re.findall(r"--(\w+)(?:\.(\w+))?", text), *re.findall(rf"`({groups})\.(\w+)`", text)]
+    named = [(group, name) for group, name in named if group not in known and group != "arch"]
+    assert named and [pair for pair in named if not exists(*pair)] == []
 
 
 def test_configurations_are_listed():
