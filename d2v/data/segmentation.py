@@ -113,10 +113,10 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     file = Path(data.path) / "id2label.json"
     names = data.names
     if names is None and file.is_file():
-        found = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
-        if set(found) != {str(i) for i in range(len(found))}:
-            raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(found)}")
-        names = [found[str(i)] for i in range(len(found))]
+        named = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
+        if set(named) != {str(i) for i in range(len(named))}:
+            raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
+        names = [named[str(i)] for i in range(len(named))]
     elif names is None and "num_labels" in arch:
         names = [f"LABEL_{i}" for i in range(arch["num_labels"])]
     elif names is None:
@@ -162,8 +162,8 @@ def read_mask(value: ImageSource, where: str, size: tuple[int, int], data: Segme
     ignored = (labels == IGNORED) | (mask == data.ignore_label)
     if (wrong := mask[~ignored & ((labels < 0) | (labels >= classes))]).size:
         first = int(data.reduce_labels)
-        known = f"{first} to {first + classes - 1}, or {data.ignore_label} where nothing counts"
-        raise InputError(f"{where}: label {wrong[0]} is not one of the {classes} classes, {known} (data.ignore_label)")
+        valid = f"{first} to {first + classes - 1}, or {data.ignore_label} where nothing counts"
+        raise InputError(f"{where}: label {wrong[0]} is not one of the {classes} classes, {valid} (data.ignore_label)")
     return torch.from_numpy(np.where(ignored, IGNORED, labels).astype(np.uint8))
 
 

@@ -70,8 +70,8 @@ def read_speakers(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, Spli
         return dict(splits), speakers
     tested = {speaker for speaker in speakers.get("test", []) if isinstance(speaker, str)}
     if unknown := sorted(held - tested):
-        known = ", ".join(sorted(tested)[:20])
-        raise InputError(f"test: no speaker {unknown[0]!r} (data.held_out_speakers); there are {known}")
+        others = ", ".join(sorted(tested)[:20])
+        raise InputError(f"test: no speaker {unknown[0]!r} (data.held_out_speakers); there are {others}")
     kept = {
         name: [i for i, speaker in enumerate(each) if (speaker in held) == (name == "test")]
         for name, each in speakers.items()

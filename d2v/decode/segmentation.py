@@ -38,7 +38,7 @@ def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) ->
     Args:
         model: for segmentation.
         images: (B, 3, H, W).
-        window: its side in pixels; a side of the image that is shorter is seen whole.
+        window: its side in pixels; a shorter side of the image is taken whole.
         stride: from one window to the next; the last one is moved back to where the image ends.
     """
 
@@ -74,9 +74,9 @@ def label_map(
         model: for segmentation.
         image: (3, h, w), normalised.
         size: (H, W), the image's own.
-        window, stride: as for `window_logits`; without them the image is seen whole.
+        window, stride: as for `window_logits`; without them one window is the whole image.
         scales: factors that the image is resized by.
-        flip: look at the mirrored image too.
+        flip: average with the mirrored image.
     """
     scores = 0
     for scale, mirrored in product(scales, (False, True) if flip else (False,)):
@@ -109,9 +109,9 @@ def draw_overlays(
     colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
 
     def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        known = labels != IGNORED
+        counts = labels != IGNORED
         mixed = image.astype(float)
-        mixed[known] = 0.35 * mixed[known] + 0.65 * colours[labels[known]]
+        mixed[counts] = 0.35 * mixed[counts] + 0.65 * colours[labels[counts]]
         return mixed.astype(np.uint8)
 
     columns = 2 if rows[0][1] is None else 3
