@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.recipe import load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.pretrained import rename
 
 MODELS = {
@@ -37,7 +37,7 @@ def stand_in(ours: type[nn.Module]) -> type[nn.Module]:
     kind = ours.config_class.__name__
 
     class StandIn(nn.Module):
-        base_model_prefix = ours.base_model_prefix
+        base_model_prefix, config_class = ours.base_model_prefix, ours.config_class
 
         def __init__(self, config):
             super().__init__()
@@ -76,14 +76,19 @@ def stand_in(ours: type[nn.Module]) -> type[nn.Module]:
     return StandIn
 
 
-def main() -> None:
-    """Run the recipe with both models, and print the figures of each seed."""
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes; options that it does not know are the recipe's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipe", choices=MODELS)
     parser.add_argument("--seeds", type=int, default=3)
-    options, args = parser.parse_known_args()
+    return parser
+
+
+def main() -> None:
+    """Run the recipe with both models, and print the metrics of each seed."""
+    options, args = command_line().parse_known_args()
     recipe, model = load_recipe(options.recipe), MODELS[options.recipe]
     config, ours = parse(recipe.Config, args), getattr(recipe, model)
     found: dict[str, list[dict[str, float]]] = {"d2v": [], "transformers": []}

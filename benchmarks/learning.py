@@ -24,7 +24,7 @@ import torch
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC
 
 from benchmarks.recipe import RECIPES, load_recipe
-from d2v.config import parse
+from d2v.cli import parse
 from d2v.data.load import choose_splits, read
 from d2v.data.loaders import pad_labels
 from d2v.metrics.asr import error_rates
@@ -36,7 +36,8 @@ def transformers_asr_ctc(recipe, config) -> dict[str, float]:
     torch.manual_seed(config.run.seed)
     columns = {"audio": config.data.audio_column, "text": config.data.text_column}
     splits = choose_splits(read(config.data), config.data, config.run.seed, columns, training=True)
-    tokenizer = CTCTokenizer.from_texts(splits["train"]["text"], case=config.data.case, remove=config.data.remove)
+    texts = splits["train"].column(columns["text"])
+    tokenizer = CTCTokenizer.from_texts(texts, case=config.data.case, remove=config.data.remove)
     extractor = AudioFeatureExtractor()
     train, test = (
         [(load_audio(row[columns["audio"]]), tokenizer.encode(row[columns["text"]])) for row in splits[name]]
@@ -69,7 +70,7 @@ def transformers_asr_ctc(recipe, config) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         heard = [model(**extractor([clip])).logits[0].argmax(-1).tolist() for clip, _ in test]
-    references = [tokenizer.normalize(text) for text in splits["test"][columns["text"]]]
+    references = [tokenizer.normalize(text) for text in splits["test"].column(columns["text"])]
     return error_rates(references, [tokenizer.decode(frames) for frames in heard])
 
 

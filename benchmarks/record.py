@@ -217,7 +217,8 @@ def compare(before: Path, after: Path) -> int:
     return different
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
@@ -228,7 +229,11 @@ if __name__ == "__main__":
     both = commands.add_parser("compare")
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    args = command_line().parse_args()
     if args.command == "compare":
         sys.exit(compare(args.before, args.after) > 0)
     record(args.path, args.best.resolve(), args.inputs.resolve(), args.recipes)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import d2v
-from d2v.config import exit_with
+from d2v.cli import exit_with
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
 from d2v.models.vision import sides

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2v.config import exit_with
+from d2v.cli import exit_with
 from d2v.errors import InputError
 from d2v.pretrained import read_json
 from d2v.processors.image import load_mask

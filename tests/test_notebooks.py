@@ -66,6 +66,16 @@ def test_outputs_are_small_and_plain(path, cells):
         assert not re.search(r"""(?:^|[\s"'=(\[])(?:~|[A-Z]:)?[/\\]\w+[/\\]""", text, re.MULTILINE), f"{text!r:.200}"
 
 
+def test_one_trains_in_its_own_process():
+    """Through the loop, in a cell that shows a picture and says how each evaluation went."""
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells if "fit(job" in cell.source]
+    assert cells
+    for cell in cells:
+        assert "!" not in cell.source.replace("!=", "")
+        assert {output.output_type for output in cell.outputs} == {"display_data", "stream"}
+        assert "best so far" in "".join(texts(cell)) and "image/png" in cell.outputs[0].data
+
+
 def test_imports_exist(cells):
     for statement in (statement for cell in cells for statement in ast.walk(parse(cell))):
         if isinstance(statement, ast.Import | ast.ImportFrom):
