@@ -119,7 +119,7 @@ def read(data: Data) -> dict[str, "Dataset"]:
     """All splits of a source, sound and images left undecoded."""
     import datasets
 
-    path = Path(data.path)
+    path = Path(data.path or "")
     if path.suffix in BUILDERS and not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

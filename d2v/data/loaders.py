@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from d2v.config import Job
 from d2v.data.rows import Rows
@@ -28,7 +28,7 @@ def pad_labels(labels: list[list[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 
 
-class NumberedRows:
+class NumberedRows(Dataset[dict[str, Any]]):
     """Rows by number, which they get as `row`; by (number, epoch) also with the `seed` of their augmentation.
 
     A row comes once an epoch, so no two seeds are equal; and whoever makes the batch, and whether the run was stopped
