@@ -13,6 +13,11 @@ IGNORE = -100
 """Label that counts for nothing, as in `torch.nn.functional.cross_entropy`."""
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """16-bit numbers as fp32, others as they are: losses are never summed in 16 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def ctc(
     logits: Tensor, labels: Tensor, lengths: Tensor, *, blank: int, zero_infinity: bool = False, reduction: str = "sum"
 ) -> tuple[Tensor, Tensor]:
@@ -30,7 +35,8 @@ def ctc(
         Sum over rows and the number of rows.
     """
     real = (labels >= 0) & (labels != blank)
-    log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)  # (T, B, C)
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = F.log_softmax(logits, dim=-1, dtype=precision).transpose(0, 1)  # (T, B, C)
     target_lengths = real.sum(dim=1)
     # cuDNN's CTC is not deterministic and takes no labels longer than 256.
     with torch.backends.cudnn.flags(enabled=False):
@@ -63,7 +69,7 @@ def cross_entropy(
         Sum over labels and how many count.
     """
     total = F.cross_entropy(
-        logits.float(), labels, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
+        at_least_fp32(logits), labels, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
     )
     if labels.is_floating_point():
         return total, labels.new_tensor(labels.numel() // labels.shape[1])
@@ -88,7 +94,8 @@ def classification(logits: Tensor, labels: Tensor, problem_type: str | None = No
         problem_type = "regression" if logits.shape[-1] == 1 else problem_type
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels.flatten())
-    logits, labels = logits.float(), labels.view_as(logits).float()
+    logits = at_least_fp32(logits)
+    labels = labels.view_as(logits).to(logits.dtype)
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
     return loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
 
@@ -107,7 +114,9 @@ def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Sum over clips and the number of pairs of frame and speaker that count.
     """
-    outputs, speakers = torch.broadcast_tensors(logits.float()[..., None], labels.float()[..., None, :])  # (B, T, C, C)
+    logits = at_least_fp32(logits)
+    outputs, speakers = logits[..., None], labels.to(logits.dtype)[..., None, :]
+    outputs, speakers = torch.broadcast_tensors(outputs, speakers)  # (B, T, C, C)
     real = labels != IGNORE
     costs = F.binary_cross_entropy_with_logits(outputs, speakers, reduction="none") * real[..., None, :]
     costs = costs.sum(dim=1)  # (B, C, C): what each output costs as each speaker

@@ -20,8 +20,8 @@ import torch
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
-from d2v.data.audio import AudioData, clip_batch, clip_rows
-from d2v.data.ctc import ctc_tokenizer, text_problem, transcript_problem, transcripts
+from d2v.data.audio import AudioData, clip_batch
+from d2v.data.ctc import ctc_tokenizer, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.decode.ctc import transcribe, windowed_logits
@@ -30,12 +30,13 @@ from d2v.demo.speech import number_words
 from d2v.metrics.asr import normalized_error_rate, show_errors, transcript_metrics, whisper_normalizer
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 # What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
 FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
 FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
 FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
+SCALES = {"start_scale": 0.01, "final_scale": 0.05}  # of the learning rate, in the same file
 
 
 @dataclass
@@ -70,9 +71,7 @@ class Config(Recipe):
     freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     lm: Decoding = field(default_factory=Decoding)
     data: SpeechData = field(default_factory=SpeechData)
-    optim: Optim = field(
-        default_factory=lambda: Optim(clip=0.0, schedule="tri_stage", start_scale=0.01, final_scale=0.05)
-    )
+    optim: Optim = field(default_factory=partial(Optim, clip=0.0, schedule="tri_stage", **SCALES))
     run: Run = field(default_factory=lambda: Run(out="runs/asr_ctc"))
 
 
@@ -88,27 +87,22 @@ def collate(rows: list[dict], *, extractor, tokenizer, data, longest: float = ma
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a speech recogniser, evaluate one or transcribe with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: clips, transcripts and their characters
     splits = load(job, number_words, inputs={"audio": data.audio_column}, targets={"text": data.text_column})
     extractor, tokenizer = AudioFeatureExtractor.for_model(config.model), ctc_tokenizer(job, splits)
     normalize = whisper_normalizer() if data.normalizer == "whisper" else None
     search, rate = beam_search(tokenizer, config.lm) if config.lm.path else None, extractor.sampling_rate
 
-    # Model
-    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    model = build(job, Data2VecAudioForCTC, FINE_TUNING, **vocabulary)
+    # Model: the waveform front end is frozen by default, as in fairseq
+    blank = tokenizer.pad_token_id
+    model = build(job, Data2VecAudioForCTC, FINE_TUNING, vocab_size=len(tokenizer), pad_token_id=blank)
     settings, windowed = model.config, None
     if data.chunk_seconds:
         windowed = windowed_logits(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
-    references = transcripts(job, splits, tokenizer)
-    rows = clip_rows(
-        *(job, splits, rate, settings.shortest_clip, references),
-        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
-        score=lambda text, seconds: text_problem(text),
-    )
+    rows = speech_rows(job, splits, extractor, tokenizer, settings)
     batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
     def forward(model, batch):
@@ -117,26 +111,21 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
         return logits, torch.tensor([settings.frames(length) for length in batch["lengths"]])
 
-    # Loss
+    # Loss: CTC over the frames of each clip
     def loss_fn(model, batch):
         logits, frames = forward(model, batch)
-        options = {"blank": tokenizer.pad_token_id, "zero_infinity": settings.ctc_zero_infinity}
-        return losses.ctc(logits, batch["labels"], frames, **options)
+        return losses.ctc(logits, batch["labels"], frames, blank=blank, zero_infinity=settings.ctc_zero_infinity)
 
-    # Prediction
+    # Prediction: the text of greedy search with the times of its words
     def predict_fn(model, batch, search=None):
         logits, frames = forward(model, batch)
-        predictions = transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate)
-        if search:
-            texts = search(logits, frames)
-            predictions = [row | {"text_lm": text} for row, text in zip(predictions, texts, strict=True)]
-        return predictions
+        return transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate, search=search)
 
     def predict_split(model, split, search=None):
         batches = eval_loader(job, rows[split], partial(batch_of, longest=data.chunk_seconds or math.inf))
         return predict(job, model, batches, partial(predict_fn, search=search))
 
-    # Metrics
+    # Metrics: errors of words and characters
     def compute_metrics(predictions, split="validation"):
         return transcript_metrics(*rows[split].compare(predictions))
 
@@ -147,9 +136,8 @@ def main(config: Config) -> dict[str, Any]:
         batches, keep = train_loader(job, rows["train"], batch_of), [extractor, tokenizer]
         model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="wer", higher_is_better=False)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split, search)
+    # Test: word errors, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model, search)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     texts = [prediction["text"] for _, prediction in predictions]
     if job.labelled and normalize:

@@ -24,7 +24,7 @@ from d2v.errors import InputError
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -67,16 +67,16 @@ def collate(rows: list[dict], *, extractor, labels, data) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a classifier of clips, evaluate one or classify with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: clips and their classes
     splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets={"label": data.label_column})
     labels, references = read_labels(job, splits)
     metrics = choose_metrics(data.metrics, labels.problem_type)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model
+    # Model: a pooled encoder with one output a class
     model = build(job, Data2VecAudioForSequenceClassification, **labels.head)
     settings = model.config
     rows = clip_rows(
@@ -86,12 +86,12 @@ def main(config: Config) -> dict[str, Any]:
     )
     collate_rows = partial(collate, extractor=extractor, labels=labels, data=data)
 
-    # Loss
+    # Loss: cross-entropy of each clip's class or classes
     def loss_fn(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, C)
         return losses.classification(logits, batch["labels"], settings.problem_type)
 
-    # Prediction
+    # Prediction: the classes of a clip with their scores
     def predict_fn(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, C)
         return [labels.decode(scores) for scores in labels.scores(logits).tolist()]
@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    # Metrics
+    # Metrics: accuracy and F1, or average precision
     def compute_metrics(predictions, split="validation"):
         return label_metrics(metrics, labels, *rows[split].compare(predictions))
 
@@ -110,9 +110,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metrics[0])
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: accuracy, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
     if job.labelled and job.is_main and labels.problem_type == "single_label":
         truth, predicted = rows[split].compare(predictions)

@@ -71,16 +71,16 @@ def collate(rows: list[dict], *, tokenizer, stream) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a language model, evaluate one or continue texts with one; returns the content of `results.json`."""
     job, data, sampling = start(config), config.data, config.sampling
 
-    # Data and processors
+    # Data and processors: running text, or prompts to continue
     splits = load(job, docs_text, inputs={"text": data.text_column})
     texts = {name: pieces(split, data) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
 
-    # Model
+    # Model: a decoder, and windows over the text
     decoder = {"is_decoder": True}  # in evaluation too, or it would see what it predicts
     model = build(job, Data2VecTextForCausalLM, tokenizer=tokenizer, always=decoder)
     size = min(data.max_length, model.config.max_tokens)
@@ -98,12 +98,12 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch["input_ids"], logits_at=scored, use_cache=False).logits  # (n, C)
         return logits, batch["labels"][scored], scored
 
-    # Loss
+    # Loss: cross-entropy of every next token
     def loss_fn(model, batch):
         logits, labels, _ = forward(model, batch)
         return losses.cross_entropy(logits, labels)
 
-    # Prediction
+    # Prediction: losses of windows, or continuations of prompts
     def predict_fn(model, batch):
         if not job.labelled:
             texts = continue_texts(model, batch, tokenizer, sampling, config.run.seed)
@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collates[split]), predict_fn)
 
-    # Metrics
+    # Metrics: perplexity, and nats a character
     def compute_metrics(predictions, split="validation"):
         sums = ([row[key] for _, row in predictions] for key in ("loss", "tokens"))
         return language_modeling_metrics(*sums, characters=streams[split].characters)
@@ -129,7 +129,7 @@ def main(config: Config) -> dict[str, Any]:
         batches, keep = train_loader(job, rows["train"], collates["train"]), [tokenizer]
         model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="loss", higher_is_better=False)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
+    # Test: the loss of the text, or continuations, on a split that was not used to choose the checkpoint
     split = "test" if "test" in rows else "validation"
     if job.labelled and data.stride:
         rows[split] = stream_rows(splits[split], len(streams[split].ids), size, stride=data.stride, ahead=1)

@@ -31,7 +31,7 @@ from d2v.metrics.classification import choose_metrics, label_metrics, plot_confu
 from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 from d2v.training.report import write_ranked_csv
 
 
@@ -80,15 +80,15 @@ def collate(rows: list[dict], *, processor, labels, augmented, mixed, column) ->
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a classifier of images, evaluate one or classify with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: images and their classes
     splits = load(job, digits, inputs={"image": data.image_column}, targets={"label": data.label_column})
     labels, references = read_labels(job, splits)
     metrics, ranked = choose_metrics(data.metrics, labels.problem_type), labels.problem_type == "single_label"
 
-    # Model
+    # Model: mean-pooled patches with one output a class
     model = build(job, Data2VecVisionForImageClassification, **labels.head)
     settings, size = model.config, sides(model.config.image_size)
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
@@ -97,14 +97,14 @@ def main(config: Config) -> dict[str, Any]:
     changes = {"augmented": augmenter(config.augment, processor, size), "mixed": mixer(config.augment, labels)}
     collate_rows = partial(collate, processor=processor, labels=labels, column=data.image_column, **changes)
 
-    # Loss
+    # Loss: cross-entropy with smoothed or mixed labels
     def loss_fn(model, batch):
         logits = model(batch["pixel_values"]).logits  # (B, C)
         if ranked:
             return losses.cross_entropy(logits, batch["labels"], label_smoothing=config.augment.smoothing)
         return losses.classification(logits, batch["labels"], settings.problem_type)
 
-    # Prediction
+    # Prediction: the five classes with the highest scores
     def predict_fn(model, batch):
         views = [batch["pixel_values"]] + ([batch["pixel_values"].flip(-1)] if data.test_flip else [])
         scores = torch.stack([labels.scores(model(view).logits) for view in views]).mean(0)  # (B, C)
@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    # Metrics
+    # Metrics: top-1 and top-5 accuracy
     def compute_metrics(predictions, split="validation"):
         truth, predicted = rows[split].compare(predictions)
         if ranked and not data.metrics:
@@ -127,9 +127,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric=metrics[0])
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: accuracy, ReaL's too, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
     records = rows[split].records(predictions)
     if data.real:
@@ -137,9 +136,9 @@ def main(config: Config) -> dict[str, Any]:
         results["accuracy_real"] = real_accuracy(seen, [labels.numbers[row["label"]] for row in records])
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
-        if job.labelled:
-            truth = [row["reference"] for row in records]
-            plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
+    if job.is_main and ranked and job.labelled:
+        truth = [row["reference"] for row in records]
+        plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
     names = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
     return finish(job, results, records, split=split, seconds=seconds, **names)
 

@@ -27,7 +27,7 @@ from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 EVALUATION = 0  # seeds the masks of evaluation, so that all runs, whatever their seed, predict the same tokens
 SHOWN = 3  # texts at the end
@@ -72,17 +72,17 @@ def collate(rows: list[dict], *, tokenizer, stream, mask) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a masked language model, evaluate one or fill gaps with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: running text, or texts with gaps
     splits = load(job, docs_text, inputs={"text": data.text_column})
     texts = {name: pieces(split, data) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
     mask = masker(tokenizer, data.mask_share, whole_words=data.whole_words)
 
-    # Model
+    # Model: an encoder, and windows over the text
     model = build(job, Data2VecTextForMaskedLM, tokenizer=tokenizer)
     size = min(data.max_length, model.config.max_tokens)
     rows, collates = {}, {}
@@ -99,12 +99,12 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch["input_ids"], batch["attention_mask"], logits_at=masked).logits  # (n, C)
         return logits, batch["labels"][masked], masked
 
-    # Loss
+    # Loss: cross-entropy of the masked tokens
     def loss_fn(model, batch):
         logits, labels, _ = forward(model, batch)
         return losses.cross_entropy(logits, labels)
 
-    # Prediction
+    # Prediction: what fills the masks, with its loss
     def predict_fn(model, batch):
         logits, labels, masked = forward(model, batch)
         if job.labelled:
@@ -115,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collates[split]), predict_fn)
 
-    # Metrics
+    # Metrics: perplexity and accuracy of masked tokens
     def compute_metrics(predictions):
         sums, tokens, correct = ([row[key] for _, row in predictions] for key in ("loss", "tokens", "correct"))
         return language_modeling_metrics(sums, tokens, correct=correct)
@@ -127,9 +127,8 @@ def main(config: Config) -> dict[str, Any]:
         batches, keep = train_loader(job, rows["train"], collates["train"]), [tokenizer]
         model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="loss", higher_is_better=False)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: masked tokens, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions) if job.labelled else {}
     if job.is_main:
         print("\n", *(row["filled"] for _, row in predictions[:SHOWN]), sep="\n", end="\n\n")

@@ -27,7 +27,7 @@ from d2v.data.text import token_batch, tokenizer_for
 from d2v.demo.text import docs_next
 from d2v.metrics.classification import accuracy_and_f1
 from d2v.models.text_heads import Data2VecTextForMultipleChoice
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -48,16 +48,16 @@ def collate(rows: list[dict], *, tokenizer) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a model that chooses, evaluate one or choose with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: prompts, their choices and the right one's number
     inputs = {"prompt": data.prompt_column, "start": data.start_column}
     splits = load(job, docs_next, inputs=inputs, targets={"label": data.label_column})
     texts, labels = read_choices(job, splits)
     tokenizer = tokenizer_for(job, lambda: every_text(texts["train"]))
 
-    # Model
+    # Model: one score a choice
     model = build(job, Data2VecTextForMultipleChoice, tokenizer=tokenizer)
     longest = min(data.max_length, model.config.max_tokens)
     rows = {
@@ -71,11 +71,11 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(*texts).logits.float().squeeze(1).split(list(map(len, batch["choices"])))
         return pad_sequence(logits, batch_first=True, padding_value=-torch.inf)  # (B, most choices)
 
-    # Loss
+    # Loss: cross-entropy over the choices of a row
     def loss_fn(model, batch):
         return losses.cross_entropy(forward(model, batch), batch["labels"])
 
-    # Prediction
+    # Prediction: the choice with the highest score
     def predict_fn(model, batch):
         predictions = []
         for scores, choices in zip(forward(model, batch).softmax(-1).tolist(), batch["choices"], strict=True):
@@ -88,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    # Metrics
+    # Metrics: accuracy
     def compute_metrics(predictions, split="validation"):
         references, predicted = rows[split].compare(predictions)
         return {"accuracy": accuracy_and_f1(references, [row["choice"] for row in predicted])["accuracy"]}
@@ -100,9 +100,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric="accuracy")
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: choices, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     names = {"metric": "accuracy", "task": "multiple-choice", "demo": "Python's documentation"}
     return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **names)

@@ -26,7 +26,7 @@ from d2v.decode.question_answering import best_spans, join_windows, write_answer
 from d2v.demo.text import docs_questions
 from d2v.metrics.question_answering import question_answering_metrics
 from d2v.models.text_heads import Data2VecTextForQuestionAnswering
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -46,31 +46,31 @@ def collate(rows: list[dict], *, tokenizer) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a reader, evaluate one or answer questions with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: questions, texts and answers
     columns = {"question": data.question_column, "context": data.context_column}
     splits = load(job, docs_questions, inputs=columns, targets={"answers": data.answers_column}, reader=read_questions)
     check_questions(job, splits)
     texts = list(columns.values())
     tokenizer = tokenizer_for(job, lambda: dict.fromkeys(all_texts(splits["train"], texts)))
 
-    # Model
+    # Model: the first and the last token of an answer
     model = build(job, Data2VecTextForQuestionAnswering, tokenizer=tokenizer)
     longest = min(data.max_length, model.config.max_tokens)
     rows = {name: question_rows(job, split, tokenizer, longest) for name, split in splits.items()}
     threshold = data.no_answer_threshold if data.unanswerable else None
     collate_rows = partial(collate, tokenizer=tokenizer)
 
-    # Loss
+    # Loss: cross-entropy of the answer's first and last token
     def loss_fn(model, batch):
         output = model(batch["input_ids"], batch["attention_mask"])
         starts, count = losses.cross_entropy(output.start_logits, batch["answers"][:, 0])
         ends, _ = losses.cross_entropy(output.end_logits, batch["answers"][:, 1])
         return (starts + ends) / 2, count
 
-    # Prediction
+    # Prediction: the best spans of all windows of a text
     def predict_fn(model, batch):
         output = model(batch["input_ids"], batch["attention_mask"])
         logits = output.start_logits, output.end_logits  # (B, T) each
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, Any]:
         windows = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
         return join_windows(rows[split], windows, data.n_best, threshold)
 
-    # Metrics
+    # Metrics: SQuAD's exact match and F1
     def compute_metrics(predictions, split="validation"):
         return question_answering_metrics(*rows[split].compare(predictions), threshold)
 
@@ -93,9 +93,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric="f1")
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: answers, in the files that SQuAD's scripts read, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     records = rows[split].records(predictions)
     if job.is_main:

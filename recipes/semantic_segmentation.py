@@ -9,60 +9,50 @@
     accelerate launch recipes/semantic_segmentation.py --mode predict --model runs/ade/best --data.path photos
 
 Data are a hub id, parquet files, or a folder with `images/<split>/x.jpg` and `annotations/<split>/x.png`. Without a
-data option it learns to find handwritten digits in scenes, in a few minutes on a CPU.
+data option it learns to segment handwritten digits in scenes, in a few minutes on a CPU.
 """
 
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from d2v.config import Optim, Run, check_mode, run
-from d2v.data.image import fit_processor, read_image
-from d2v.data.load import load, row_names
+from d2v.cli import run
+from d2v.config import Optim, Recipe, Run
+from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.segmentation import (
     SegmentationData,
-    augment,
-    check_rows,
-    class_names,
     file_names,
-    pad,
-    read_mask,
+    random_crop,
+    read_example,
     read_pairs,
-    to_tensor,
+    segmentation_head,
+    segmentation_processor,
+    segmentation_rows,
+    to_pixels,
 )
 from d2v.decode.segmentation import draw_overlays, label_map
 from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
 from d2v.metrics.segmentation import pixel_counts, segmentation_metrics, write_class_table
-from d2v.models.vision import Data2VecVisionConfig, sides
+from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
-from d2v.processors.image import IGNORED, ImageProcessor
-from d2v.training.loop import fit, predict, start
-from d2v.training.report import finish
+from d2v.training import build, finish, fit, predict, start, timed
 
 
 @dataclass
-class Config:
+class Config(Recipe):
     """Semantic segmentation.
 
     Attributes:
-        mode: train and score, score a model, or write down what a model sees.
-        model: hub id or folder to start from; without it a new model of the size that `arch` says.
-        arch: fields of `Data2VecVisionConfig` that are to differ, such as `--arch.out_indices "[5, 7, 9, 13]"`.
-        scales: factors that an image is resized by in evaluation; the probabilities are averaged.
-        flip: evaluate the mirrored image too, likewise.
+        scales: factors that an image is resized by in evaluation; the probabilities of all are averaged.
+        flip: average with the probabilities of the mirrored image in evaluation.
     """
 
-    mode: Literal["train", "evaluate", "predict"] = "train"
-    model: str | None = None
-    arch: dict[str, Any] = field(default_factory=dict)
     scales: list[float] = field(default_factory=lambda: [1.0])
     flip: bool = False
     data: SegmentationData = field(default_factory=SegmentationData)
@@ -74,133 +64,86 @@ class Config:
             raise InputError(f"scales should be factors above 0, such as [0.75, 1.0, 1.25], not {self.scales}")
 
 
+def collate(rows: list[dict], *, data, processor, classes) -> dict[str, Any]:
+    """A batch of augmented crops in training, else of images of any size; label maps come with it if there are any."""
+    if "seed" in rows[0]:
+        several = rows if len(rows) > 1 else rows * 2  # BatchNorm takes two; the same one twice changes nothing else
+        crops, labels = zip(*(random_crop(row, data, processor, classes) for row in several), strict=True)
+        return {"pixel_values": torch.stack(crops), "labels": torch.stack(labels), "size": len(rows)}
+    images, labels = zip(*(read_example(row, data, classes) for row in rows), strict=True)
+    pixels = [to_pixels(image, data, processor) for image in images]
+    sizes = [(image.height, image.width) for image in images]
+    return {"images": pixels, "sizes": sizes, "labels": labels, "size": len(rows)}
+
+
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
-    data, out, training, labelled = config.data, Path(config.run.out), config.mode == "train", config.mode != "predict"
-    check_mode(config)
-    accelerator = start(config)
+    """Fine-tune a segmentation model, evaluate one or segment with one; returns the content of `results.json`."""
+    job, data = start(config), config.data
 
-    # Data
-    columns = {"image": data.image_column} | ({"mask": data.mask_column} if labelled else {})
-    splits = load(config, scenes, columns, accelerator, read_pairs)
+    # Data and processors: images and their label maps
+    splits = load(
+        job, scenes, reader=read_pairs, inputs={"image": data.image_column}, targets={"mask": data.mask_column}
+    )
 
-    # Model
-    changes = {}
-    if training:
-        classes = class_names(data, config.arch) if data.path else SCENE_CLASSES
-        changes = config.arch | {"id2label": dict(enumerate(classes)), "semantic_loss_ignore_index": IGNORED}
-    if config.model:
-        model = Data2VecVisionForSemanticSegmentation.from_pretrained(config.model, **changes)
-    else:
-        model = Data2VecVisionForSemanticSegmentation(Data2VecVisionConfig.from_dict({}, **changes))
-    processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
-    processor = fit_processor(processor, data.crop, crop_ratio=0)
-    processor.do_reduce_labels = data.reduce_labels
-    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    # Model: UPerNet on four layers of the encoder
+    head = segmentation_head(config, SCENE_CLASSES) if job.training else {}
+    model = build(job, Data2VecVisionForSemanticSegmentation, **head)
     settings, names = model.config, list(model.config.id2label.values())
-    patch = sides(settings.patch_size)
-    if training and any(side % least or side < 2 * least for side, least in zip(data.crop, patch, strict=True)):
-        raise InputError(f"data.crop {list(data.crop)} should be whole patches of {list(patch)}, two or more a side")
+    if job.training and job.accelerator.num_processes > 1 and job.accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    processor = segmentation_processor(job, sides(settings.patch_size))
+    rows = {name: segmentation_rows(job, split, len(names)) for name, split in splits.items()}
+    classes = len(names) if job.labelled else None
+    collate_rows = partial(collate, data=data, processor=processor, classes=classes)
 
-    # Rows
-    splits = {role: check_rows(split, role, data, len(names) if labelled else None) for role, split in splits.items()}
-
-    def read(row: dict) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-        image, mask = read_image(row[data.image_column], row["where"]), None
-        if labelled:
-            mask = read_mask(row[data.mask_column], row["where"], image.size, data, len(names))
-        return to_tensor(image, data.size), (image.height, image.width), mask
-
-    def normalise(pixels: Tensor) -> Tensor:
-        return (pixels / 255 - mean) / std
-
-    def collate_crops(rows: list[dict]) -> dict[str, Any]:
-        images, labels = [], []
-        for row in rows if len(rows) > 1 else rows * 2:  # BatchNorm takes two; the same one twice changes nothing else
-            image, _, mask = read(row)
-            image, mask = augment(image, mask, data, row["draw"])
-            images.append(pad(normalise(image), data.crop, 0))
-            labels.append(pad(mask, data.crop, IGNORED))
-        return {"pixel_values": torch.stack(images), "labels": torch.stack(labels).long(), "size": len(rows)}
-
-    def collate(rows: list[dict]) -> dict[str, Any]:
-        images, sizes, masks = zip(*map(read, rows), strict=True)
-        return {"images": [normalise(image) for image in images], "sizes": sizes, "labels": masks, "size": len(rows)}
-
-    # What is learnt, and how it is judged
+    # Loss: pixels' cross-entropy of the head and the auxiliary head
     def loss_fn(model, batch):
-        found = model(batch["pixel_values"])
-        return segmentation_loss(found.logits, found.auxiliary_logits, batch["labels"], settings)
+        outputs = model(batch["pixel_values"])
+        return segmentation_loss(outputs.logits, outputs.auxiliary_logits, batch["labels"], settings)
 
+    # Prediction: a label map of each image, written as it comes, and its pixel counts
     views = {"window": data.window, "stride": data.stride, "scales": config.scales, "flip": config.flip}
 
-    def look(model, role: str, files: list[Path] | None = None) -> list[Tensor]:
-        def count(model, batch) -> list[Tensor]:
-            counts = []
-            for row, image, size, mask in zip(
-                *(batch[key] for key in ("rows", "images", "sizes", "labels")), strict=True
-            ):
-                found = label_map(model, image, size, **views)  # (H, W)
-                if files:
-                    Image.fromarray(found.cpu().numpy()).save(files[row])
-                counts.append(pixel_counts(found, mask, len(names)).cpu() if labelled else torch.zeros(3, len(names)))
-            return counts
+    def predict_fn(model, batch, files=None):
+        counts, columns = [], (batch[name] for name in ("rows", "images", "sizes", "labels"))
+        for row, image, size, reference in zip(*columns, strict=True):
+            labels = label_map(model, image, size, **views)  # (H, W)
+            if files:
+                Image.fromarray(labels.cpu().numpy()).save(files[row])
+            counts.append(pixel_counts(labels, reference, len(names)).cpu() if job.labelled else None)
+        return counts
 
-        batches = eval_loader(splits[role], [1] * len(splits[role]), collate, data, data.batch_size, accelerator)
-        return predict(model, batches, count, accelerator)
+    def predict_split(model, split, files=None):
+        return predict(job, model, eval_loader(job, rows[split], collate_rows), partial(predict_fn, files=files))
 
-    def save(folder: Path) -> None:
-        for part in (model, processor):
-            part.save_pretrained(folder)
+    # Metrics: IoU and accuracy over all pixels
+    def compute_metrics(predictions):
+        return segmentation_metrics(sum(counts for _, counts in predictions))
 
-    if training:
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        options = (collate_crops, data, data.batch_size, config.optim, config.run.seed, accelerator)
-        fit(
-            model,
-            train_loader(splits["train"], [1] * len(splits["train"]), *options, draws=True),
-            loss_fn,
-            lambda model: segmentation_metrics(sum(look(model, "validation"))),
-            save,
-            run=config.run,
-            optim=config.optim,
-            accelerator=accelerator,
-            metric="mean_iou",
-            higher_is_better=True,
-            unit="images",
-        )
-        model = Data2VecVisionForSemanticSegmentation.from_pretrained(out / "best", verbose=False)
+    def evaluate(model):
+        return compute_metrics(predict_split(model, "validation"))
 
-    # The end: what the best model sees in images that chose nothing
-    role, begun = "test" if "test" in splits else "validation", time.perf_counter()
-    split, pictures = splits[role], row_names(splits[role], data.image_column)
-    (out / "masks").mkdir(exist_ok=True)
-    files = [out / "masks" / f"{name}.png" for name in file_names(pictures)]
-    counts = sum(look(model, role, files))
-    seconds = time.perf_counter() - begun
-    if accelerator.is_main_process:
-        shown = []
-        for row, file in zip(split.select(range(min(6, len(split)))), files, strict=False):
-            image, mask = read_image(row[data.image_column], row["where"]), read(row)[2]
-            shown.append((np.asarray(image), mask if mask is None else mask.numpy(), np.asarray(Image.open(file))))
-        draw_overlays(shown, names, out / "overlays.png")
-        if labelled:
-            write_class_table(counts, names, out / "classes.csv")
-    return finish(
-        out,
-        segmentation_metrics(counts) if labelled else {},
-        [{"id": name, "mask": f"masks/{file.name}"} for name, file in zip(pictures, files, strict=True)],
-        split=role,
-        seconds=seconds,
-        trained="mean_iou" if training else None,
-        recipe="semantic_segmentation",
-        task="image-segmentation",
-        data=data.path or "scenes of handwritten digits",
-        accelerator=accelerator,
-        notes={"scales": config.scales, "flip": config.flip, "window": data.window} if labelled else None,
-    )
+    if job.training:
+        batches = train_loader(job, rows["train"], collate_rows)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric="mean_iou")
+
+    # Test: label maps, on a split that was not used to choose the checkpoint
+    split = "test" if "test" in rows else "validation"
+    (job.out / "masks").mkdir(exist_ok=True)
+    files = [job.out / "masks" / f"{name}.png" for name in file_names(rows[split].ids)]
+    predictions, seconds = timed(predict_split, model, split, files)
+    metrics = compute_metrics(predictions) if job.labelled else {}
+    if job.is_main:
+        first = [row for row, _ in predictions[:6]]
+        examples = [(*read_example(rows[split][row], data, classes), Image.open(files[row])) for row in first]
+        draw_overlays(examples, names, job.out / "overlays.png")
+    if job.is_main and job.labelled:
+        write_class_table(sum(counts for _, counts in predictions), names, job.out / "classes.csv")
+    records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
+    notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
+    about = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}
+    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":
-    run(main, Config, demo=Path(__file__).parent / "configs/semantic_segmentation/demo.yaml")
+    run(main, Config)

@@ -30,7 +30,7 @@ from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 from d2v.training.report import write_jsonl
 
 
@@ -67,10 +67,10 @@ def collate(rows: list[dict], *, tokenizer, labels) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a classifier of texts, evaluate one or classify with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: texts or pairs of them, and their labels
     columns = {"inputs": {"text": data.text_column, "pair": data.pair_column}, "targets": {"label": data.label_column}}
     splits = load(job, docs_classification, **columns)
     for ending, name in data.also.items() if job.labelled else ():
@@ -81,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
     tokenizer = tokenizer_for(job, lambda: all_texts(splits["train"], texts))
 
-    # Model
+    # Model: a head on the first token
     model = build(job, Data2VecTextForSequenceClassification, tokenizer=tokenizer, **labels.head)
     settings, rows = model.config, {}
     for name, split in splits.items():
@@ -91,12 +91,12 @@ def main(config: Config) -> dict[str, Any]:
         rows[name] = text_rows(tokenizer, split, texts, most, references.get(name))
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)
 
-    # Loss
+    # Loss: cross-entropy of classes, or squared error of values
     def loss_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, C)
         return losses.classification(logits, batch["labels"], settings.problem_type)
 
-    # Prediction
+    # Prediction: the classes of a text with their scores, or its value
     def predict_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, C)
         return [labels.decode(scores) for scores in labels.scores(logits).tolist()]
@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
 
-    # Metrics
+    # Metrics: GLUE's and others
     def compute_metrics(predictions, split="validation"):
         return label_metrics(metrics, labels, *rows[split].compare(predictions))
 
@@ -115,9 +115,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metrics[0])
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: the metrics of every test split, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
     for ending in data.also if job.labelled else ():
         others = predict_split(model, ending)

@@ -37,7 +37,7 @@ from d2v.demo.text import docs_tagging
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -60,16 +60,16 @@ def collate(rows: list[dict], *, tokenizer, numbers, inside) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run the recipe; returns the content of `results.json`."""
+    """Fine-tune a tagger of words, evaluate one or tag with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors
+    # Data and processors: words, their labels, and each word encoded as it is after a space
     splits = load(job, docs_tagging, inputs={"tokens": data.tokens_column}, targets={"tags": data.tags_column})
     sentences = {name: read_words(split, data.tokens_column) for name, split in splits.items()}
     classes, tags = read_tags(job, splits)
     tokenizer = tokenizer_for(job, lambda: map(" ".join, sentences["train"]), add_prefix_space=True)
 
-    # Model
+    # Model: one output a class for every token
     id2label = dict(enumerate(classes))
     model = build(job, Data2VecTextForTokenClassification, tokenizer=tokenizer, id2label=id2label)
     names, numbers, rows = model.config.id2label, model.config.label2id, {}
@@ -83,12 +83,12 @@ def main(config: Config) -> dict[str, Any]:
     inside = inside_classes(numbers) if data.label_all_pieces else None
     collate_rows = partial(collate, tokenizer=tokenizer, numbers=numbers, inside=inside)
 
-    # Loss
+    # Loss: cross-entropy of each word's first token, or of all its tokens
     def loss_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, T, C)
         return losses.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
 
-    # Prediction
+    # Prediction: the labels of all words, windows of a sentence joined
     def predict_fn(model, batch):
         classes = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1).cpu().numpy()  # (B, T)
         words = [row[: len(first)][first] for row, first in zip(classes, batch["firsts"], strict=True)]
@@ -98,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
         windows = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
         return join_windows(rows[split], windows)
 
-    # Metrics
+    # Metrics: F1 of chunks by seqeval, or accuracy
     def compute_metrics(predictions, split="validation"):
         references, predicted = rows[split].compare(predictions)
         return token_classification_metrics(references, [row["labels"] for row in predicted], chunks=chunks)
@@ -111,9 +111,8 @@ def main(config: Config) -> dict[str, Any]:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metric)
 
-    # Test: the best checkpoint, on a split that was not used to choose it
-    split = "test" if "test" in rows else "validation"
-    predictions, seconds = timed(predict_split, model, split)
+    # Test: labels of words, on a split that was not used to choose the checkpoint
+    split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     keys = ["tokens", "reference", "labels"] if job.labelled else ["tokens", "labels"]  # as conlleval reads them
     records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]

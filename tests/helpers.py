@@ -14,7 +14,7 @@ from benchmarks.recipe import load_recipe
 from d2v.cli import parse
 from d2v.config import Data, Job, Optim, Recipe, Run
 from d2v.data.rows import Split
-from d2v.models.audio import Data2VecAudioConfig
+from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel
@@ -83,6 +83,14 @@ def tiny_recogniser(folder: Path) -> Path:
     config = Data2VecAudioConfig(**TINY_AUDIO, vocab_size=len(tokenizer))
     torch.manual_seed(0)
     for part in (Data2VecAudioForCTC(config), AudioFeatureExtractor(), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+def tiny_listener(folder: Path) -> Path:
+    """A checkpoint of a tiny audio model without a head, and its processor; returns its folder."""
+    torch.manual_seed(0)
+    for part in (Data2VecAudioModel(Data2VecAudioConfig(**TINY_AUDIO)), AudioFeatureExtractor()):
         part.save_pretrained(folder)
     return folder
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.losses import IGNORE, ctc, pit_bce
+from tests.parity import EXACT, apart, exact
 
 BLANK = 0
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
@@ -18,7 +19,7 @@ SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
 def batch(blank=BLANK):
     """Logits (4, 12, 6), ragged labels (4, 5) and lengths; the third row has no labels, the fourth has one."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 12, 6, generator=generator, requires_grad=True)
+    logits = torch.randn(4, 12, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[1, 2, 2, 3, 4], [4, 4, 1, -100, -100], [-100] * 5, [3, -100, -100, -100, -100]])
     return logits, labels.where(labels != blank, 0), torch.tensor([12, 9, 4, 1])
 
@@ -26,7 +27,7 @@ def batch(blank=BLANK):
 def by_torch(logits, labels, lengths, blank, reduction, zero_infinity=False):
     """`torch.nn.CTCLoss` with its own padded form of the labels."""
     targets = labels.masked_fill(labels == IGNORE, 0 if blank else 1)
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
     loss = torch.nn.CTCLoss(blank=blank, reduction=reduction, zero_infinity=zero_infinity)
     return loss(log_probs, targets, lengths, (labels != IGNORE).sum(1))
 
@@ -39,9 +40,9 @@ def test_equals_torch(blank, reduction):
     assert count == 4 and count.dtype == torch.int64
     ours = total / count if reduction == "mean" else total
     theirs = by_torch(logits, labels, lengths, blank, reduction)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    assert apart(ours, theirs) < EXACT
     (gradient,), (expected,) = torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits)
-    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    assert apart(gradient, expected) < EXACT
     for row, length in zip(gradient, lengths, strict=True):
         assert not row[length:].any() and row[:length].any()
 
@@ -67,8 +68,9 @@ def test_equals_transformers(monkeypatch, reduction, zero_infinity):
         ctc_loss_reduction=reduction,
         ctc_zero_infinity=zero_infinity,
     )
-    model = Data2VecAudioForCTC(config).eval()
-    model.lm_head.weight.data, model.lm_head.bias.data = torch.eye(6), torch.zeros(6)
+    model = exact(Data2VecAudioForCTC(config).eval())
+    model.lm_head.weight.data.copy_(torch.eye(6))
+    model.lm_head.bias.data.zero_()
     logits, labels, lengths = batch()
     lengths[0] = 5 if zero_infinity else 12  # five labels, two of them equal, do not fit into five frames
     # Their loss on these logits: the body hands them on, the head is the identity, a sample is a frame.
@@ -76,17 +78,17 @@ def test_equals_transformers(monkeypatch, reduction, zero_infinity):
     mask = (torch.arange(12) < lengths[:, None]).long()
     theirs = model(torch.zeros(4, 12), attention_mask=mask, labels=labels).loss
     total, count = ctc(logits, labels, lengths, blank=BLANK, zero_infinity=zero_infinity, reduction=reduction)
-    torch.testing.assert_close(total / count if reduction == "mean" else total, theirs, rtol=1e-6, atol=0)
+    assert apart(total / count if reduction == "mean" else total, theirs) < EXACT
 
 
 def test_equals_the_sum_over_all_alignments():
-    logits, labels, length = torch.randn(1, 4, 3), [1, 1], 4
+    logits, labels, length = torch.randn(1, 4, 3, dtype=torch.float64), [1, 1], 4
     probabilities, total = logits[0].softmax(-1), 0.0
     for path in itertools.product(range(3), repeat=length):
         if [token for token, _ in itertools.groupby(path) if token != BLANK] == labels:
             total += torch.stack([probabilities[t, token] for t, token in enumerate(path)]).prod()
     loss, _ = ctc(logits, torch.tensor([labels]), torch.tensor([length]), blank=BLANK)
-    torch.testing.assert_close(loss, -total.log())
+    assert apart(loss, -total.log()) < EXACT
 
 
 def test_labels_that_do_not_fit():
@@ -96,7 +98,7 @@ def test_labels_that_do_not_fit():
     assert with_infinity.isinf()
     without, count = ctc(logits, labels, lengths, blank=BLANK, zero_infinity=True)
     rest, _ = ctc(logits[1:], labels[1:], lengths[1:], blank=BLANK)
-    torch.testing.assert_close(without, rest)
+    assert apart(without, rest) < EXACT
     assert count == 4
     (gradient,) = torch.autograd.grad(without, logits)
     assert not gradient[0].any() and gradient[1].any() and gradient.isfinite().all()
@@ -114,7 +116,7 @@ def test_sum_and_count_add_up_over_parts_of_a_batch(reduction, cut):
         part = logits[rows, :longest], labels[rows, :most], lengths[rows]
         parts.append(ctc(*part, blank=BLANK, reduction=reduction))
     for i in range(2):
-        torch.testing.assert_close(parts[0][i] + parts[1][i], whole[i], rtol=1e-6, atol=0)
+        assert apart(parts[0][i] + parts[1][i], whole[i]) < EXACT
 
 
 def test_padding_neither_of_frames_nor_of_labels_counts():
@@ -124,7 +126,7 @@ def test_padding_neither_of_frames_nor_of_labels_counts():
     padded_with_blank = F.pad(labels, (0, 2), value=IGNORE).masked_fill(F.pad(labels, (0, 2), value=-100) < 0, BLANK)
     # Of a -1 torch's function would read the memory before the row's probabilities.
     for padded in (F.pad(labels, (0, 2), value=IGNORE), padded_with_blank, labels.clamp(min=-1)):
-        torch.testing.assert_close(ctc(longer, padded, lengths, blank=BLANK)[0], expected.detach(), rtol=1e-6, atol=0)
+        assert apart(ctc(longer, padded, lengths, blank=BLANK)[0], expected) < EXACT
 
 
 def test_sixteen_bit_logits_are_summed_in_32():
@@ -132,7 +134,7 @@ def test_sixteen_bit_logits_are_summed_in_32():
     rounded = logits.detach().bfloat16()
     loss, _ = ctc(rounded, labels, lengths, blank=BLANK)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, ctc(rounded.float(), labels, lengths, blank=BLANK)[0])
+    assert torch.equal(loss, ctc(rounded.float(), labels, lengths, blank=BLANK)[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,26 +147,26 @@ CLIPS = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.in
 def speech(batch, frames, speakers, seed):
     """Logits, activity of which a fifth is unknown, and a generator."""
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(batch, frames, speakers, generator=generator)
-    labels = (torch.rand(logits.shape, generator=generator) < 0.5).float()
+    logits = 3 * torch.randn(batch, frames, speakers, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(logits.shape, generator=generator) < 0.5).double()
     unknown = torch.rand(logits.shape, generator=generator) < 0.2
     return logits, labels.masked_fill(unknown, IGNORE), generator
 
 
 def test_two_speakers_by_hand():
     """Each output knows the other's speaker; in the last frame, in which both speak, one of them is missed."""
-    activity = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [1, 1]]])
+    activity = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [1, 1]]], dtype=torch.float64)
     heard = activity.flip(-1).clone()
     heard[0, 3] = torch.tensor([0.0, 1.0])
     loss, count = pit_bce(2 * (2 * heard - 1), activity)  # logits of 2 or -2
     right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
-    assert loss.item() == pytest.approx(7 * right + wrong) and count == 8
+    assert loss.item() == pytest.approx(7 * right + wrong, rel=EXACT) and count == 8
     assert loss < F.binary_cross_entropy_with_logits(2 * (2 * heard - 1), activity, reduction="sum")
 
 
 def test_nothing_heard_costs_a_bit_each():
-    loss, count = pit_bce(torch.zeros(2, 5, 3), torch.ones(2, 5, 3))
-    assert loss.item() == pytest.approx(30 * math.log(2)) and count == 30
+    loss, count = pit_bce(torch.zeros(2, 5, 3, dtype=torch.float64), torch.ones(2, 5, 3))
+    assert loss.item() == pytest.approx(30 * math.log(2), rel=EXACT) and count == 30
 
 
 @given(CLIPS)
@@ -179,7 +181,7 @@ def test_pit_is_the_least_over_all_orders(clips):
             by_order.append(sum(F.binary_cross_entropy_with_logits(a, b).item() for a, b in pairs if b != IGNORE))
         expected += min(by_order)
     loss, count = pit_bce(logits, labels)
-    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=EXACT)
     assert count == (labels != IGNORE).sum()
 
 
@@ -192,7 +194,7 @@ def test_pit_forgets_the_order_of_each_clip(clips):
         for row in tensor:
             row.copy_(row[:, torch.randperm(row.shape[1], generator=generator)])
     again, as_many = pit_bce(logits, labels)
-    torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+    assert apart(again, loss) < EXACT
     assert as_many == count
 
 
@@ -203,7 +205,7 @@ def test_pit_adds_up_over_clips_and_ignores_padding(clips):
     whole = pit_bce(F.pad(logits, (0, 0, 0, 2), value=9.0), F.pad(labels, (0, 0, 0, 2), value=IGNORE))
     parts = [pit_bce(logits[i : i + 1], labels[i : i + 1]) for i in range(len(logits))]
     for i in range(2):
-        torch.testing.assert_close(sum(part[i] for part in parts), whole[i], rtol=1e-5, atol=1e-5)
+        assert apart(sum(part[i] for part in parts), whole[i]) < EXACT
 
 
 def test_pit_decides_between_equal_orders():

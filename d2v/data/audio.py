@@ -1,5 +1,6 @@
 """Clips: how long they are, and which cannot be used."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def clip_rows(
     *,
     learn: Callable[[Any, float], str | None],
     score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
+    crop_seconds: float = math.inf,
 ) -> dict[str, Rows]:
     """The rows of each split that can be used, with their seconds; what is scored is decoded once before.
 
@@ -56,6 +58,7 @@ def clip_rows(
         shortest: samples that a clip has at the least.
         references: split -> what each row is trained on or scored against; none in prediction.
         learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
+        crop_seconds: as `clip_batch` gets it; a longer clip of train counts as so many.
 
     Raises:
         InputError: a bad row, unless `data.bad_rows` skips it, or no good one.
@@ -72,11 +75,12 @@ def clip_rows(
             checked = zip(reasons, targets, seconds, strict=True)
             reasons = [reason or problem(target, length) for reason, target, length in checked]
         good = check_rows(split, reasons, data.bad_rows)
+        most = crop_seconds if training else math.inf
         kept, ids = split.select(good), split.ids(data.audio_column)
         rows[name] = Rows(
             split=kept,
             ids=[ids[i] for i in good],
-            lengths=[seconds[i] for i in good],
+            lengths=[min(seconds[i], most) for i in good],
             references=None if targets is None else [targets[i] for i in good],
         )
     return rows
@@ -165,6 +169,7 @@ def clip_batch(
     extractor: AudioFeatureExtractor,
     data: AudioData,
     change: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
+    crop_seconds: float | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a batch that can be decoded, and the batch.
 
@@ -173,15 +178,20 @@ def clip_batch(
         extractor: of the model.
         data: where the sound is, and what to do with damaged clips.
         change: `change(clip, seed)` augments a clip of train.
+        crop_seconds: length of the random crops of longer clips of train.
 
     Returns:
         Rows, and `input_values` (B, S), `attention_mask` (B, S), the clips' `lengths` in samples, known on the host,
-        `rows` and `size`.
+        with `crop_seconds` their `starts`, the first samples of the crops, `rows` and `size`.
     """
     rate = extractor.sampling_rate
     rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
     if change is not None:
         clips = [change(clip, row["seed"]) if "seed" in row else clip for clip, row in zip(clips, rows, strict=True)]
-    lengths = [len(clip) for clip in clips]
-    about = {"rows": [row["row"] for row in rows], "lengths": lengths, "size": sum(lengths) / rate}
-    return rows, extractor(clips) | about
+    about: dict[str, Any] = {"rows": [row["row"] for row in rows]}
+    if crop_seconds is not None and "seed" in rows[0]:
+        samples, pairs = round(crop_seconds * rate), list(zip(clips, rows, strict=True))
+        about["starts"] = [crop_start(len(clip), samples, row["seed"]) for clip, row in pairs]
+        clips = [clip[first : first + samples] for clip, first in zip(clips, about["starts"], strict=True)]
+    about["lengths"] = [len(clip) for clip in clips]
+    return rows, extractor(clips) | about | {"size": sum(about["lengths"]) / rate}

@@ -5,10 +5,12 @@ from itertools import pairwise
 from typing import Any
 
 from d2v.config import Job
-from d2v.data.rows import Split
+from d2v.data.audio import clip_rows
+from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
 from d2v.pretrained import fetch_file
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
 
 
 def ctc_tokenizer(job: Job, splits: Mapping[str, Split]) -> CTCTokenizer:
@@ -26,15 +28,35 @@ def ctc_tokenizer(job: Job, splits: Mapping[str, Split]) -> CTCTokenizer:
     return CTCTokenizer.from_texts(texts, case=data.case, remove=data.remove)
 
 
-def transcripts(job: Job, splits: Mapping[str, Split], tokenizer: CTCTokenizer) -> dict[str, list[Any]]:
-    """The transcript of each row of each split, normalised; what is no text stays, to be named as a problem."""
-    if not job.labelled:
-        return {}
-    column = job.config.data.text_column
-    return {
-        name: [tokenizer.normalize(text) if isinstance(text, str) else text for text in split.column(column)]
-        for name, split in splits.items()
-    }
+def speech_rows(
+    job: Job,
+    splits: Mapping[str, Split],
+    extractor: AudioFeatureExtractor,
+    tokenizer: CTCTokenizer,
+    settings: Data2VecAudioConfig,
+) -> dict[str, Rows]:
+    """The clips of each split that can be used, with their transcripts, normalised, as references.
+
+    Args:
+        job: whose data have a `text_column`.
+        splits: from `d2v.data.load.load`.
+        extractor, tokenizer: of the model.
+        settings: the model's configuration, which says how many frames a clip has.
+    """
+    column, rate = job.config.data.text_column, extractor.sampling_rate
+    texts: dict[str, list[Any]] = {}
+    for name, split in splits.items() if job.labelled else ():
+        # What is no text stays, to be named as a problem.
+        texts[name] = [tokenizer.normalize(text) if isinstance(text, str) else text for text in split.column(column)]
+    return clip_rows(
+        job,
+        splits,
+        rate,
+        settings.shortest_clip,
+        texts,
+        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
+        score=lambda text, seconds: text_problem(text),
+    )
 
 
 def text_problem(text: Any) -> str | None:

@@ -1,23 +1,31 @@
-"""Who speaks or what is heard when: segments from rows and RTTM files, and the frames that a model learns.
+"""Who speaks when, or which sounds occur when: segments from rows and RTTM files, and the frames that a model learns.
 
-A segment is (start, end, speaker), in seconds; in place of the speaker there may be another label. Shapes: T frames, C
-speakers.
+A segment is (start, end, speaker), in seconds; in place of the speaker there may be another label. Shapes: B batch, T
+frames, C speakers.
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from d2v.config import Job, at_least
+from d2v.data.audio import AudioData
 from d2v.data.columns import read_columns
 from d2v.data.labels import label_problem
 from d2v.data.load import AUDIO
+from d2v.data.rows import Split
 from d2v.errors import InputError
+from d2v.losses import IGNORE
+from d2v.models.audio import Data2VecAudioConfig
 
 Segment = tuple[float, float, str]
 TOLERANCE = 0.01
@@ -26,86 +34,134 @@ UNNAMED = "speech"
 """The class of segments that do not say what they are."""
 
 
-def read_segments(
-    row: Mapping[str, Any],
-    audio_column: str,
-    segments_column: str,
-    label_key: str | None,
-    recordings: Mapping[str, Sequence[Segment]] | None = None,
-) -> list[Segment]:
-    """The segments of a row.
+@dataclass
+class SegmentData(AudioData):
+    """The data; without a path the embedded demo.
+
+    Attributes:
+        segments_column: column of the segments, lists of objects with start and end in seconds and a label.
+        label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
+        rttm: RTTM file of the segments of all splits' recordings; by default segments_column has them.
+        crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
+        max_seconds: length of the longest recording that may be in train, in seconds.
+    """
+
+    segments_column: str = "turns"
+    label_key: str | None = "speaker"
+    rttm: str | None = None
+    crop_seconds: float = 8.0
+    max_seconds: float = 3600.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(0.1, "data", self, ("crop_seconds",))
+
+
+def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[Segment] | str]]:
+    """The segments of each row of each split; in place of those that cannot be read, what is wrong with them.
+
+    `segment_problem` looks at their times.
 
     Args:
-        row: of a data set.
-        audio_column: its sound, whose path names the recording if the row has no `id`.
-        segments_column: its segments, dicts of `start`, `end` and `label_key`.
-        label_key: what says who or what it is, for us a single word; None calls all segments `UNNAMED`.
-        recordings: from `read_rttm`, in place of the column.
+        job: whose data have the options of `SegmentData`.
+        splits: from `d2v.data.load.load`.
 
     Raises:
-        InputError: there are none to read; `check_segments` looks at their times.
+        InputError: the RTTM file cannot be read.
     """
-    if recordings is not None:
-        audio = row[audio_column]
-        name = recording_name(str(row["id"] if "id" in row else audio["path"] if isinstance(audio, dict) else audio))
-        if name not in recordings:
-            raise InputError(f"data.rttm has no recording {name!r}; it has {', '.join(list(recordings)[:5])}, ...")
-        return [(start, end, label if label_key else UNNAMED) for start, end, label in recordings[name]]
-    listed, keys = row[segments_column], ["start", "end", *([label_key] if label_key else [])]
-    if not isinstance(listed, list):
-        raise InputError(f"{segments_column} is {listed!r:.40}; should be a list of segments with {', '.join(keys)}")
+    data: SegmentData = job.config.data
+    if not job.labelled:
+        return {}
+    column, key = data.segments_column, data.label_key
+    if data.rttm is None:
+        return {
+            name: [parse_segments(value, column, key) for value in split.column(column)]
+            for name, split in splits.items()
+        }
+    recordings = read_rttm(data.rttm)
+    return {
+        name: [segments_of(recordings, clip, key) for clip in split.ids(data.audio_column)]
+        for name, split in splits.items()
+    }
+
+
+def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segment] | str:
+    """The segments that a column has of a row, or what is wrong with them.
+
+    Args:
+        value: dicts of `start`, `end` and `label_key`.
+        column: where it is from.
+        label_key: what says who or what it is, for us a single word; None calls all segments `UNNAMED`.
+    """
+    keys = ["start", "end", *([label_key] if label_key else [])]
+    if not isinstance(value, list):
+        return f"{column} is {value!r:.40}; should be a list of segments with {', '.join(keys)}"
     segments = []
-    for each in listed:
+    for each in value:
         if not isinstance(each, dict) or any(each.get(key) in (None, "") for key in keys):
-            raise InputError(f"{segments_column} has {each!r:.80}; a segment has {', '.join(keys)} (data.label_key)")
+            return f"{column} has {each!r:.80}; a segment has {', '.join(keys)} (data.label_key)"
         segments.append((each["start"], each["end"], one_word(str(each[label_key])) if label_key else UNNAMED))
     return segments
 
 
-def segment_classes(rows: Iterable[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], list[Segment]]) -> list[str]:
-    """The labels of a split's segments, in order.
+def segments_of(recordings: Mapping[str, Sequence[Segment]], clip: str, label_key: str | None) -> list[Segment] | str:
+    """The segments of a clip, or that the file has none of it.
 
     Args:
-        rows: of the split; those that cannot be read are passed over, to be named by whoever checks them.
-        read: `read_segments` with its options.
+        recordings: from `read_rttm`.
+        clip: its id or file.
+        label_key: None calls all segments `UNNAMED`.
+    """
+    name = recording_name(clip)
+    if name not in recordings:
+        return f"data.rttm has no recording {name!r}; it has {', '.join(list(recordings)[:5])}, ..."
+    return [(start, end, label if label_key else UNNAMED) for start, end, label in recordings[name]]
+
+
+def frame_head(segments: Iterable[list[Segment] | str] | None = None) -> dict[str, Any]:
+    """The fields of a model's configuration that give it a head: for the classes of these segments, or for speakers.
+
+    Args:
+        segments: of train, from `read_segments`; None for diarization, of as many speakers as `num_labels` says.
+    """
+    if segments is None:
+        return {"frame_loss": "pit_bce"}
+    return {"frame_loss": "cross_entropy", "id2label": dict(enumerate(segment_classes(segments)))}
+
+
+def segment_classes(recordings: Iterable[list[Segment] | str]) -> list[str]:
+    """The labels of the segments of train, in order.
+
+    Args:
+        recordings: from `read_segments`; those that cannot be read are passed over, to be named by whoever checks them.
 
     Raises:
         InputError: there is no segment.
     """
-    classes = set()
-    for row in rows:
-        with suppress(InputError):
-            classes |= {label for *_, label in read(row)}
+    classes = {label for segments in recordings if not isinstance(segments, str) for *_, label in segments}
     if not classes:
-        raise InputError("train: has no segment; data.turns_column, data.label_key and data.rttm say where they are")
+        raise InputError("train: has no segment; data.segments_column, data.label_key and data.rttm say where they are")
     return sorted(classes)
 
 
 def segment_problem(
-    row: Mapping[str, Any],
-    seconds: float,
-    read: Callable[[Mapping[str, Any]], list[Segment]],
-    classes: Mapping[str, int] | None = None,
-    most: int | None = None,
+    segments: list[Segment] | str, seconds: float, classes: Mapping[str, int] | None = None, most: int | None = None
 ) -> str | None:
-    """Why a row's segments cannot be learnt from or scored against, or None.
+    """Why a recording's segments cannot be learnt from or scored against, or None.
 
     Args:
-        row: of a data set.
-        seconds: that its sound lasts.
-        read: `read_segments` with its options.
+        segments: from `read_segments`.
+        seconds: that the recording lasts.
         classes: what segments may be; None if their labels are speakers.
         most: speakers that there may be.
     """
-    try:
-        segments = read(row)
-    except InputError as error:
-        return str(error)
+    if isinstance(segments, str):
+        return segments
     labels = [label for *_, label in segments]
     if classes is not None:
         # Segments of one class may overlap, those of one speaker may not.
         apart = [(start, end, str(i)) for i, (start, end, _) in enumerate(segments)]
-        return check_segments(apart, seconds) or label_problem(labels, classes, "segment", several=True)
+        return check_segments(apart, seconds) or label_problem(labels, classes, "segment", multi_label=True)
     if most is not None and (count := len(set(labels))) > most:
         return f"{count} speakers; the model has {most} (arch.num_labels)"
     return check_segments(segments, seconds)
@@ -157,6 +213,35 @@ def check_segments(segments: Sequence[Segment], seconds: float) -> str | None:
             return f"two segments of speaker {speaker} overlap at {start:g} s; they should be one"
         last[speaker] = end
     return None
+
+
+def frame_labels(
+    rows: Sequence[Mapping[str, Any]],
+    lengths: Sequence[int],
+    starts: Sequence[int],
+    config: Data2VecAudioConfig,
+    rate: int,
+) -> Tensor:
+    """What a model learns of parts of recordings, (B, T, C) float32: zeros, ones, and `IGNORE` where a part has ended.
+
+    Where speakers have no order, `frame_loss` "pit_bce", they come in that in which they first speak in the recording;
+    who is left of the model's speakers is silent.
+
+    Args:
+        rows: B rows, whose `reference` are the segments of the whole recording.
+        lengths, starts: samples of the parts, and where in the recordings they begin.
+        config: the model's.
+        rate: samples a second.
+    """
+    hop, labels = config.inputs_to_logits_ratio / rate, []
+    for row, length, start in zip(rows, lengths, starts, strict=True):
+        segments, columns = sorted(row["reference"]), list(config.id2label.values())
+        if config.frame_loss == "pit_bce":
+            speakers = dict.fromkeys(speaker for *_, speaker in segments)
+            columns = [*speakers, *[""] * (len(columns) - len(speakers))]
+        activity = segments_to_frames(segments, columns, config.frames(length), hop, begin=start / rate)
+        labels.append(torch.from_numpy(activity))
+    return pad_sequence(labels, batch_first=True, padding_value=IGNORE)
 
 
 def segments_to_frames(

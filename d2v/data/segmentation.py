@@ -3,7 +3,7 @@
 Shapes: H and W height and width in pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d2v.config import Data, Job, at_least
-from d2v.data.image import read_image, seeded
+from d2v.config import Data, Job, Recipe, at_least
+from d2v.data.image import fit_processor, read_image, seeded
 from d2v.data.load import read
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.pretrained import read_json
-from d2v.processors.image import IGNORED, ImageSource, load_mask, reduce_labels
+from d2v.processors.image import IGNORED, ImageProcessor, ImageSource, load_mask, reduce_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +43,8 @@ class SegmentationData(Data):
         cat_max_ratio: largest share of a crop that one class should have; after ten tries any crop is taken.
         flip: mirror half of the training images.
         photometric: distort brightness, contrast, saturation and hue in training.
-        window: side of the windows that slide over an image in evaluation, in pixels; by default it is seen whole.
+        window: side of the windows that slide over an image in evaluation, in pixels; by default one window is
+            the whole image.
         stride: pixels from one window to the next.
     """
 
@@ -112,10 +113,10 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     file = Path(data.path) / "id2label.json"
     names = data.names
     if names is None and file.is_file():
-        found = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
-        if set(found) != {str(i) for i in range(len(found))}:
-            raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(found)}")
-        names = [found[str(i)] for i in range(len(found))]
+        named = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
+        if set(named) != {str(i) for i in range(len(named))}:
+            raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
+        names = [named[str(i)] for i in range(len(named))]
     elif names is None and "num_labels" in arch:
         names = [f"LABEL_{i}" for i in range(arch["num_labels"])]
     elif names is None:
@@ -125,6 +126,17 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     if not 2 <= len(set(names)) == len(names) <= IGNORED:
         raise InputError(f"{len(names)} classes, {len(set(names))} names; should be 2 to {IGNORED}, each with its own")
     return names
+
+
+def segmentation_head(config: Recipe, demo: list[str]) -> dict[str, Any]:
+    """The fields of a model's configuration that give it a head for the classes: those of `class_names`, or the demo's.
+
+    Args:
+        config: whose data have the options of `SegmentationData`.
+        demo: names of the demo's classes.
+    """
+    names = class_names(config.data, config.arch) if config.data.path else demo
+    return {"id2label": dict(enumerate(names)), "semantic_loss_ignore_index": IGNORED}
 
 
 def read_mask(value: ImageSource, where: str, size: tuple[int, int], data: SegmentationData, classes: int) -> Tensor:
@@ -150,8 +162,8 @@ def read_mask(value: ImageSource, where: str, size: tuple[int, int], data: Segme
     ignored = (labels == IGNORED) | (mask == data.ignore_label)
     if (wrong := mask[~ignored & ((labels < 0) | (labels >= classes))]).size:
         first = int(data.reduce_labels)
-        known = f"{first} to {first + classes - 1}, or {data.ignore_label} where nothing counts"
-        raise InputError(f"{where}: label {wrong[0]} is not one of the {classes} classes, {known} (data.ignore_label)")
+        valid = f"{first} to {first + classes - 1}, or {data.ignore_label} where nothing counts"
+        raise InputError(f"{where}: label {wrong[0]} is not one of the {classes} classes, {valid} (data.ignore_label)")
     return torch.from_numpy(np.where(ignored, IGNORED, labels).astype(np.uint8))
 
 
@@ -172,6 +184,25 @@ def segmentation_rows(job: Job, split: Split, classes: int) -> Rows:
     return Rows(split, split.ids(data.image_column), [1] * len(split))
 
 
+def segmentation_processor(job: Job, patch: tuple[int, int]) -> ImageProcessor:
+    """The processor of the run's model, or a new one, that makes images of the size of the crops.
+
+    Args:
+        job: whose data have the options of `SegmentationData`.
+        patch: height and width of the model's patches in pixels.
+
+    Raises:
+        InputError: in training, the crops are not whole patches.
+    """
+    data: SegmentationData = job.config.data
+    sizes = zip(data.crop, patch, strict=True)
+    if job.training and any(side % least or side < 2 * least for side, least in sizes):
+        raise InputError(f"data.crop {list(data.crop)} should be whole patches of {list(patch)}, two or more a side")
+    source = job.config.model
+    processor = ImageProcessor.from_pretrained(source) if source else ImageProcessor()
+    return replace(fit_processor(processor, data.crop, crop_ratio=0), do_reduce_labels=data.reduce_labels)
+
+
 def file_names(pictures: list[str]) -> list[str]:
     """Names for files of each picture's own: the picture's without folder and ending, numbered where two are equal."""
     stems = [Path(name).stem if Path(name).suffix.lower() in PICTURES else Path(name).name for name in pictures]
@@ -184,6 +215,47 @@ def to_tensor(image: Image.Image, size: int | None) -> Tensor:
 
     pixels = functional.pil_to_tensor(image)
     return pixels if size is None else functional.resize(pixels, [size])
+
+
+def read_example(row: dict[str, Any], data: SegmentationData, classes: int | None) -> tuple[Image.Image, Tensor | None]:
+    """The image of a row, and its label map as `read_mask` makes it.
+
+    Args:
+        row: of `segmentation_rows`.
+        data: the columns, and which labels are ignored.
+        classes: how many there are; None for rows without label maps.
+    """
+    image = read_image(row[data.image_column], row["where"])
+    if classes is None:
+        return image, None
+    return image, read_mask(row[data.mask_column], row["where"], image.size, data, classes)
+
+
+def random_crop(
+    row: dict[str, Any], data: SegmentationData, processor: ImageProcessor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """What a model is trained on of a row: pixels (3, H, W), normalised, and labels (H, W) int64, `data.crop` large.
+
+    Args:
+        row: of `segmentation_rows`, with its `seed`.
+        data: augmentation, and what `read_example` takes.
+        processor: its mean and deviation.
+        classes: how many there are.
+    """
+    image, mask = read_example(row, data, classes)
+    pixels, labels = augment(to_tensor(image, data.size), mask, data, row["seed"])
+    return pad(normalise(pixels, processor), data.crop, 0), pad(labels, data.crop, IGNORED).long()
+
+
+def normalise(pixels: Tensor, processor: ImageProcessor) -> Tensor:
+    """(3, H, W) uint8 as a model takes it, by the mean and deviation of each channel."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    return (pixels / 255 - mean) / std
+
+
+def to_pixels(image: Image.Image, data: SegmentationData, processor: ImageProcessor) -> Tensor:
+    """An image as a model takes it in evaluation, (3, H, W): its shorter side `data.size`, normalised."""
+    return normalise(to_tensor(image, data.size), processor)
 
 
 def augment(image: Tensor, mask: Tensor, data: SegmentationData, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:

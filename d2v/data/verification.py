@@ -8,14 +8,152 @@ import os
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Container, Hashable, Sequence
-from itertools import accumulate, combinations
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, combinations, count
 from pathlib import Path
+from typing import Any
 
+from d2v.config import Job, at_least
+from d2v.data.audio import AudioData
 from d2v.data.columns import read_columns
+from d2v.data.labels import check_classes, read_names
+from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
 
 Trial = tuple[int | None, Hashable, Hashable]
+
+
+@dataclass
+class TrialData(AudioData):
+    """The data; without a path the embedded demo.
+
+    Attributes:
+        speaker_column: column of the speakers, names or numbers.
+        crop_seconds: length of the random crops of longer clips in training, in seconds; other splits stay whole.
+        held_out_speakers: speakers that are left out of train and validation, and are alone in test.
+        trials: file of the trials, lines of `1|0 enrolled tested` or `enrolled tested` with ids or files of the test
+            split; by default they are sampled from its speakers, and in prediction they are all pairs of its clips.
+        sampled_trials: maximum number of sampled trials, half of them of one speaker.
+    """
+
+    speaker_column: str = "speaker"
+    crop_seconds: float = 8.0
+    held_out_speakers: list[str] = field(default_factory=list)
+    trials: str | None = None
+    sampled_trials: int = 10_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(2, "data", self, ("sampled_trials",))
+
+
+def read_speakers(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, Split], dict[str, list[Any]]]:
+    """The splits and the name of each row's speaker; who is held out is in test alone, and nobody else is there.
+
+    Nobody is named in prediction, or where trials of a list are scored.
+
+    Args:
+        job: whose data have the options of `TrialData`.
+        splits: from `d2v.data.load.load`.
+
+    Raises:
+        InputError: test has not all of the held-out speakers, or some names are text and others numbers.
+    """
+    data: TrialData = job.config.data
+    if not job.labelled or (data.trials and not job.training):
+        return dict(splits), {}
+    speakers = {name: read_names(split, data.speaker_column) for name, split in splits.items()}
+    held = set(data.held_out_speakers)
+    if not held:
+        return dict(splits), speakers
+    tested = {speaker for speaker in speakers.get("test", []) if isinstance(speaker, str)}
+    if unknown := sorted(held - tested):
+        others = ", ".join(sorted(tested)[:20])
+        raise InputError(f"test: no speaker {unknown[0]!r} (data.held_out_speakers); there are {others}")
+    kept = {
+        name: [i for i, speaker in enumerate(each) if (speaker in held) == (name == "test")]
+        for name, each in speakers.items()
+    }
+    return (
+        {name: split.select(kept[name]) for name, split in splits.items()},
+        {name: [each[i] for i in kept[name]] for name, each in speakers.items()},
+    )
+
+
+def speaker_problem(speaker: Any, seconds: float, *, column: str) -> str | None:
+    """Why a row's speaker cannot be used, or None; the clip's length does not matter."""
+    return None if isinstance(speaker, str) else f"{column} is {speaker!r}; should be a name or number"
+
+
+def speaker_head(speakers: Sequence[Any], column: str) -> dict[str, Any]:
+    """The fields of a model's configuration that give it a head for the speakers of train, in order of their names.
+
+    Args:
+        speakers: of each row, from `read_speakers`.
+        column: that they are from.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    classes = sorted({speaker for speaker in speakers if isinstance(speaker, str)})
+    return {"id2label": dict(enumerate(check_classes(classes, column)))}
+
+
+def shortest_clip(config: Data2VecAudioConfig, rate: int, crop_seconds: float) -> int:
+    """Samples that a clip has at the least: the head's convolutions leave two frames of it, as a deviation takes.
+
+    Args:
+        config: the model's.
+        rate: samples a second.
+        crop_seconds: length of the crops of train.
+
+    Raises:
+        InputError: the crops are shorter.
+    """
+    lengths = count(config.shortest_clip, config.inputs_to_logits_ratio)  # of clips, one frame after another
+    shortest = next(length for length in lengths if config.frames(length) >= config.tdnn_context + 2)
+    if crop_seconds < shortest / rate:
+        raise InputError(f"data.crop_seconds {crop_seconds:g}: the model's frames take {shortest / rate:.3f} s")
+    return shortest
+
+
+def cohort_clips(split: Split, speakers: Sequence[str], most: int = 20) -> tuple[Split, list[str]]:
+    """The first clips of each speaker, and whose they are; a mean of twenty embeddings hardly changes with more.
+
+    Args:
+        split: of train.
+        speakers: of each row.
+        most: clips of a speaker.
+    """
+    first = first_clips(speakers, most)
+    return split.select(first, name="cohort"), [speakers[i] for i in first]
+
+
+def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial], str]:
+    """The trials of the test: those of `data.trials`, else sampled ones, else, without labels, all pairs.
+
+    Args:
+        job: whose data have the options of `TrialData`.
+        rows: of the split, whose references are speakers.
+
+    Returns:
+        Trials between rows by number, the same with the names of clips, and what results call them.
+
+    Raises:
+        InputError: the file cannot be used, see `read_trials`, or there are no pairs to sample from.
+    """
+    data: TrialData = job.config.data
+    if data.trials:
+        files = [path or name for path, name in zip(rows.split.files(data.audio_column), rows.ids, strict=True)]
+        clips = number_clips(files) | number_clips(rows.ids)
+        named = read_trials(data.trials, clips, labelled=job.labelled)
+        numbered = [(label, clips[enrol], clips[test]) for label, enrol, test in named]
+        return numbered, named, Path(data.trials).name
+    trials = sampled_trials(job, rows) if job.labelled else all_trials(len(rows))
+    named = [(label, rows.ids[enrol], rows.ids[test]) for label, enrol, test in trials]
+    return trials, named, f"sampled from {rows.split.name}" if job.labelled else "all pairs"
 
 
 def read_trials(path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False) -> list[Trial]:
@@ -105,8 +243,13 @@ def sample_trials(speakers: Sequence[str | int], count: int, seed: int, split: s
     return trials
 
 
-def first_clips(speakers: Sequence[str], most: int = 20) -> list[int]:
-    """The first clips of each speaker, by number; a mean of twenty embeddings hardly changes with more of them."""
+def sampled_trials(job: Job, rows: Rows) -> list[Trial]:
+    """Random trials between the rows of a split, see `sample_trials`; the same for the same `run.seed`."""
+    return sample_trials(rows.references, job.config.data.sampled_trials, job.config.run.seed, rows.split.name)
+
+
+def first_clips(speakers: Sequence[str], most: int) -> list[int]:
+    """The first clips of each speaker, by number."""
     counts: Counter[str] = Counter()
     kept = []
     for clip, speaker in enumerate(speakers):

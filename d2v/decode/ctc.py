@@ -55,7 +55,13 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
     return words
 
 
-def transcribe(logits: Tensor, frames: Tensor, tokenizer: CTCTokenizer, hop: float) -> list[dict[str, Any]]:
+def transcribe(
+    logits: Tensor,
+    frames: Tensor,
+    tokenizer: CTCTokenizer,
+    hop: float,
+    search: Callable[[Tensor, Tensor], list[str]] | None = None,
+) -> list[dict[str, Any]]:
     """What greedy search makes of each row: its `text`, and its `words` with their times.
 
     Args:
@@ -63,9 +69,13 @@ def transcribe(logits: Tensor, frames: Tensor, tokenizer: CTCTokenizer, hop: flo
         frames: (B,) real frames.
         tokenizer: of the model.
         hop: seconds from one frame to the next.
+        search: beam search with a language model, whose text is `text_lm`.
     """
     rows = greedy(logits, frames)
-    return [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in rows]
+    found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in rows]
+    if search is None:
+        return found
+    return [row | {"text_lm": text} for row, text in zip(found, search(logits, frames), strict=True)]
 
 
 def windows(frames: int, length: int, stride: int) -> list[tuple[int, int, int]]:

@@ -6,11 +6,16 @@ Segments are those of `d2v.data.diarization`. Shapes: T frames, C speakers.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from d2v.data.diarization import Segment
 from d2v.errors import InputError
+from d2v.pretrained import fetch_file, read_json
+
+DECISION = "diarization.json"
+"""File beside a model that has its `threshold` and the `filter` of `decode_segments`, chosen on validation."""
 
 
 def frames_to_segments(activity: np.ndarray, hop: float, names: Sequence[str]) -> list[Segment]:
@@ -61,6 +66,32 @@ def decode_segments(
         recording: frames_to_segments(binarise(values, threshold, filter_size), hop, names)
         for recording, values in probabilities.items()
     }
+
+
+def read_decision(source: str | os.PathLike) -> dict[str, Any]:
+    """The threshold and the filter that lie beside a model; nothing where it has none."""
+    path = fetch_file(source, DECISION)
+    return read_json(path) if path else {}
+
+
+def segment_records(recordings: Mapping[str, Sequence[Segment]]) -> list[dict[str, Any]]:
+    """The segments of each recording as predictions have them, in milliseconds: `id` and `segments`."""
+    return [
+        {
+            "id": recording,
+            "segments": [
+                {"start": round(start, 3), "end": round(end, 3), "speaker": speaker} for start, end, speaker in segments
+            ],
+        }
+        for recording, segments in recordings.items()
+    ]
+
+
+def write_arrays(folder: Path, probabilities: Mapping[str, np.ndarray]) -> None:
+    """Write each recording's probabilities (T, C) to `<recording>.npy` in a folder, which is made."""
+    folder.mkdir(exist_ok=True)
+    for recording, values in probabilities.items():
+        np.save(folder / f"{recording}.npy", values)
 
 
 def write_rttm(path: str | os.PathLike, recordings: Mapping[str, Sequence[Segment]]) -> None:

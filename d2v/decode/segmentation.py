@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from d2v.models.vision import sides
@@ -37,7 +38,7 @@ def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) ->
     Args:
         model: for segmentation.
         images: (B, 3, H, W).
-        window: its side in pixels; a side of the image that is shorter is seen whole.
+        window: its side in pixels; a shorter side of the image is taken whole.
         stride: from one window to the next; the last one is moved back to where the image ends.
     """
 
@@ -73,9 +74,9 @@ def label_map(
         model: for segmentation.
         image: (3, h, w), normalised.
         size: (H, W), the image's own.
-        window, stride: as for `window_logits`; without them the image is seen whole.
+        window, stride: as for `window_logits`; without them one window is the whole image.
         scales: factors that the image is resized by.
-        flip: look at the mirrored image too.
+        flip: average with the mirrored image.
     """
     scores = 0
     for scale, mirrored in product(scales, (False, True) if flip else (False,)):
@@ -89,12 +90,12 @@ def label_map(
 
 
 def draw_overlays(
-    rows: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]], names: list[str], path: str | os.PathLike
+    rows: list[tuple[ArrayLike, ArrayLike | None, ArrayLike]], names: list[str], path: str | os.PathLike
 ) -> None:
     """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
 
     Args:
-        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
+        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction; as arrays, tensors or images.
         names: all C classes; the first thirty that occur are in the legend.
         path: of the picture.
     """
@@ -104,12 +105,13 @@ def draw_overlays(
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
+    rows = [tuple(each if each is None else np.asarray(each) for each in row) for row in rows]
     colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
 
     def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        known = labels != IGNORED
+        counts = labels != IGNORED
         mixed = image.astype(float)
-        mixed[known] = 0.35 * mixed[known] + 0.65 * colours[labels[known]]
+        mixed[counts] = 0.35 * mixed[counts] + 0.65 * colours[labels[counts]]
         return mixed.astype(np.uint8)
 
     columns = 2 if rows[0][1] is None else 3

@@ -6,6 +6,7 @@ Trials are those of `d2v.data.verification`. Shapes: E clips, K cohort, D width,
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ def s_norm(
     return ((np.asarray(scores)[:, None] - means[both]) / deviations[both]).mean(axis=1)
 
 
+def trial_records(named: Sequence[Trial], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """The scores of trials as predictions have them: `enrol`, `test`, `score`, and the `label` where there is one."""
+    return [
+        {"enrol": enrol, "test": test, "score": float(score)} | ({} if label is None else {"label": label})
+        for (label, enrol, test), score in zip(named, scores, strict=True)
+    ]
+
+
 def write_scores(path: str | os.PathLike, trials: Sequence[Trial], scores: Sequence[float]) -> None:
     """Write `<score> <enrolment clip> <test clip>` a line, as VoxSRC takes it: from 0 to 1, in the same order.
 
@@ -100,9 +109,15 @@ def write_scores(path: str | os.PathLike, trials: Sequence[Trial], scores: Seque
     Path(path).write_text("".join(lines), "utf-8")
 
 
-def speaker_means(embeddings: np.ndarray, speakers: Sequence[str]) -> np.ndarray:
-    """The mean embedding of each speaker, (K, D) in the order of their names; of clips (E, D)."""
+def speaker_means(speakers: Sequence[str], embeddings: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean embedding of each speaker, (K, D) in the order of their names.
+
+    Args:
+        speakers: of each clip.
+        embeddings: (E, D), of the same clips.
+    """
     names, owners = np.unique(speakers, return_inverse=True)
+    embeddings = np.stack(embeddings)
     return np.stack([embeddings[owners == speaker].mean(axis=0) for speaker in range(len(names))])
 
 

@@ -144,12 +144,12 @@ def diarization_metrics(
 
     Args:
         references: recording -> its segments.
-        hypotheses: the same recordings.
-        frames: recording -> how many it has.
+        hypotheses: recording -> its segments.
+        frames: recording -> how many it has, of those that are scored.
         hop: seconds from frame to frame.
         free_names: the names in the hypotheses mean nothing, as in diarization; else those of the references.
     """
-    errors = {}
+    errors, references = {}, {recording: references[recording] for recording in frames}
     if free_names:
         errors = diarization_error(references, hypotheses)
         errors["der_collar_025"] = diarization_error(references, hypotheses, collar=0.25)["der"]
@@ -170,17 +170,17 @@ def plot_timelines(
 
     Args:
         references: recording -> who spoke when.
-        hypotheses: the same recordings.
+        hypotheses: the same recordings, or some of them.
         path: of the picture.
         free_names: as for `diarization_metrics`.
-        most: recordings to plot, the first ones.
+        most: recordings to plot, the first of the hypotheses.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = list(references)[:most]
+    shown = list(hypotheses)[:most]
     hypotheses = name_speakers(references, hypotheses) if free_names else hypotheses
     figure, axes = pyplot.subplots(len(shown), figsize=(10, 1.2 * len(shown)), squeeze=False, layout="constrained")
     for recording, axis in zip(shown, axes[:, 0], strict=True):

@@ -90,7 +90,7 @@ def filler(positions: int, x: Tensor) -> int:
     same number of positions, and compiling takes up to half of a small model's time.
     """
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32
-    return -positions % 64 if _eager_on_cpu(x) and (autocast or x.dtype != torch.float32) else 0
+    return -positions % 64 if _eager_on_cpu(x) and (autocast or x.itemsize < 4) else 0
 
 
 def _eager_on_cpu(x: Tensor) -> bool:

@@ -227,8 +227,8 @@ def segmentation_loss(
         Sum over pixels and how many count.
     """
     ignore = config.semantic_loss_ignore_index
-    total, count = losses.cross_entropy(resize(logits.float(), labels.shape[1:]), labels, ignore=ignore)
+    total, count = losses.cross_entropy(resize(losses.at_least_fp32(logits), labels.shape[1:]), labels, ignore=ignore)
     if auxiliary_logits is not None:
-        resized = resize(auxiliary_logits.float(), labels.shape[1:])
+        resized = resize(losses.at_least_fp32(auxiliary_logits), labels.shape[1:])
         total = total + config.auxiliary_loss_weight * losses.cross_entropy(resized, labels, ignore=ignore)[0]
     return total, count

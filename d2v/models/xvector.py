@@ -59,9 +59,10 @@ class AMSoftmax(nn.Module):
         """(B, D) and classes (B,) -> the sum over clips and their number."""
         # bf16 would round a cosine by up to 1/512, which the scale makes 0.06.
         with torch.autocast(x.device.type, enabled=False):
-            cosines = F.normalize(x.float(), dim=1) @ F.normalize(self.weight.float(), dim=0)  # (B, C)
+            x, weight = losses.at_least_fp32(x), losses.at_least_fp32(self.weight)
+            cosines = F.normalize(x, dim=1) @ F.normalize(weight, dim=0)  # (B, C)
         right = labels[:, None] == torch.arange(cosines.shape[1], device=x.device)
-        return losses.cross_entropy(self.scale * (cosines - self.margin * right), labels)
+        return losses.cross_entropy(self.scale * (cosines - self.margin * right.to(cosines.dtype)), labels)
 
 
 class Data2VecAudioForXVector(AudioPreTrainedModel):

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from d2v.training.optim import averaged, build_average, build_optimizer, lr_scal
 from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Predictions = TypeVar("Predictions")
 LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
 
 
@@ -280,3 +281,23 @@ def predict(
         with job.accelerator.autocast():
             predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
     return sorted(gather_object(predictions), key=lambda pair: pair[0])
+
+
+def predict_test(
+    rows: Mapping[str, Any], predict_split: Callable[..., Predictions], model: nn.Module, *options: Any
+) -> tuple[str, Predictions, float]:
+    """Predictions of the split that was not used for selection: test, or where there is none validation.
+
+    Args:
+        rows: of each split.
+        predict_split: `predict_split(model, split, *options)` predicts a split.
+        model: the best one.
+        *options: of `predict_split`.
+
+    Returns:
+        The split's name, its predictions, and the seconds that they took.
+    """
+    split = "test" if "test" in rows else "validation"
+    begun = time.perf_counter()
+    predictions = predict_split(model, split, *options)
+    return split, predictions, time.perf_counter() - begun

@@ -1,35 +1,42 @@
-"""Which rows of speech can be used, and what the others are told."""
+"""Which clips can be used, what the others are told, and what a batch of clips holds."""
 
 import numpy as np
 import pytest
 import soundfile
 
 from d2v.data.audio import (
+    AudioData,
+    augment_clip,
     check_clips,
+    clip_batch,
+    clip_rows,
+    crop_start,
     load_clips,
     random_crop,
     random_speed,
-    text_problem,
-    transcript_problem,
 )
+from d2v.data.ctc import text_problem, transcript_problem
 from d2v.errors import InputError
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from tests.helpers import make_job, make_split
 from tests.tiny import flac, tones
 
 TOKENIZER = CTCTokenizer.from_texts(["abc ab"])
 GOOD = flac(tones("abc"))  # 0.3 s
 
 
-def rows(*clips, **columns):
+def sounds(*clips, name="train", **columns):
     """A split whose sounds are paths or bytes."""
-    import datasets
-
     audio = [{"bytes": clip, "path": None} if isinstance(clip, bytes) else {"path": clip} for clip in clips]
-    return datasets.Dataset.from_dict({"audio": audio} | columns)
+    return make_split(name, audio=audio, **columns)
 
 
-def check(split, bad_rows="refuse", **options):
-    return check_clips(split, "train", "audio", bad_rows=bad_rows, **{"shortest": 0.025} | options)
+def rows_of(split, references=None, learn=lambda *_: None, score=lambda *_: None, crop_seconds=np.inf, **options):
+    """The rows of one split that can be used."""
+    references = {} if references is None else {split.name: references}
+    job = make_job(AudioData(**options))
+    checks = {"learn": learn, "score": score, "crop_seconds": crop_seconds}
+    return clip_rows(job, {split.name: split}, 16_000, 400, references, **checks)[split.name]
 
 
 @pytest.fixture
@@ -55,10 +62,18 @@ KINDS = ["missing", "no audio", "empty", "cut off", "zero length", "too short", 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_clip_has_its_reason(bad_clips, kind):
+    clip, words = bad_clips[kind]
+    seconds, reasons = check_clips(sounds(GOOD, clip), "audio", shortest=0.025, longest=1.0)
+    assert len(seconds) == len(reasons) == 2 and (seconds[0], reasons[0]) == (pytest.approx(0.3), None)
+    assert all(word in reasons[1] for word in words), reasons[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_refusing_names_the_first_bad_row(bad_clips, kind):
     clip, words = bad_clips[kind]
     with pytest.raises(InputError) as caught:
-        check(rows(GOOD, clip, "later.wav"), longest=1.0)
+        rows_of(sounds(GOOD, clip, "later.wav"), max_seconds=1.0)
     message = str(caught.value)
     assert message.startswith("train, row 1: ") and "\n" not in message and "later" not in message
     assert message.endswith("(--data.bad_rows skip leaves such rows out)")
@@ -67,66 +82,115 @@ def test_refusing_names_the_first_bad_row(bad_clips, kind):
 
 def test_skipping_counts_them_and_keeps_the_rest(bad_clips, capsys):
     clips = [bad_clips[kind][0] for kind in KINDS]
-    split = rows(clips[0], GOOD, *clips[1:], flac(tones("ab")), number=list(range(len(clips) + 2)))
-    good, seconds = check(split, bad_rows="skip", longest=1.0)
-    assert list(good["number"]) == [1, 9] and seconds == pytest.approx([0.3, 0.2])
+    split = sounds(clips[0], GOOD, *clips[1:], flac(tones("ab")), id=[f"clip-{i}" for i in range(len(clips) + 2)])
+    rows = rows_of(split, references=list(range(10)), bad_rows="skip", max_seconds=1.0)
+    assert rows.ids == ["clip-1", "clip-9"] and rows.lengths == pytest.approx([0.3, 0.2])
+    assert rows.references == [1, 9] and [rows[i]["id"] for i in (0, 1)] == rows.ids
+    assert [rows[i]["where"] for i in (0, 1)] == ["train, row 1", "train, row 9"]  # in the user's own file
     printed = capsys.readouterr().out
-    assert printed.startswith("train: 8 of 10 rows left out; the first is row 0: ") and "missing.wav" in printed
+    assert printed.startswith("train: 8 of 10 rows left out; the first is train, row 0: ") and "missing.wav" in printed
     assert printed.count("\n") == 1
 
 
 def test_bounds_belong_to_the_good(capsys):
-    good, seconds = check(rows(flac(np.zeros(400, np.float32)), flac(np.zeros(16_000, np.float32))), longest=1.0)
-    assert len(good) == 2 and seconds == [0.025, 1.0]
-    assert len(check(rows(flac(np.zeros(160_000, np.float32))))[0]) == 1  # no bound above by default
+    clips = [flac(np.zeros(count, np.float32)) for count in (400, 16_000, 160_000)]
+    assert rows_of(sounds(*clips[:2]), max_seconds=1.0).lengths == [0.025, 1.0]
+    assert rows_of(sounds(clips[2], name="test"), max_seconds=1.0).lengths == [10.0]  # what is scored may be longer
+    assert check_clips(sounds(clips[2]), "audio", 0.025) == ([10.0], [None])  # no bound above by default
     assert not capsys.readouterr().out
 
 
+def test_what_is_cropped_counts_as_its_crop():
+    """In train alone, where it is checked at its full length."""
+    lengths = {}
+    for name in ("train", "test"):
+        split = sounds(GOOD, flac(tones("a")), name=name)
+        rows = rows_of(split, [0, 1], lambda _, seconds: lengths.setdefault(seconds, None), crop_seconds=0.2)
+        assert rows.lengths == pytest.approx([0.2, 0.1] if name == "train" else [0.3, 0.1])
+    assert list(lengths) == pytest.approx([0.3, 0.1])
+
+
 def test_damage_behind_the_header_takes_decoding():
-    split = rows(GOOD, GOOD[: len(GOOD) // 2], number=[0, 1])
-    assert len(check(split)[0]) == 2
-    with pytest.raises(InputError, match=r"^train, row 1: <bytes>: damaged or cut-off"):
-        check(split, decode=True)
-    assert list(check(split, decode=True, bad_rows="skip")[0]["number"]) == [0]
+    cut = GOOD[: len(GOOD) // 2]
+    assert check_clips(sounds(GOOD, cut), "audio", 0.025)[1] == [None, None]
+    assert len(rows_of(sounds(GOOD, cut))) == 2  # train is decoded as it comes up
+    with pytest.raises(InputError, match=r"^test, row 1: <bytes>: damaged or cut-off"):
+        rows_of(sounds(GOOD, cut, name="test"))
+    assert rows_of(sounds(GOOD, cut, name="test", id=["a", "b"]), bad_rows="skip").ids == ["a"]
 
 
 def test_a_batch_is_decoded():
     batch = [
         {"audio": GOOD, "text": "abc"},
-        {"audio": GOOD[: len(GOOD) // 2], "id": "clip-7"},
+        {"audio": GOOD[: len(GOOD) // 2], "where": "train, row 7"},
         {"audio": flac(tones("ab"))},
     ]
-    with pytest.raises(InputError, match=r"^clip-7: <bytes>: damaged .*--data\.bad_rows skip leaves such rows out"):
+    message = r"^train, row 7: <bytes>: damaged .*--data\.bad_rows skip leaves such rows out"
+    with pytest.raises(InputError, match=message):
         load_clips(batch, "audio", 16_000, "refuse")
-    with pytest.warns(UserWarning, match="left out clip-7: <bytes>: damaged"):
+    with pytest.warns(UserWarning, match="left out train, row 7: <bytes>: damaged"):
         good, clips = load_clips(batch, "audio", 8_000, "skip")
     assert good == [batch[0], batch[2]] and [len(clip) for clip in clips] == [2400, 1600]
     with pytest.warns(UserWarning), pytest.raises(InputError, match="not one clip of a batch can be decoded"):
         load_clips(batch[1:2], "audio", 16_000, "skip")
 
 
-def test_the_recipe_may_find_fault_too():
-    def problem(row, seconds):
-        return f"{row['text']!r} in {seconds:.1f} s" if row["text"] == "b" else None
+def batch_of(clips, *, seeds=None, **options):
+    rows = [{"audio": clip, "where": f"train, row {i}", "row": i} for i, clip in enumerate(clips)]
+    rows = [row | {"seed": seed} for row, seed in zip(rows, seeds, strict=True)] if seeds else rows
+    change = {name: options.pop(name) for name in ("change", "crop_seconds") if name in options}
+    return clip_batch(rows, AudioFeatureExtractor(), AudioData(**options), **change)
 
-    split = rows(GOOD, GOOD, text=["a", "b"])
-    with pytest.raises(InputError, match=r"train, row 1: 'b' in 0\.3 s"):
-        check(split, problem=problem)
-    assert list(check(split, problem=problem, bad_rows="skip")[0]["text"]) == ["a"]
+
+def test_what_a_batch_holds():
+    clips = [GOOD, flac(tones("ab")), GOOD[: len(GOOD) // 2]]
+    with pytest.warns(UserWarning, match="left out train, row 2"):
+        rows, batch = batch_of(clips, bad_rows="skip")
+    assert [row["row"] for row in rows] == batch["rows"] == [0, 1] and "starts" not in batch
+    assert batch["lengths"] == [4800, 3200] and batch["size"] == 0.5
+    assert batch["input_values"].shape == (2, 4800) and batch["attention_mask"].sum(dim=1).tolist() == [4800, 3200]
+
+
+def test_crops_of_a_batch_follow_the_seeds():
+    seeds = [(0, 0, 0), (0, 0, 1)]
+    _, batch = batch_of([GOOD, flac(tones("a"))], seeds=seeds, crop_seconds=0.2)
+    assert batch["lengths"] == [3200, 1600] and batch["starts"] == [crop_start(4800, 3200, seeds[0]), 0]
+    assert batch["size"] == pytest.approx(0.3)
+    start, clip = batch["starts"][0], load_clips([{"audio": GOOD}], "audio", 16_000, "refuse")[1][0]
+    assert np.array_equal(batch["input_values"][0], AudioFeatureExtractor()([clip[start:][:3200]])["input_values"][0])
+    assert batch_of([GOOD], crop_seconds=0.2)[1]["lengths"] == [4800]  # no seed, no crop
+
+
+def test_a_change_comes_before_the_crop_and_in_train_alone():
+    def twice(clip, seed):
+        return np.concatenate([clip, clip])
+
+    _, batch = batch_of([GOOD], seeds=[(0, 0, 0)], change=twice, crop_seconds=0.5)
+    assert batch["lengths"] == [8000] and batch["starts"] == [crop_start(9600, 8000, (0, 0, 0))]
+    assert batch_of([GOOD], change=twice)[1]["lengths"] == [4800]
+
+
+def test_the_recipe_may_find_fault_too():
+    def problem(text, seconds):
+        return f"{text!r} in {seconds:.1f} s" if text == "b" else None
+
+    for name, check in (("train", "learn"), ("test", "score")):
+        split = sounds(GOOD, GOOD, name=name)
+        with pytest.raises(InputError, match=rf"{name}, row 1: 'b' in 0\.3 s"):
+            rows_of(split, ["a", "b"], **{check: problem})
+        assert rows_of(split, ["a", "b"], **{check: problem}, bad_rows="skip").references == ["a"]
 
 
 @pytest.mark.parametrize("value", [5, 0.5, [0.1, 0.2]])
 def test_a_column_of_something_else(value):
-    import datasets
-
     with pytest.raises(InputError, match=r"^train, row 0: .*; audio is a file's path or its bytes"):
-        check(datasets.Dataset.from_dict({"audio": [value]}))
+        rows_of(make_split(audio=[value]))
 
 
 @pytest.mark.parametrize("bad_rows", ["refuse", "skip"])
 def test_no_good_row_is_an_error(bad_rows):
     with pytest.raises(InputError, match=r"^train.*row 0: nowhere\.wav: no such file"):
-        check(rows("nowhere.wav", "nor.wav"), bad_rows=bad_rows)
+        rows_of(sounds("nowhere.wav", "nor.wav"), bad_rows=bad_rows)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +227,19 @@ def test_frames_are_enough_exactly_where_the_loss_is_finite():
             assert loss.isfinite() == (transcript_problem(text, TOKENIZER, frames) is None)
 
 
-def test_speed_and_crop_follow_their_draw():
+def test_speed_and_crop_follow_their_seed():
     clip = np.sin(np.arange(16_000) * 0.1).astype(np.float32)
     lengths = [len(random_speed(clip, 0.2, (0, 0, row))) for row in range(200)]
     assert 16_000 / 1.2 - 1 <= min(lengths) < 13_800 and 19_500 < max(lengths) <= 16_000 / 0.8 + 1
     faster = random_speed(clip, 0.2, (0, 0, int(np.argmin(lengths))))
     crossings = np.sum(np.diff(np.sign(faster[100:-100])) != 0) / (len(faster) - 200)
     assert crossings == pytest.approx(0.1 / np.pi * 16_000 / len(faster), rel=0.02)  # the pitch goes along
-    for draw in ((0, 0, 1), (0, 1, 1), (1, 0, 1)):
-        assert np.array_equal(random_speed(clip, 0.2, draw), random_speed(clip, 0.2, draw))
-        assert np.array_equal(random_crop(clip, 100, draw), random_crop(clip, 100, draw))
+    for seed in ((0, 0, 1), (0, 1, 1), (1, 0, 1)):
+        assert np.array_equal(random_speed(clip, 0.2, seed), random_speed(clip, 0.2, seed))
+        assert np.array_equal(random_crop(clip, 100, seed), random_crop(clip, 100, seed))
+        both = random_crop(random_speed(clip, 0.2, seed), 100, seed)
+        assert np.array_equal(augment_clip(clip, seed, speed=0.2, samples=100), both)
     starts = {float(random_crop(np.arange(50.0), 40, (0, 0, row))[0]) for row in range(200)}
     assert starts == set(map(float, range(11)))
     assert np.array_equal(random_crop(clip, 16_001, (0, 0, 0)), clip)
+    assert np.array_equal(augment_clip(clip, (0, 0, 0), speed=0.0, samples=None), clip)

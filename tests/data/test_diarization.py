@@ -1,35 +1,45 @@
 """Segments from rows and from RTTM files, and the frames that a model learns."""
 
+import re
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.data.diarization import (
+    SegmentData,
     check_segments,
+    frame_head,
+    frame_labels,
     one_word,
+    parse_segments,
     read_rttm,
     read_segments,
     recording_name,
     recording_names,
     segment_classes,
     segment_problem,
+    segments_of,
     segments_to_frames,
 )
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
+from tests.helpers import make_job, make_split
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=100)
 SEGMENTS = [{"start": 0.5, "end": 1, "what": "dog  bark"}, {"start": 0.0, "end": 0.7, "what": 3}]
 
 
-def read(row, key="what", recordings=None):
-    return read_segments(row, "audio", "segments", key, recordings)
+def read(value, key="what"):
+    return parse_segments(value, "segments", key)
 
 
 def test_a_column_of_segments():
-    assert read({"segments": SEGMENTS}) == [(0.5, 1, "dog_bark"), (0.0, 0.7, "3")]
-    assert read({"segments": SEGMENTS}, key=None) == [(0.5, 1, "speech"), (0.0, 0.7, "speech")]
-    assert read({"segments": []}) == []
+    assert read(SEGMENTS) == [(0.5, 1, "dog_bark"), (0.0, 0.7, "3")]
+    assert read(SEGMENTS, key=None) == [(0.5, 1, "speech"), (0.0, 0.7, "speech")]
+    assert read([]) == []
 
 
 @pytest.mark.parametrize(
@@ -44,17 +54,30 @@ def test_a_column_of_segments():
     ],
 )
 def test_what_is_no_list_of_segments(segments, message):
-    with pytest.raises(InputError, match=message):
-        read({"segments": segments})
+    assert re.search(message, read(segments))
 
 
 def test_an_rttm_file_is_looked_up_by_id_or_file():
     recordings = {"rec.1": [(0.0, 1.0, "anna")], "b": []}
-    assert read({"id": "rec.1"} | {"audio": None}, recordings=recordings) == [(0.0, 1.0, "anna")]
-    assert read({"audio": {"path": "folder/rec.1.WAV"}}, recordings=recordings) == [(0.0, 1.0, "anna")]
-    assert read({"audio": "folder/rec.1.flac"}, key=None, recordings=recordings) == [(0.0, 1.0, "speech")]
-    with pytest.raises(InputError, match=r"data.rttm has no recording 'c'; it has rec.1, b"):
-        read({"audio": "c.wav"}, recordings=recordings)
+    assert segments_of(recordings, "rec.1", "speaker") == [(0.0, 1.0, "anna")]
+    assert segments_of(recordings, "folder/rec.1.WAV", "speaker") == [(0.0, 1.0, "anna")]
+    assert segments_of(recordings, "folder/rec.1.flac", None) == [(0.0, 1.0, "speech")]
+    assert segments_of(recordings, "c.wav", None) == "data.rttm has no recording 'c'; it has rec.1, b, ..."
+
+
+def test_segments_are_read_split_by_split(tmp_path):
+    one, two = ([{"start": 0.0, "end": end, "speaker": "anna"}] for end in (1.0, 2.0))
+    audio = [{"bytes": b"", "path": f"x/{name}.wav"} for name in ("one", "two", "gone")]
+    splits = {"train": make_split(audio=audio, turns=[one, two, None]).select([2, 1])}
+    splits["test"] = make_split("test", id=["two.wav"], audio=audio[:1], turns=[one])
+    wrong = "turns is None; should be a list of segments with start, end, speaker"
+    job = make_job(SegmentData())
+    assert read_segments(job, splits) == {"train": [wrong, [(0.0, 2.0, "anna")]], "test": [[(0.0, 1.0, "anna")]]}
+    (tmp_path / "a.rttm").write_text("SPEAKER one 1 0 1 <NA> <NA> carl <NA>\nSPEAKER two 1 0 3 <NA> <NA> carl <NA>\n")
+    job = make_job(SegmentData(rttm=str(tmp_path / "a.rttm")))
+    missing = "data.rttm has no recording 'gone'; it has one, two, ..."
+    assert read_segments(job, splits) == {"train": [missing, [(0.0, 3.0, "carl")]], "test": [[(0.0, 3.0, "carl")]]}
+    assert read_segments(make_job(SegmentData(), mode="predict"), splits) == {}
 
 
 def test_names_of_recordings():
@@ -66,22 +89,38 @@ def test_names_of_recordings():
 
 
 def test_classes_are_what_can_be_read():
-    rows = [{"segments": SEGMENTS}, {"segments": None}, {"segments": [SEGMENTS[0] | {"what": "cat"}]}]
-    assert segment_classes(rows, read) == ["3", "cat", "dog_bark"]
-    with pytest.raises(InputError, match="train: has no segment"):
-        segment_classes(rows[1:2], read)
+    recordings = [read(SEGMENTS), read(None), read([SEGMENTS[0] | {"what": "cat"}])]
+    assert segment_classes(recordings) == ["3", "cat", "dog_bark"]
+    assert frame_head(recordings) == {"frame_loss": "cross_entropy", "id2label": {0: "3", 1: "cat", 2: "dog_bark"}}
+    assert frame_head() == {"frame_loss": "pit_bce"}
+    with pytest.raises(InputError, match="train: has no segment; data.segments_column, data.label_key and data.rttm"):
+        segment_classes(recordings[1:2])
 
 
 def test_segments_of_one_class_may_overlap_but_not_those_of_one_speaker():
-    row = {"segments": [{"start": 0.0, "end": 1.0, "what": "a"}, {"start": 0.5, "end": 2.0, "what": "a"}]}
-    assert segment_problem(row, 2.0, read, {"a": 0}) is None
-    assert segment_problem(row, 2.0, read, {"b": 0}) == "segment 'a' is not one of the classes b"
-    assert "two segments of speaker a overlap" in segment_problem(row, 2.0, read)
-    assert "the clip ends at 1.5 s" in segment_problem(row, 1.5, read, {"a": 0})
-    row["segments"][1]["what"] = "b"
-    assert segment_problem(row, 2.0, read) is None and segment_problem(row, 2.0, read, most=2) is None
-    assert segment_problem(row, 2.0, read, most=1) == "2 speakers; the model has 1 (arch.num_labels)"
-    assert segment_problem({"segments": 5}, 2.0, read).startswith("segments is 5; should be a list")
+    segments = [(0.0, 1.0, "a"), (0.5, 2.0, "a")]
+    assert segment_problem(segments, 2.0, {"a": 0}) is None
+    assert segment_problem(segments, 2.0, {"b": 0}) == "segment 'a' is not one of the classes b"
+    assert "two segments of speaker a overlap" in segment_problem(segments, 2.0)
+    assert "the clip ends at 1.5 s" in segment_problem(segments, 1.5, {"a": 0})
+    segments[1] = (0.5, 2.0, "b")
+    assert segment_problem(segments, 2.0) is None and segment_problem(segments, 2.0, most=2) is None
+    assert segment_problem(segments, 2.0, most=1) == "2 speakers; the model has 1 (arch.num_labels)"
+    assert segment_problem(read(5), 2.0).startswith("segments is 5; should be a list")
+
+
+@pytest.mark.parametrize("loss", ["pit_bce", "cross_entropy"])
+def test_the_labels_of_parts_of_recordings(loss):
+    """Frames of 20 ms; the second part begins a second later and is shorter by ten frames."""
+    config = Data2VecAudioConfig(frame_loss=loss, id2label={0: "x", 1: "y", 2: "z"})
+    reference = [(1.0, 1.5, "x"), (0.0, 0.5, "z")]  # z speaks first
+    rows, lengths = [{"reference": reference}] * 2, [16_000, 12_800]
+    labels = frame_labels(rows, lengths, [0, 16_000], config, 16_000)  # (2, 49, 3)
+    assert labels.shape == (2, 49, 3) and labels.dtype == torch.float32
+    x, z = (1, 0) if loss == "pit_bce" else (0, 2)  # in the order in which they speak, or of the classes
+    assert labels[0, :, z].tolist() == [1] * 25 + [0] * 24 and labels[0].sum() == 25
+    assert labels[1, :39, x].tolist() == [1] * 25 + [0] * 14 and labels[1, :39].sum() == 25
+    assert (labels[1, 39:] == -100).all()
 
 
 def test_a_frame_is_labelled_by_its_centre():

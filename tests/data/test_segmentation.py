@@ -14,13 +14,22 @@ from d2v.data.segmentation import (
     class_names,
     crop,
     file_names,
+    normalise,
     pad,
+    random_crop,
+    read_example,
     read_mask,
     read_pairs,
+    segmentation_head,
+    segmentation_processor,
+    segmentation_rows,
+    to_pixels,
     to_tensor,
 )
 from d2v.demo.images import SCENE_CLASSES, png, scenes
 from d2v.errors import InputError
+from d2v.processors.image import ImageProcessor
+from tests.helpers import make_job, make_split
 
 LABELS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)
 
@@ -127,10 +136,10 @@ def test_image_and_mask_stay_together():
     assert len(seen) > 10 and {mirrored for _, mirrored in seen} == {False, True}
 
 
-def test_augmentation_is_a_function_of_the_draw():
+def test_augmentation_is_a_function_of_the_seed():
     image, labels = picture()
     data = SegmentationData(crop=(24, 30), scale=(0.4, 1.0))
-    first, again, other = (augment(image, labels, data, draw) for draw in ((0, 1, 2), (0, 1, 2), (0, 2, 2)))
+    first, again, other = (augment(image, labels, data, seed) for seed in ((0, 1, 2), (0, 1, 2), (0, 2, 2)))
     assert all(map(torch.equal, first, again)) and not torch.equal(first[0], other[0])
     sizes = {augment(image, labels, data, (0, 0, row))[0].shape[1:] for row in range(20)}
     assert max(sizes) == (24, 30) and len(sizes) > 1  # what is smaller is padded by the recipe
@@ -163,3 +172,74 @@ def test_scenes():
     image = np.asarray(Image.open(io.BytesIO(made["train"][0]["image"]["bytes"])))
     assert image[labels[0] > 0].mean() > image[labels[0] == 0].mean() + 30  # digits are bright
     assert scenes(_sizes=(6, 2, 3))["test"].to_list() == made["test"].to_list()
+
+
+def pairs(name="train", **options):
+    """Two rows of image and label map, and their data; the second of the label maps is of another size."""
+    images = [{"bytes": png(Image.new("RGB", (30, 20), (90, 120, 150))), "path": f"{i}.png"} for i in range(2)]
+    labels = (np.arange(600).reshape(20, 30) // 300).astype(np.uint8)
+    masks = [{"bytes": png(Image.fromarray(each)), "path": None} for each in (labels, labels[:9])]
+    return make_split(name, image=images, annotation=masks), SegmentationData(crop=(24, 24), **options)
+
+
+def test_what_is_scored_is_decoded_once_before():
+    for name in ("train", "test"):
+        split, data = pairs(name)
+        if name == "test":
+            with pytest.raises(InputError, match=r"^test, row 1: the label map has \(30, 9\) pixels"):
+                segmentation_rows(make_job(data), split, 2)
+        rows = segmentation_rows(make_job(data), split.select([0]) if name == "test" else split, 2)
+        assert rows.ids[0] == "0.png" and rows[0]["where"] == f"{name}, row 0" and rows.lengths[0] == 1
+    assert len(segmentation_rows(make_job(data, mode="predict"), split, 2)) == 2  # label maps are not looked at
+
+
+def test_an_example_is_an_image_and_perhaps_a_label_map():
+    split, data = pairs()
+    rows = segmentation_rows(make_job(data), split, 2)
+    image, labels = read_example(rows[0], data, 2)
+    assert image.size == (30, 20) and labels.shape == (20, 30) and labels.sum() == 300
+    assert read_example(rows[1], data, None)[1] is None
+    with pytest.raises(InputError, match="train, row 1: the label map has"):
+        read_example(rows[1], data, 2)
+
+
+def test_pixels_are_normalised_by_channel():
+    split, data = pairs(size=10)
+    processor = ImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.2, 0.1])
+    image, _ = read_example(segmentation_rows(make_job(data), split, 2)[0], data, 2)
+    pixels = to_pixels(image, data, processor)
+    expected = [(90 / 255 - 0.5) / 0.5, (120 / 255 - 0.4) / 0.2, (150 / 255 - 0.3) / 0.1]
+    assert pixels.shape == (3, 10, 15) and pixels[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(pixels, normalise(to_tensor(image, 10), processor))
+
+
+def test_a_random_crop_is_padded_by_the_mean_and_the_ignored_label():
+    split, data = pairs(scale=(0.5, 0.5), photometric=False, flip=False)  # 15 x 10 pixels of 24 x 24
+    row = segmentation_rows(make_job(data), split, 2)[0] | {"seed": (0, 0, 0)}
+    pixels, labels = random_crop(row, data, ImageProcessor(), 2)
+    assert pixels.shape == (3, 24, 24) and labels.shape == (24, 24) and labels.dtype == torch.int64
+    assert (labels[10:] == 255).all() and (labels[:, 15:] == 255).all() and labels[:10, :15].max() == 1
+    assert (pixels[:, 10:] == 0).all() and (pixels[:, :, 15:] == 0).all() and (pixels[:, :10, :15] != 0).all()
+    assert all(map(torch.equal, random_crop(row, data, ImageProcessor(), 2), (pixels, labels)))
+
+
+def test_the_head_has_the_classes_of_the_data_or_the_demo(tmp_path):
+    config = make_job(SegmentationData(names=["sky", "sea"])).config
+    ignored = {"semantic_loss_ignore_index": 255}
+    assert segmentation_head(config, ["a", "b", "c"]) == {"id2label": {0: "a", 1: "b", 2: "c"}} | ignored
+    config.data.path = str(tmp_path)
+    assert segmentation_head(config, ["a", "b", "c"]) == {"id2label": {0: "sky", 1: "sea"}} | ignored
+
+
+def test_the_processor_makes_images_of_the_crops(tmp_path):
+    ImageProcessor(image_mean=[0.1, 0.2, 0.3], do_reduce_labels=True).save_pretrained(tmp_path)
+    processor = segmentation_processor(make_job(SegmentationData(crop=(24, 32)), model=str(tmp_path)), (4, 4))
+    assert processor.size == {"height": 24, "width": 32} and not processor.do_center_crop
+    assert tuple(processor.image_mean) == (0.1, 0.2, 0.3) and not processor.do_reduce_labels
+    assert segmentation_processor(make_job(SegmentationData(reduce_labels=True)), (16, 16)).do_reduce_labels
+    for height, width in ((24, 30), (4, 24)):
+        data = SegmentationData(crop=(height, width))
+        message = rf"data.crop \[{height}, {width}\] should be whole patches of \[4, 4\], two or more a side"
+        with pytest.raises(InputError, match=message):
+            segmentation_processor(make_job(data), (4, 4))
+        segmentation_processor(make_job(data, mode="predict"), (4, 4))

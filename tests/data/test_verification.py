@@ -6,8 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.data.verification import first_clips, number_clips, read_trials, sample_trials
+from d2v.data.rows import Rows
+from d2v.data.verification import (
+    TrialData,
+    choose_trials,
+    cohort_clips,
+    first_clips,
+    number_clips,
+    read_speakers,
+    read_trials,
+    sample_trials,
+    sampled_trials,
+    shortest_clip,
+    speaker_head,
+    speaker_problem,
+)
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
+from tests.helpers import make_job, make_split
 
 TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 
@@ -109,3 +125,79 @@ def test_every_pair_is_sampled():
 
 def test_the_first_clips_of_each_speaker():
     assert first_clips(["x", "y", "x", "x", "z", "y"], most=2) == [0, 1, 2, 4, 5]
+
+
+def test_the_cohort_is_of_the_first_clips():
+    split = make_split(number=list(range(6))).select([5, 4, 3, 2, 1, 0])
+    cohort, speakers = cohort_clips(split, ["x", "y", "x", "x", "z", "y"], most=2)
+    assert cohort.name == "cohort" and cohort.column("number") == [5, 4, 3, 1, 0]
+    assert speakers == ["x", "y", "x", "z", "y"] and cohort.where(0) == "train, row 5"
+
+
+SPEAKERS = {"train": ["ann", "bob", "cid", None], "validation": ["bob", "ann"], "test": ["cid", "bob", "ann", None]}
+
+
+def speaker_splits():
+    return {name: make_split(name, speaker=values) for name, values in SPEAKERS.items()}
+
+
+def test_held_out_speakers_are_in_test_alone():
+    splits, speakers = read_speakers(make_job(TrialData()), speaker_splits())
+    assert speakers == SPEAKERS and {name: len(split) for name, split in splits.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 4,
+    }
+    splits, speakers = read_speakers(make_job(TrialData(held_out_speakers=["bob", "cid"])), speaker_splits())
+    assert speakers == {"train": ["ann", None], "validation": ["ann"], "test": ["cid", "bob"]}
+    assert all(split.column("speaker") == speakers[name] for name, split in splits.items())
+    assert splits["train"].where(1) == "train, row 3"  # in the user's own file
+    with pytest.raises(
+        InputError, match=r"test: no speaker 'eve' \(data\.held_out_speakers\); there are ann, bob, cid"
+    ):
+        read_speakers(make_job(TrialData(held_out_speakers=["bob", "eve"])), speaker_splits())
+
+
+@pytest.mark.parametrize(("mode", "trials", "named"), [("train", "t", 1), ("evaluate", None, 1), ("evaluate", "t", 0)])
+def test_a_list_of_trials_needs_no_speakers(mode, trials, named):
+    data = TrialData(trials=trials)
+    assert bool(read_speakers(make_job(data, mode=mode), speaker_splits())[1]) == named
+    assert read_speakers(make_job(data, mode="predict"), speaker_splits())[1] == {}
+
+
+def test_the_head_has_a_class_a_speaker():
+    assert speaker_head(["b", None, "a", "b"], "speaker") == {"id2label": {0: "a", 1: "b"}}
+    with pytest.raises(InputError, match="train: who has 1 classes: b; should have two or more"):
+        speaker_head(["b", 0.5], "who")
+    assert speaker_problem("b", 1.0, column="who") is None
+    assert speaker_problem(None, 1.0, column="who") == "who is None; should be a name or number"
+
+
+def test_the_shortest_clip_leaves_two_frames_of_the_convolutions():
+    config = Data2VecAudioConfig()
+    shortest = shortest_clip(config, 16_000, 8.0)
+    assert config.frames(shortest) == config.tdnn_context + 2 > config.frames(shortest - 1)
+    with pytest.raises(InputError, match=r"data\.crop_seconds 0\.3: the model's frames take 0\.325 s"):
+        shortest_clip(config, 16_000, 0.3)
+
+
+def test_the_trials_of_a_test(tmp_path):
+    audio = [{"bytes": b"", "path": f"{name}.wav"} for name in ("x/1", "x/2", "y/1", "y/2")]
+    split = make_split("test", id=list("abcd"), audio=audio)
+    rows = Rows(split, split.ids("audio"), [1.0] * 4, ["x", "x", "y", "y"])
+    job = make_job(TrialData(), mode="evaluate", seed=3)
+    trials, named, source = choose_trials(job, rows)
+    assert trials == sampled_trials(job, rows) == sample_trials(rows.references, 10_000, 3) and len(trials) == 4
+    assert named == [(label, "abcd"[enrol], "abcd"[test]) for label, enrol, test in trials]
+    assert source == "sampled from test"
+    trials, named, source = choose_trials(make_job(TrialData(), mode="predict"), Rows(split, rows.ids, rows.lengths))
+    assert trials[-1] == (None, 2, 3) and named[-1] == (None, "c", "d")
+    assert (len(trials), source) == (6, "all pairs")
+    # A list names clips by their ids, their files or the ends of these.
+    (tmp_path / "trials.txt").write_text("1 a x/2.wav\n0 2.wav y/1.wav\n0 b d\n".replace("2.wav y", "x/2.wav y"))
+    job = make_job(TrialData(trials=str(tmp_path / "trials.txt")), mode="evaluate")
+    trials, named, source = choose_trials(job, rows)
+    assert trials == [(1, 0, 1), (0, 1, 2), (0, 1, 3)] and source == "trials.txt"
+    assert named == [(1, "a", "x/2.wav"), (0, "x/2.wav", "y/1.wav"), (0, "b", "d")]
+    with pytest.raises(InputError, match="data.sampled_trials should be at least 2, not 1"):
+        TrialData(sampled_trials=1)

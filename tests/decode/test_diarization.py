@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from d2v.data.diarization import check_segments, read_rttm, segments_to_frames
-from d2v.decode.diarization import binarise, decode_segments, frames_to_segments, median_filter, write_rttm
+from d2v.decode.diarization import (
+    DECISION,
+    binarise,
+    decode_segments,
+    frames_to_segments,
+    median_filter,
+    read_decision,
+    segment_records,
+    write_arrays,
+    write_rttm,
+)
 from d2v.errors import InputError
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=100)
@@ -86,3 +96,21 @@ def test_rttm_and_back(tmp_path_factory, recordings):
     for name, rows in recordings.items():
         assert [speaker for *_, speaker in again[name]] == [speaker for *_, speaker in rows]
         np.testing.assert_allclose([r[:2] for r in again[name]], [r[:2] for r in rows], atol=0.00051)
+
+
+def test_the_decision_lies_beside_the_model(tmp_path):
+    assert read_decision(tmp_path) == {}
+    (tmp_path / DECISION).write_text('{"threshold": 0.3, "filter": 1}')
+    assert read_decision(tmp_path) == {"threshold": 0.3, "filter": 1}
+
+
+def test_records_and_arrays(tmp_path):
+    records = segment_records({"a b.wav": [(0.0, 1 / 3, "x")], "c": []})
+    assert records == [
+        {"id": "a b.wav", "segments": [{"start": 0.0, "end": 0.333, "speaker": "x"}]},
+        {"id": "c", "segments": []},
+    ]
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    for _ in range(2):  # a run that is repeated writes over it
+        write_arrays(tmp_path / "arrays", {"a": values})
+    assert np.array_equal(np.load(tmp_path / "arrays/a.npy"), values)

@@ -10,6 +10,7 @@ from d2v.decode.verification import (
     s_norm,
     score_trials,
     speaker_means,
+    trial_records,
     write_cohort,
     write_scores,
 )
@@ -27,6 +28,15 @@ def test_score_file(tmp_path):
     assert lines[0] == "0.75000000 a/1.wav a/2.wav" and 0 < float(lines[1].split()[0]) < 0.001
     with pytest.raises(ValueError):
         write_scores(tmp_path / "scores.txt", TRIALS, [0.0])
+
+
+def test_records_of_trials():
+    trials = [(1, "a", "b"), (None, "a", "c")]
+    records = trial_records(trials, np.array([0.5, -1.0], np.float32))
+    first = {"enrol": "a", "test": "b", "score": 0.5, "label": 1}
+    assert records == [first, {"enrol": "a", "test": "c", "score": -1.0}]
+    with pytest.raises(ValueError):
+        trial_records(trials, [0.5])
 
 
 def test_cosines():
@@ -86,7 +96,7 @@ def test_speaker_means():
     speakers = ["x", "y", "x", "x", "z", "y"]
     embeddings = np.arange(12.0).reshape(6, 2)
     means = [(embeddings[0] + embeddings[2] + embeddings[3]) / 3, (embeddings[1] + embeddings[5]) / 2, embeddings[4]]
-    np.testing.assert_allclose(speaker_means(embeddings, speakers), means)
+    np.testing.assert_allclose(speaker_means(speakers, list(embeddings)), means)
 
 
 def test_s_norm_helps_where_speakers_crowd():

@@ -190,9 +190,14 @@ def test_metrics_of_segments():
     # By name, all is wrong but bert from 3 to 3.5 s and anna from there to 4 s.
     fixed = diarization_metrics(references, hypotheses, {"r": 16}, 0.5, free_names=False)
     assert fixed == pytest.approx({"frame_f1": 2 * 2 / (14 + 14)})
+    # A recording that was left out, since its sound is damaged, does not count.
+    more = references | {"damaged": [(0.0, 9.0, "anna")]}
+    assert diarization_metrics(more, hypotheses, {"r": 16}, 0.5, free_names=True) == free
 
 
 def test_timelines_are_drawn(tmp_path):
     references = {"r": [(0.0, 4.0, "x"), (3.0, 6.0, "y")], "silent": []}
     plot_timelines(references, {"r": [(0.0, 3.0, "1")], "silent": []}, tmp_path / "a.png", free_names=True)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    plot_timelines(references, {"r": [(0.0, 3.0, "1")]}, tmp_path / "b.png", free_names=True)
+    assert (tmp_path / "b.png").stat().st_size < (tmp_path / "a.png").stat().st_size  # one recording instead of two

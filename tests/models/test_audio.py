@@ -7,7 +7,21 @@ import torch
 
 from d2v.models.cpu import filler
 from d2v.pretrained import rename
-from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
+from tests.parity import (
+    EXACT,
+    apart,
+    assert_as_close,
+    assert_same_gradients,
+    exact,
+    flat,
+    gradients_of,
+    opens_both_ways,
+    pair,
+    same_loss_in_float64,
+    same_outputs,
+    same_updates,
+    spread,
+)
 from tests.tiny import STILL_AUDIO, padded
 
 TINY = {
@@ -49,59 +63,53 @@ def test_unpadded_clips_give_the_same_outputs_loss_and_gradients(variant, sample
     theirs, ours = tiny_pair(**VARIANTS[variant], ctc_loss_reduction="mean", ctc_zero_infinity=True)
     clips = torch.randn(2, samples)
     options = {"labels": LABELS, "output_hidden_states": True, "output_attentions": True}
-    expected, found = theirs(clips, **options), ours(clips, **options)
-    assert apart(found.logits, expected.logits) < 1e-5
-    assert len(found.hidden_states) == len(expected.hidden_states) == 4
-    assert all(apart(a, b) < 1e-5 for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
-    assert all(apart(a, b) < 1e-5 for a, b in zip(found.attentions, expected.attentions, strict=True))
-    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    if expected.loss > 0:  # else the labels do not fit, and there is no gradient
-        expected.loss.backward()
-        found.loss.backward()
-        same_gradients(theirs, ours)
+    found, _, _ = same_outputs(theirs, ours, spread, input_values=clips, **options)
+    assert len(found.hidden_states) == 4 and len(found.attentions) == 3
+    same_loss_in_float64(theirs, ours, input_values=clips, labels=LABELS)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["Data2VecAudioModel", "Data2VecAudioForCTC"])
 def test_a_clip_in_a_padded_batch_equals_transformers_on_the_clip_alone(name, implementation):
     theirs, ours = tiny_pair(name, implementation)
+    reference = exact(theirs)
     clips = [torch.randn(samples) for samples in (7777, 400, 5001, 5001, 719)]
     found = ours(*padded(clips), output_hidden_states=True)
     for i, clip in enumerate(clips):
         expected = theirs(clip[None], output_hidden_states=True)
+        wanted = reference(clip[None].double(), output_hidden_states=True)
         frames = expected[0].shape[1]
-        assert apart(found[0][i, :frames], expected[0][0]) < 1e-5
-        for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
-            assert apart(a[i, :frames], b[0]) < 1e-5
-            assert not a[i, frames:].any()
+        assert_as_close(found[0][i, :frames], expected[0][0], wanted[0][0])
+        states = [state[i, None, :frames] for state in found.hidden_states]
+        assert_as_close(states, expected.hidden_states, wanted.hidden_states)
+        assert not any(state[i, frames:].any() for state in found.hidden_states)
         if name == "Data2VecAudioModel":
-            assert apart(found.extract_features[i, :frames], expected.extract_features[0]) < 1e-5
+            features = found.extract_features[i, None, :frames]
+            assert_as_close(features, expected.extract_features, wanted.extract_features)
 
 
 def test_a_padded_batch_has_the_loss_and_gradients_of_its_clips():
-    _, ours = tiny_pair(ctc_zero_infinity=True)
-    clips = [torch.randn(samples) for samples in (7777, 2000, 5001)]
+    ours = exact(tiny_pair(ctc_zero_infinity=True)[1])
+    clips = [torch.randn(samples, dtype=torch.float64) for samples in (7777, 2000, 5001)]
     labels = torch.tensor([[1, 2, 2, 5], [3, 4, -100, -100], [7, -100, -100, -100]])
     whole = ours(*padded(clips), labels=labels).loss
     whole.backward()
-    together = [parameter.grad.clone() for parameter in ours.parameters() if parameter.grad is not None]
+    together = gradients_of(ours)
     ours.zero_grad()
     alone = sum(ours(clip[None], labels=row[None]).loss for clip, row in zip(clips, labels, strict=True))
     alone.backward()
-    assert whole.item() == pytest.approx(alone.item(), rel=1e-5)
-    apart_ = [parameter.grad for parameter in ours.parameters() if parameter.grad is not None]
-    largest = max(gradient.abs().max() for gradient in apart_)
-    assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(together, apart_, strict=True))
+    assert apart(whole, alone) < EXACT
+    assert_same_gradients(together, gradients_of(ours))
 
 
 def test_sdpa_equals_eager_and_attentions_have_no_weight_on_padding():
-    _, eager = tiny_pair()
+    eager = exact(tiny_pair()[1])
     sdpa = copy.deepcopy(eager)
     sdpa.set_attn_implementation("sdpa")
-    batch = padded([torch.randn(samples) for samples in (7777, 2000)])
+    batch = padded([torch.randn(samples, dtype=torch.float64) for samples in (7777, 2000)])
     found, expected = sdpa(*batch, output_attentions=True), eager(*batch, output_attentions=True)
-    assert apart(found.logits, expected.logits) < 1e-6
-    assert apart(sdpa(*batch).logits, expected.logits) < 1e-6
+    assert apart(found.logits, expected.logits) < EXACT
+    assert apart(sdpa(*batch).logits, expected.logits) < EXACT
     frames = eager.config.frames(2000)
     assert not found.attentions[0][1, :, :frames, frames:].any()
 
@@ -109,9 +117,9 @@ def test_sdpa_equals_eager_and_attentions_have_no_weight_on_padding():
 @pytest.mark.parametrize("variant", ["default", "adapter", "even kernel"])
 @pytest.mark.parametrize("lengths", [(7777, 400, 5001), (5001, 5001)])
 def test_filler_behind_the_packed_frames_changes_nothing(variant, lengths, monkeypatch):
-    """What bf16 on a CPU adds for the sake of its kernels, here in fp32 so that it can be compared."""
-    _, ours = tiny_pair(implementation="sdpa", **VARIANTS[variant], ctc_zero_infinity=True)
-    batch = padded([torch.randn(samples) for samples in lengths])
+    """What bf16 on a CPU adds for the sake of its kernels, here in float64 so that it can be compared."""
+    ours = exact(tiny_pair(implementation="sdpa", **VARIANTS[variant], ctc_zero_infinity=True)[1])
+    batch = padded([torch.randn(samples, dtype=torch.float64) for samples in lengths])
     labels = torch.randint(1, 11, (len(lengths), 1))
     found = {}
     for positions in (0, 7):
@@ -120,21 +128,16 @@ def test_filler_behind_the_packed_frames_changes_nothing(variant, lengths, monke
         ours.zero_grad()
         output = ours(*batch, labels=labels, output_hidden_states=True, output_attentions=True)
         output.loss.backward()
-        gradients = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
-        found[positions] = output, gradients
+        found[positions] = output, gradients_of(ours)
     (without, gradients), (output, others) = found[0], found[7]
-    assert apart(output.logits, without.logits) < 1e-6
-    assert output.loss.item() == pytest.approx(without.loss.item(), rel=1e-6)
-    for name in ("hidden_states", "attentions"):
-        assert all(apart(a, b) < 1e-5 for a, b in zip(getattr(output, name), getattr(without, name), strict=True))
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    assert all((others[name] - gradients[name]).abs().max() < 1e-5 * largest for name in gradients)
+    assert all(apart(a, b) < EXACT for a, b in zip(flat(output.values()), flat(without.values()), strict=True))
+    assert_same_gradients(others, gradients)
 
 
 @pytest.mark.parametrize("weights", [False, True])
 def test_filler_is_for_bf16_on_a_cpu(weights):
     x = torch.zeros(3, dtype=torch.bfloat16 if weights else torch.float32)
-    assert filler(65, torch.zeros(3)) == 0
+    assert filler(65, torch.zeros(3)) == filler(65, torch.zeros(3).double()) == 0
     with torch.autocast("cpu", torch.bfloat16, enabled=not weights):
         assert [filler(size, x) for size in (1, 64, 65)] == [63, 0, 63]
 
@@ -142,9 +145,8 @@ def test_filler_is_for_bf16_on_a_cpu(weights):
 def test_given_masked_frames_are_replaced_as_in_transformers():
     theirs, ours = tiny_pair("Data2VecAudioModel")
     clips, mask = torch.randn(2, 5001), torch.rand(2, 15) < 0.4
-    expected = theirs(clips, mask_time_indices=mask).last_hidden_state
-    assert apart(ours(clips, mask_time_indices=mask).last_hidden_state, expected) < 1e-5
-    assert apart(ours(clips).last_hidden_state, expected) > 1e-2
+    _, expected, _ = same_outputs(theirs, ours, input_values=clips, mask_time_indices=mask)
+    assert apart(ours(clips).last_hidden_state, expected.last_hidden_state) > 1e-2
 
 
 def test_training_masks_as_the_configuration_says():
@@ -170,17 +172,16 @@ def test_checkpoints_go_both_ways(name, tmp_path):
     assert {rename(key, ours.renames) for key in ours.state_dict()} == set(theirs.state_dict())
 
 
-def test_bf16_is_as_close_to_fp32_as_transformers_is():
+def test_bf16_is_as_close_to_float64_as_transformers_is():
     theirs, ours = tiny_pair(implementation="sdpa")
-    errors = {"theirs": 0.0, "ours": 0.0}
-    for _ in range(8):
-        clip = torch.randn(1, 16_000)
-        for who, model in (("theirs", theirs), ("ours", ours)):
-            with torch.no_grad():
-                exact = model(clip).logits
+    reference, errors = exact(theirs), {"theirs": 0.0, "ours": 0.0}
+    with torch.no_grad():
+        for _ in range(8):
+            clip = torch.randn(1, 16_000)
+            logits = reference(clip.double()).logits
+            for who, model in (("theirs", theirs), ("ours", ours)):
                 with torch.autocast("cpu", torch.bfloat16):
-                    rough = model(clip).logits.float()
-            errors[who] += float((rough - exact).square().mean())
+                    errors[who] += float((model(clip).logits - logits).square().mean())
     assert errors["ours"] ** 0.5 <= 1.1 * errors["theirs"] ** 0.5
 
 
@@ -232,11 +233,6 @@ def test_output_reads_as_a_tuple_too():
 @pytest.mark.parametrize("size", RELEASED)
 def test_the_released_sizes_too(size):
     theirs, ours = pair("Data2VecAudioForCTC", "sdpa", **RELEASED[size] | STILL_AUDIO | {"ctc_loss_reduction": "mean"})
-    clips, labels = torch.randn(2, 16_001), torch.randint(1, 32, (2, 9))
-    expected, found = (model(clips, labels=labels, output_hidden_states=True) for model in (theirs, ours))
-    assert apart(found.logits, expected.logits) < 1e-5
-    assert all(apart(a, b) < 1e-5 for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
-    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    expected.loss.backward()
-    found.loss.backward()
-    same_gradients(theirs, ours)
+    inputs = {"input_values": torch.randn(2, 16_001), "labels": torch.randint(1, 32, (2, 9))}
+    same_outputs(theirs, ours, spread, **inputs, output_hidden_states=True)
+    same_loss_in_float64(theirs, ours, **inputs)

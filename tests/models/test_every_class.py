@@ -1,7 +1,8 @@
 """Every documented class beside transformers', in one table: same weights, same numbers; printed after the tests.
 
 The columns are the largest differences: of logits or last states, hidden states and attentions at real positions, as
-a share of the largest value; of the loss, relative; of gradients, as a share of the largest. Empty: no loss.
+a share of the largest value; of the loss, relative; of gradients, as a share of the largest. Empty: no loss. What is
+allowed depends on how far transformers' numbers are from float64's, see `tests/parity.py`.
 """
 
 import pytest
@@ -10,7 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 import d2v
 from d2v.pretrained import rename
-from tests.parity import TABLE, apart, opens_both_ways, pair
+from tests.parity import (
+    TABLE,
+    assert_as_close,
+    exact,
+    flat,
+    opens_both_ways,
+    pair,
+    same_gradients,
+    same_loss_in_float64,
+    spread_of,
+    widened,
+)
 from tests.tiny import STILL_AUDIO
 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
@@ -69,46 +81,45 @@ def models(name: str, form: str = "single"):
 def record(name: str, **differences: float) -> None:
     row = TABLE.setdefault(name, {})
     for column, difference in differences.items():
-        assert difference < 1e-5, (name, column)
         row[column] = max(row.get(column, 0.0), difference)
 
 
 def compare(name: str, theirs, ours, inputs: dict, labels: dict, real: torch.Tensor | None = None) -> None:
     """Outputs, loss and gradients of one batch; `real`, (B, T) bool, says where outputs count."""
-    seen = inputs | {"output_hidden_states": True, "output_attentions": True}
-    expected, found = theirs(**seen, **labels), ours(**seen, **labels)
+    reference = exact(theirs)
+    seen = inputs | {"output_hidden_states": True, "output_attentions": True} | labels
+    outputs = found, expected, _ = ours(**seen), theirs(**seen), reference(**widened(seen))
     # The same mapping in the same order; theirs has empty cross-attentions of a decoder that has none.
     keys = [key for key, value in expected.items() if value != ()]
     assert [key for key in found if key != "auxiliary_logits"] == keys
 
-    def largest(fields: list[str]) -> float:
-        differences = [0.0]
-        for field in fields:
-            a, b = getattr(found, field, None), getattr(expected, field, None)
-            pairs = zip(a, b, strict=True) if isinstance(b, tuple) else [(a, b)] if b is not None else []
-            for x, y in pairs:
-                if real is not None and x.shape[:2] == real.shape:
-                    x, y = x[real], y[real]
-                elif real is not None and x.ndim == 4 and x.shape[-1] == real.shape[1]:  # attentions
-                    x, y = (z.transpose(1, 2)[real] for z in (x, y))
-                differences.append(apart(x, y))
-        return max(differences)
+    def at_real(x: torch.Tensor) -> torch.Tensor:
+        if real is not None and x.shape[:2] == real.shape:
+            return x[real]
+        if real is not None and x.ndim == 4 and x.shape[-1] == real.shape[1]:  # attentions
+            return x.transpose(1, 2)[real]
+        return x
 
-    outputs = ["logits", "start_logits", "end_logits", "embeddings", "last_hidden_state", "pooler_output"]
-    record(name, outputs=largest(outputs), hidden=largest(["hidden_states"]), attentions=largest(["attentions"]))
+    def share(*fields: str) -> float:
+        fields = [field for field in fields if field in keys]
+        return assert_as_close(*([at_real(x) for x in flat([output[f] for f in fields])] for output in outputs))
+
+    heads = ["logits", "start_logits", "end_logits", "embeddings", "last_hidden_state", "pooler_output"]
+    for field in set(heads) & set(keys):
+        record(name, outputs=share(field))
+    record(name, hidden=share("hidden_states"), attentions=share("attentions"))
     if labels:
+        # A loss comes from logits, and is as uncertain as they are, however near to float64 theirs is by chance.
+        share("loss", "logits", "start_logits", "end_logits")
         record(name, loss=abs(found.loss.item() / expected.loss.item() - 1))
-        expected.loss.backward()
-        found.loss.backward()
-    else:
-        for output in (expected, found):
-            states = output.last_hidden_state if real is None else output.last_hidden_state[real]
-            (states * torch.linspace(-1, 1, states.shape[-1])).square().sum().backward()
-    wanted = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
-    gradients = {rename(key, ours.renames): p.grad for key, p in ours.named_parameters() if p.grad is not None}
-    assert gradients.keys() == wanted.keys()
-    most = max(gradient.abs().max() for gradient in wanted.values())
-    record(name, gradients=float(max((gradients[key] - wanted[key]).abs().max() for key in wanted) / most))
+    if "CTC" in name:
+        same_loss_in_float64(theirs, ours, **inputs, **labels)
+    for output in outputs:
+        if labels and "CTC" not in name:
+            output.loss.backward()
+        else:
+            spread_of(at_real(output["logits" if labels else "last_hidden_state"])).backward()
+    record(name, gradients=same_gradients(theirs, ours, reference))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -146,9 +157,9 @@ def test_padded_texts(name, side):
         first = real & (real.cumsum(1) == 1)  # of a causal model guessed from padding
         labels = {"labels": labels["labels"].masked_fill(~real | first, -100)}
     if "Question" in name:  # their softmax counts the padding
-        expected, found = (model(ids, attention_mask=real.long()) for model in (theirs, ours))
+        outputs = [model(ids, attention_mask=real.long()) for model in (ours, theirs, exact(theirs))]
         for field in ("start_logits", "end_logits"):
-            record(name, outputs=apart(getattr(found, field)[real], getattr(expected, field)[real]))
+            record(name, outputs=assert_as_close(*(output[field][real] for output in outputs)))
         return
     compare(name, theirs, ours, {"input_ids": ids, "attention_mask": real.long()}, labels, real)
 
@@ -161,13 +172,16 @@ def test_padded_clips_one_by_one(name):
     batch = pad_sequence(clips, batch_first=True)
     mask = torch.stack([torch.arange(batch.shape[1]) < len(clip) for clip in clips]).long()
     found = ours(batch, mask, output_hidden_states=True)
+    reference = exact(theirs)
     for i, clip in enumerate(clips):
         expected = theirs(clip[None], output_hidden_states=True)
+        wanted = reference(clip[None].double(), output_hidden_states=True)
         field = "last_hidden_state" if name.endswith("Model") else "logits"
-        a, b = getattr(found, field)[i], getattr(expected, field)[0]
-        record(name, outputs=apart(a[: len(b)] if b.ndim == 2 else a, b))
-        for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
-            record(name, hidden=apart(a[i, : b.shape[1]], b[0]))
+        a, b = found[field][i], expected[field][0]
+        record(name, outputs=assert_as_close(a[: len(b)] if b.ndim == 2 else a, b, wanted[field][0]))
+        frames = expected.hidden_states[0].shape[1]
+        states = [state[i, None, :frames] for state in found.hidden_states]
+        record(name, hidden=assert_as_close(states, expected.hidden_states, wanted.hidden_states))
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -10,7 +10,19 @@ import d2v
 from d2v.errors import InputError
 from d2v.models.generation import choose
 from d2v.pretrained import rename
-from tests.parity import apart, opens_both_ways, pair, same_gradients, same_updates
+from tests.parity import (
+    EXACT,
+    apart,
+    assert_as_close,
+    exact,
+    flat,
+    opens_both_ways,
+    pair,
+    same_loss_in_float64,
+    same_outputs,
+    same_updates,
+    spread,
+)
 
 TINY = {
     "vocab_size": 61,
@@ -47,13 +59,6 @@ def inputs_of(name: str, padded: bool = True) -> dict[str, torch.Tensor]:
     return {key: value[None] for key, value in inputs.items()} if "MultipleChoice" in name else inputs
 
 
-def outputs(output, *skipped) -> dict[str, torch.Tensor]:
-    """All tensors of an output by name."""
-    found = {key: value for key, value in vars(output).items() if value is not None and key not in skipped}
-    found = {key: value if isinstance(value, tuple) else (value,) for key, value in found.items()}
-    return {f"{key} {i}": x for key, value in found.items() for i, x in enumerate(value)}
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", HEADS)
 def test_without_padding_everything_is_equal(name, implementation):
@@ -61,14 +66,12 @@ def test_without_padding_everything_is_equal(name, implementation):
     theirs, ours = pair(name, implementation, **TINY | changes)
     options = {"output_hidden_states": True, "output_attentions": implementation == "eager"}
     inputs = inputs_of(name, padded=False) | labels | options
-    expected, found = theirs(**inputs), ours(**inputs)
-    wanted = outputs(expected, "past_key_values")
-    assert wanted.keys() == outputs(found).keys() and len(wanted) > 4
-    assert {key: d for key, x in outputs(found).items() if (d := apart(x, wanted[key])) > 1e-5} == {}
-    total = expected.loss if labels else expected.last_hidden_state.square().sum() + expected.pooler_output.sum()
-    total.backward()
-    (found.loss if labels else found.last_hidden_state.square().sum() + found.pooler_output.sum()).backward()
-    same_gradients(theirs, ours)
+
+    def objective(output):
+        return output.loss if labels else spread(output) + output.pooler_output.sum()
+
+    found, _, _ = same_outputs(theirs, ours, objective, **inputs)
+    assert len(flat(found.values())) > 4
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -79,37 +82,35 @@ def test_padded_batches_are_equal_at_real_tokens(name, implementation):
         labels = {}
     theirs, ours = pair(name, implementation, **TINY | changes)
     inputs = inputs_of(name) | labels | {"output_hidden_states": True}
-    expected, found = outputs(theirs(**inputs), "past_key_values"), outputs(ours(**inputs))
-    assert expected.keys() == found.keys()
-    for key, x in found.items():
-        real = MASK.bool() if x.shape[:2] == IDS.shape else ...
-        assert apart(x[real], expected[key][real]) < 1e-5, key
-        if "hidden" in key:
-            assert not x[~MASK.bool()].any()
+    outputs = [model(**inputs) for model in (ours, theirs, exact(theirs))]
+    keys = [key for key in outputs[1] if key not in ("cache", "past_key_values")]
+    assert keys == [key for key in outputs[0] if key != "past_key_values"]
+    for key in keys:
+        real = MASK.bool() if flat(outputs[0][key])[0].shape[:2] == IDS.shape else ...
+        assert_as_close(*([x[real] for x in flat(output[key])] for output in outputs))
+    assert not any(state[~MASK.bool()].any() for state in outputs[0].hidden_states if state.shape[:2] == IDS.shape)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_text_gives_the_same_alone(name):
-    _, ours = pair(name, "sdpa", **TINY | HEADS[name][0])
+    ours = exact(pair(name, "sdpa", **TINY | HEADS[name][0])[1])
     if "MultipleChoice" in name:
         alone = torch.cat([ours(IDS[None, None, i, :length]).logits for i, length in enumerate(MASK.sum(1))], dim=1)
-        assert apart(ours(IDS[None], MASK[None]).logits, alone) < 1e-5
+        assert apart(ours(IDS[None], MASK[None]).logits, alone) < EXACT
         return
     together = ours(IDS, MASK)[0]
     for i, length in enumerate(MASK.sum(1)):
         alone = ours(IDS[i : i + 1, :length])[0][0]
-        assert apart(together[i] if "Sequence" in name else together[i, :length], alone) < 1e-5
+        assert apart(together[i] if "Sequence" in name else together[i, :length], alone) < EXACT
 
 
 def test_loss_does_not_depend_on_padding():
     for name, (changes, labels) in HEADS.items():
         if labels and "MultipleChoice" not in name:
-            _, ours = pair(name, "sdpa", **TINY | changes)
+            ours = exact(pair(name, "sdpa", **TINY | changes)[1])
             wide = {key: F.pad(x, (0, 4), value=-100) if x.ndim == 2 else x for key, x in labels.items()}
-            expected = ours(IDS, MASK, **labels).loss
-            assert ours(F.pad(IDS, (0, 4), value=1), F.pad(MASK, (0, 4)), **wide).loss.item() == pytest.approx(
-                expected.item(), rel=1e-5
-            )
+            found = ours(F.pad(IDS, (0, 4), value=1), F.pad(MASK, (0, 4)), **wide).loss
+            assert apart(found, ours(IDS, MASK, **labels).loss) < EXACT
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -124,7 +125,7 @@ def test_an_untied_head_has_its_own_decoder(tmp_path):
     theirs, ours = pair("Data2VecTextForMaskedLM", **TINY, tie_word_embeddings=False)
     theirs.lm_head.decoder.bias.data.normal_()
     ours.lm_head.decoder.bias.data.copy_(theirs.lm_head.decoder.bias)
-    assert apart(ours(IDS, MASK).logits[0], theirs(IDS, MASK).logits[0]) < 1e-5
+    assert_as_close(*(model(IDS, MASK).logits[0] for model in (ours, theirs, exact(theirs))))
     opens_both_ways(theirs, ours, tmp_path, input_ids=IDS[:1])
 
 
@@ -156,36 +157,33 @@ def test_losses_of_each_problem_type():
     }
     for kind, labels in targets.items():
         theirs, ours = pair("Data2VecTextForSequenceClassification", **TINY | {"problem_type": kind})
-        assert ours(IDS, MASK, labels=labels).loss.item() == pytest.approx(theirs(IDS, MASK, labels=labels).loss.item())
+        same_loss_in_float64(theirs, ours, input_ids=IDS, attention_mask=MASK, labels=labels)
     theirs, ours = pair("Data2VecTextForSequenceClassification", **TINY | {"num_labels": 1})
     labels = torch.tensor([0.5, 3.0, -1.0])
-    assert ours(IDS, MASK, labels=labels).loss.item() == pytest.approx(theirs(IDS, MASK, labels=labels).loss.item())
+    same_loss_in_float64(theirs, ours, input_ids=IDS, attention_mask=MASK, labels=labels)
 
 
 def test_logits_where_they_are_wanted():
     for name in ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"):
-        _, ours = pair(name, **TINY | HEADS[name][0])
+        ours = exact(pair(name, **TINY | HEADS[name][0])[1])
         at = (torch.rand(IDS.shape) < 0.5) & MASK.bool()
-        assert apart(ours(IDS, MASK, logits_at=at).logits, ours(IDS, MASK).logits[at]) < 1e-6
+        assert apart(ours(IDS, MASK, logits_at=at).logits, ours(IDS, MASK).logits[at]) < EXACT
 
 
 def test_embeddings_in_place_of_numbers():
     theirs, ours = pair("Data2VecTextModel", **TINY)
-    embeds = torch.randn(2, 5, 32)
-    assert apart(ours(inputs_embeds=embeds)[0], theirs(inputs_embeds=embeds)[0]) < 1e-5
-    positions = torch.tensor([[3, 9, 4, 5, 39]])
-    wanted = theirs(IDS[:, :5], position_ids=positions)[0]
-    assert apart(ours(IDS[:, :5], position_ids=positions)[0], wanted) < 1e-5
+    same_outputs(theirs, ours, inputs_embeds=torch.randn(2, 5, 32))
+    same_outputs(theirs, ours, input_ids=IDS[:, :5], position_ids=torch.tensor([[3, 9, 4, 5, 39]]))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_head_mask_scales_a_heads_output(implementation):
     """By hand: the columns of the output projection that a head feeds are scaled instead."""
-    _, ours = pair("Data2VecTextModel", implementation, **TINY)
+    ours = exact(pair("Data2VecTextModel", implementation, **TINY)[1])
     scaled, head_mask = copy.deepcopy(ours), torch.rand(3, 4)
     for layer, factors in zip(scaled.encoder.layers, head_mask, strict=True):
         layer.attn.out_proj.weight.data *= factors.repeat_interleave(8)
-    assert apart(ours(IDS, MASK, head_mask=head_mask)[0], scaled(IDS, MASK)[0]) < 1e-6
+    assert apart(ours(IDS, MASK, head_mask=head_mask)[0], scaled(IDS, MASK)[0]) < EXACT
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -218,13 +216,15 @@ def test_a_frozen_base_model_computes_as_in_evaluation():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, tmp_path):
-    _, ours = pair("Data2VecTextForTokenClassification", "sdpa", **TINY)
+    theirs, ours = pair("Data2VecTextForTokenClassification", "sdpa", **TINY)
     ours.save_pretrained(tmp_path)
-    half = type(ours).from_pretrained(tmp_path, torch_dtype=dtype)
-    logits = half(IDS, MASK).logits
-    assert logits.dtype == dtype and apart(logits.float(), ours(IDS, MASK).logits) < 0.05
-    with torch.autocast("cpu", torch.bfloat16):
-        assert apart(ours(IDS, MASK).logits.float(), ours(IDS, MASK).logits) < 0.05
+    half, wanted = type(ours).from_pretrained(tmp_path, torch_dtype=dtype), exact(theirs)(IDS, MASK).logits
+    real = MASK.bool()
+    with torch.autocast("cpu", dtype):
+        assert_as_close(*(x[real] for x in (ours(IDS, MASK).logits, theirs(IDS, MASK).logits, wanted)), dtype)
+    logits, expected = half(IDS, MASK).logits, theirs.to(dtype)(IDS, MASK).logits
+    assert logits.dtype == dtype
+    assert_as_close(*(x[real] for x in (logits, expected, wanted)), dtype)
 
 
 def test_more_tokens():
@@ -261,13 +261,7 @@ def test_cross_attention(implementation):
     memory["encoder_attention_mask"] = (torch.arange(9) < torch.tensor([[9], [4], [1]])).long()
     ids = IDS.masked_fill(IDS == 1, 33)
     options = {"labels": ids, "output_attentions": implementation == "eager"}
-    expected, found = theirs(ids, **memory, **options), ours(ids, **memory, **options)
-    wanted = outputs(expected, "past_key_values")
-    assert wanted.keys() == outputs(found).keys()
-    assert max(apart(x, wanted[key]) for key, x in outputs(found).items()) < 1e-5
-    expected.loss.backward()
-    found.loss.backward()
-    same_gradients(theirs, ours)
+    same_outputs(theirs, ours, lambda output: output.loss, input_ids=ids, **memory, **options)
     with pytest.raises(ValueError, match="add_cross_attention"):
         pair("Data2VecTextForCausalLM", **TINY | DECODER)[1](ids, **memory)
 
@@ -276,8 +270,8 @@ def test_cross_attention(implementation):
 @pytest.mark.parametrize("cross", [False, True])
 def test_cached_tokens_equal_recomputed_ones(implementation, cross):
     changes = {"is_decoder": True, "add_cross_attention": cross}
-    _, ours = pair("Data2VecTextForCausalLM", implementation, **TINY | changes)
-    memory = {"encoder_hidden_states": torch.randn(3, 5, 32)} if cross else {}
+    ours = exact(pair("Data2VecTextForCausalLM", implementation, **TINY | changes)[1])
+    memory = {"encoder_hidden_states": torch.randn(3, 5, 32, dtype=torch.float64)} if cross else {}
     ids = torch.randint(3, 61, (3, 9))
     expected = ours(ids, use_cache=False, **memory)
     assert expected.past_key_values is None
@@ -286,7 +280,7 @@ def test_cached_tokens_equal_recomputed_ones(implementation, cross):
         output = ours(piece, past_key_values=cache, **memory)
         cache = output.past_key_values
         found.append(output.logits)
-    assert apart(torch.cat(found, dim=1), expected.logits) < 1e-5
+    assert apart(torch.cat(found, dim=1), expected.logits) < EXACT
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -352,17 +346,17 @@ def test_sampling():
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_compiled_without_a_break(padded):
-    _, ours = pair("Data2VecTextForTokenClassification", "sdpa", **TINY | STILL)
+    ours = exact(pair("Data2VecTextForTokenClassification", "sdpa", **TINY | STILL)[1])
     inputs = inputs_of("", padded) | HEADS["Data2VecTextForTokenClassification"][1]
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        assert apart(compiled(**inputs).logits, ours(**inputs).logits) < 1e-6
+        assert apart(compiled(**inputs).logits, ours(**inputs).logits) < EXACT
     gradients = []
     for model in (ours, compiled):
         ours.train().zero_grad()
         model(**inputs).loss.backward()
         gradients.append([p.grad.clone() for p in ours.parameters()])
-    assert all(apart(a, b) < 1e-5 for a, b in zip(*gradients, strict=True))
+    assert all(apart(a, b) < EXACT for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -419,10 +413,5 @@ def test_the_released_configuration_too(name):
     theirs, ours = pair(name, "sdpa", **base | STILL)
     ids = torch.randint(3, 50265, (2, 65))
     labels = ids if "LM" in name else torch.tensor([1, 0])
-    expected, found = (model(ids, labels=labels, output_hidden_states=True) for model in (theirs, ours))
-    assert apart(found.logits, expected.logits) < 1e-5
-    assert all(apart(a, b) < 1e-5 for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
-    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    expected.loss.backward()
-    found.loss.backward()
-    same_gradients(theirs, ours)
+    inputs = {"input_ids": ids, "labels": labels, "output_hidden_states": True}
+    same_outputs(theirs, ours, lambda output: output.loss, **inputs)

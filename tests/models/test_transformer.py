@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from d2v.models.packing import Packing
 from d2v.models.transformer import Encoder, attention_by_rows, attention_mask, eager_attention, sdpa_attention
+from tests.parity import EXACT, apart
 
 HEADS, WIDTH = 2, 8
 BLOCK = {
@@ -33,7 +34,11 @@ SETTINGS = settings(derandomize=True, deadline=None, max_examples=100)
 
 
 def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert apart(a, b) < EXACT
+
+
+def randn(*shape):
+    return torch.randn(shape, dtype=torch.float64)
 
 
 def packing_of(lengths, padding=0, implementation=""):
@@ -47,7 +52,7 @@ def encoder(depth=3, implementation="sdpa", **changes):
     model = Encoder(depth, **BLOCK | changes | {"implementation": implementation.partition(",")[0]})
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
+    return model.eval().double()
 
 
 def attention_by_hand(layer, x, bias, head_mask):
@@ -80,7 +85,7 @@ def block_by_hand(block, x, bias, head_mask):
 
 def by_hand(model, x, lengths, biases=None, head_masks=None):
     """All blocks, (N, D) -> (N, D), each row for itself."""
-    biases = [torch.zeros(1, HEADS, 99, 99)] * len(model.layers) if biases is None else biases
+    biases = [x.new_zeros(1, HEADS, 99, 99)] * len(model.layers) if biases is None else biases
     head_masks = torch.ones(len(model.layers), HEADS) if head_masks is None else head_masks
     rows = list(x.split(lengths))
     for block, bias, head_mask in zip(model.layers, biases, head_masks, strict=True):
@@ -135,8 +140,8 @@ def test_without_padding_nothing_is_gathered():
 @pytest.mark.parametrize(("pre_norm", "layer_scale"), [(False, 0.0), (True, 0.5), (True, 0.0)])
 def test_encoder_by_hand(implementation, biased, pre_norm, layer_scale):
     model = encoder(implementation=implementation, pre_norm=pre_norm, layer_scale=layer_scale)
-    x = torch.randn(sum(LENGTHS), WIDTH)
-    biases = [torch.randn(1, HEADS, 9, 9) for _ in model.layers] if biased else None  # 7, and 2 of padding
+    x = randn(sum(LENGTHS), WIDTH)
+    biases = [randn(1, HEADS, 9, 9) for _ in model.layers] if biased else None  # 7, and 2 of padding
     packing = packing_of(LENGTHS, 2, implementation)
     found, states, attentions = model(x, packing, biases, output_hidden_states=True)
     close(found, by_hand(model, x, LENGTHS, biases))
@@ -153,10 +158,10 @@ def test_layer_scale_begins_where_it_is_told():
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans(), st.booleans())
 @SETTINGS
-def test_every_attention_is_the_softmax_written_out(lengths, biased, causal):
-    q, k, v = torch.randn(3, sum(lengths), HEADS, 4).unbind()
+def test_every_attention_is_the_softmax_by_hand(lengths, biased, causal):
+    q, k, v = randn(3, sum(lengths), HEADS, 4).unbind()
     packing = packing_of(lengths, 1)
-    bias = torch.randn(1, HEADS, packing.length, packing.length) if biased else None
+    bias = randn(1, HEADS, packing.length, packing.length) if biased else None
     dense = [packing.unpack(x).transpose(1, 2) for x in (q, k, v)]  # (B, H, T, K)
     seen = packing.mask[:, None, None].expand(-1, -1, packing.length, -1)
     seen = seen.tril() if causal else seen
@@ -176,7 +181,7 @@ def test_every_attention_is_the_softmax_written_out(lengths, biased, causal):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(HEADS,), (3, HEADS)])
 def test_head_mask_by_hand(implementation, shape):
-    model, x, head_mask = encoder(implementation=implementation), torch.randn(sum(LENGTHS), WIDTH), torch.rand(shape)
+    model, x, head_mask = encoder(implementation=implementation), randn(sum(LENGTHS), WIDTH), torch.rand(shape)
     head_mask[..., 1] = 0
     packing = packing_of(LENGTHS, implementation=implementation)
     found, _, _ = model(x, packing, head_mask=head_mask)
@@ -184,12 +189,12 @@ def test_head_mask_by_hand(implementation, shape):
     _, _, weights = model(x, packing, head_mask=head_mask, output_attentions=True)
     for layer, factors in zip(weights, head_mask.expand(3, HEADS), strict=True):  # (B, H, T, T)
         sums = layer.sum(-1).transpose(1, 2)[packing.mask]  # (N, H): over keys, at real queries
-        close(sums, factors.expand(len(x), HEADS))
+        close(sums, factors.double().expand(len(x), HEADS))
         assert not layer.transpose(1, 3)[~packing.mask].any()  # no weight on padding
 
 
 def test_gradients_agree():
-    x, target = torch.randn(sum(LENGTHS), WIDTH), torch.randn(sum(LENGTHS), WIDTH)
+    x, target = randn(sum(LENGTHS), WIDTH), randn(sum(LENGTHS), WIDTH)
     model = encoder()
     expected = torch.autograd.grad((by_hand(model, x, LENGTHS) * target).sum(), list(model.parameters()))
     for implementation in IMPLEMENTATIONS:
@@ -197,4 +202,4 @@ def test_gradients_agree():
             layer.attn.implementation = implementation.partition(",")[0]
         found, _, _ = model(x, packing_of(LENGTHS, 1, implementation))
         for a, b in zip(torch.autograd.grad((found * target).sum(), list(model.parameters())), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            close(a, b)

@@ -28,6 +28,16 @@ def predictions(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
 
 
+def mean_average_precision(rows: list[dict[str, Any]]) -> float:
+    """Over classes, the mean precision among all that score as high as an example of the class, by hand."""
+    means = []
+    for name in rows[0]["scores"]:
+        pairs = [(row["scores"][name], name in row["reference"]) for row in rows]
+        above = [[real for other, real in pairs if other >= score] for score, real in pairs if real]
+        means += [sum(sum(reals) / len(reals) for reals in above) / len(above)] if above else []
+    return sum(means) / len(means)
+
+
 def figures(results: dict[str, Any]) -> dict[str, float]:
     """The results without what depends on the machine, the moment and the training."""
     moment = {"seconds", "examples_per_second", "peak_memory_mb", "freeze"}

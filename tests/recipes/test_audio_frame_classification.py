@@ -11,7 +11,9 @@ import torch
 from d2v.data.diarization import read_rttm, segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import diarization_error
+from tests.helpers import tiny_listener
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.options import a_frozen_encoder_stays, adapters_open_in_transformers, collate_functions_pickle
 from tests.tiny import TINY_AUDIO, flac, tones
 
 run = runner("audio_frame_classification")
@@ -148,26 +150,46 @@ def test_a_stopped_run_goes_on_exactly(data, tmp_path):
     goes_on_exactly(run, [*SMALL, f"--data.path={data}"], tmp_path)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_listener(tmp_path_factory.mktemp("base") / "model")
+
+
+def test_adapters(base, data, tmp_path):
+    x = torch.from_numpy(sound(0))[None]
+    args, name = [*SMALL, f"--data.path={data}"], "Data2VecAudioForAudioFrameClassification"
+    adapters_open_in_transformers(run, name, base, args, x, tmp_path)
+
+
+def test_a_frozen_encoder(base, data, tmp_path):
+    a_frozen_encoder_stays(run, base, [*SMALL, f"--data.path={data}"], "data2vec_audio.", tmp_path)
+
+
+@pytest.mark.parametrize("task", ["diarization", "frames"])
+def test_collate_functions_pickle(task, data, tmp_path, monkeypatch):
+    collate_functions_pickle(run, [*SMALL, f"--task={task}", f"--data.path={data}"], tmp_path, monkeypatch)
+
+
 def test_the_labels_are_cut_with_the_sound(data, tmp_path, monkeypatch):
     import d2v.processors.audio
 
-    heard, learnt, call = [], [], d2v.processors.audio.AudioFeatureExtractor.__call__
+    inputs, targets, call = [], [], d2v.processors.audio.AudioFeatureExtractor.__call__
     loss = torch.nn.functional.binary_cross_entropy_with_logits
 
-    def listen(self, clips):
-        heard.append(clips)
+    def extract(self, clips):
+        inputs.append(clips)
         return call(self, clips)
 
-    def learn(logits, labels):
-        learnt.append(labels)
+    def spy(logits, labels):
+        targets.append(labels)
         return loss(logits, labels, reduction="sum"), torch.tensor(labels.numel())
 
-    monkeypatch.setattr(d2v.processors.audio.AudioFeatureExtractor, "__call__", listen)
-    monkeypatch.setattr("d2v.losses.pit_bce", learn)
+    monkeypatch.setattr(d2v.processors.audio.AudioFeatureExtractor, "__call__", extract)
+    monkeypatch.setattr("d2v.losses.pit_bce", spy)
     run(*SMALL, f"--data.path={data}", f"--run.out={tmp_path}", "--run.max_steps=2", "--run.eval_every=2")
-    wholes = [len(clip) for clips in heard[2:] for clip in clips]
-    assert {len(clip) for clips in heard[:2] for clip in clips} == {14_400} and set(wholes) == {32_000}
-    for clips, labels in zip(heard, learnt, strict=False):
+    wholes = [len(clip) for clips in inputs[2:] for clip in clips]
+    assert {len(clip) for clips in inputs[:2] for clip in clips} == {14_400} and set(wholes) == {32_000}
+    for clips, labels in zip(inputs, targets, strict=False):
         for clip, active in zip(clips, labels.numpy(), strict=True):
             loud = np.abs(clip[: 320 * len(active)].reshape(-1, 320)).mean(axis=1) > 0.05  # the tones' frames
             assert (loud == active.any(axis=1)).mean() >= 1 - 3 / len(active)  # a frame at each edge is half a tone
@@ -273,14 +295,14 @@ def test_bad_options_are_named(data, tmp_path):
         f"--data.rttm={tmp_path / 'bad.rttm'}": "bad.rttm, line 29: onset 0.0, duration one; should be seconds",
         "--data.rttm=nowhere.rttm": "nowhere.rttm: not a readable text file",
         "--data.label_key=name": "train, row 0: turns has .*; a segment has start, end, name .data.label_key.",
-        "--data.turns_column=segments": "no column 'segments' .data.turns_column.; there are id, audio, turns",
+        "--data.segments_column=segments": "no column 'segments' .data.segments_column.; there are id, audio, turns",
         "--data.crop_seconds=0": "data.crop_seconds should be at least",
         "--arch.num_labels=1": "row 0: 2 speakers; the model has 1",
     }
     for option, message in cases.items():
         with pytest.raises(InputError, match=message):
             run(*SMALL, f"--data.path={data}", f"--run.out={tmp_path / 'out'}", option)
-    with pytest.raises(InputError, match="train: has no segment; data.turns_column, data.label_key"):
+    with pytest.raises(InputError, match="train: has no segment; data.segments_column, data.label_key"):
         run(*SMALL, "--task=frames", f"--data.path={data}", f"--run.out={tmp_path / 'out'}", "--data.label_key=name")
 
 

@@ -136,9 +136,10 @@ def test_a_stopped_run_goes_on_exactly(data, tmp_path):
 
 
 def test_two_ranks_follow_one(data, tmp_path):
+    """With an epsilon that keeps Adam from making much of the rounding that differs with how rows are dealt."""
     still = [f"--arch.{key}=0.0" for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
     common = [*SMALL, *LINES, *still, f"--data.path={data}", "--run.max_steps=4", "--run.eval_every=2"]
-    common += ["--data.batch_size=4", "--run.tracker=null", "--optim.batches=2"]
+    common += ["--data.batch_size=4", "--run.tracker=null", "--optim.batches=2", "--optim.eps=1e-3"]
     one = run(*common, f"--run.out={tmp_path / 'one'}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(RECIPES / "causal_lm.py"), *common, f"--run.out={tmp_path / 'two'}"]
@@ -220,7 +221,7 @@ def test_rows_that_are_no_text(tmp_path):
     rows = {"text": ["the cat", None], "other": ["a", "b"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     args = [*SMALL, f"--data.path={tmp_path}", f"--run.out={tmp_path / 'out'}", "--data.validation_share=0.5"]
-    with pytest.raises(InputError, match="row 0: None should be text"):
+    with pytest.raises(InputError, match="train, row 1: None should be text"):
         run(*args)
     with pytest.raises(InputError, match=r"train: no column 'story' \(data.text_column\); there are text, other"):
         run(*args, "--data.text_column=story")

@@ -1,6 +1,7 @@
 """What makes a recipe's batches can be sent to a process that was not forked, and makes the same batches there."""
 
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,13 @@ def same(a: Any, b: Any) -> bool:
 )
 def test_collate_functions_pickle(name, tmp_path, monkeypatch):
     recipe, collates = load_recipe(name), {}
+
+    def look(loader, make, job, rows, collate):
+        collates[loader] = (rows, collate)
+        return make(job, rows, collate)
+
     for loader in ("train_loader", "eval_loader"):
-
-        def look(job, rows, collate, make=getattr(recipe, loader), loader=loader):
-            collates[loader] = (rows, collate)
-            return make(job, rows, collate)
-
-        monkeypatch.setattr(recipe, loader, look)
+        monkeypatch.setattr(recipe, loader, partial(look, loader, getattr(recipe, loader)))
     args = [*FEW, "--run.max_steps=1", "--run.tracker=null", f"--run.out={tmp_path}"]
     recipe.main(parse(recipe.Config, args, demo=RECIPES / f"configs/{name}/demo.yaml"))
     assert set(collates) == {"train_loader", "eval_loader"}

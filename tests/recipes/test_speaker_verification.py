@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from d2v.decode import verification
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
+from tests.helpers import tiny_listener
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.options import a_frozen_encoder_stays, adapters_open_in_transformers, collate_functions_pickle
 from tests.tiny import TINY_AUDIO, flac
 
 run = runner("speaker_verification")
@@ -81,7 +83,7 @@ def test_a_run_leaves_what_it_should(trained):
         p.name for p in out.iterdir()
     }
     assert set(results) >= {"eer", "min_dcf_001", "min_dcf_005"} and results["split"] == "test"
-    notes = {"trials": "drawn from test", "center": False, "s_norm": 0, "freeze": "nothing"}
+    notes = {"trials": "sampled from test", "center": False, "s_norm": 0, "freeze": "nothing"}
     assert {key: results[key] for key in notes} == notes
     # Eight clips of four speakers: 4 pairs of one speaker, and as many of the 24 others.
     rows = predictions(out)
@@ -134,16 +136,17 @@ def test_the_cohort_centres_and_normalises(trained, data, tmp_path, monkeypatch)
     """Each training speaker's mean embedding is kept with the model, and scores are taken relative to these."""
     seen, score_trials = {}, verification.score_trials
 
-    def look(embeddings, trials, cohort, **options):
+    def spy(embeddings, trials, cohort, **options):
         seen.update(embeddings=embeddings, trials=trials)
         return score_trials(embeddings, trials, cohort, **options)
 
-    monkeypatch.setattr(verification, "score_trials", look)
+    monkeypatch.setattr(verification, "score_trials", spy)
     args = [f"--data.path={data}", "--data.test_split=train", "--center=true", "--s_norm=3"]
     results, rows = use(trained, "evaluate", tmp_path, *args)
     assert (results["center"], results["s_norm"]) == (True, 3)
     cohort = load_file(trained[0] / "best/cohort.safetensors")["embeddings"].numpy()
-    means = [seen["embeddings"][speaker::4].mean(axis=0) for speaker in range(4)]
+    embeddings = np.stack([seen["embeddings"][row] for row in range(32)])
+    means = [embeddings[speaker::4].mean(axis=0) for speaker in range(4)]
     np.testing.assert_allclose(cohort, means, rtol=1e-4, atol=1e-6)
     options = {"mean": cohort.mean(axis=0)}
     cosines = verification.cosine_scores(seen["embeddings"], seen["trials"], **options)
@@ -184,8 +187,8 @@ def test_a_list_of_trials(form, trained, tmp_path):
     scores = [line.split() for line in (tmp_path / "out/scores.txt").read_text().splitlines()]
     assert [line[1:] for line in scores] == [line.split()[1:] for line in lines]
     assert rows[3]["score"] == pytest.approx(1)  # a clip with itself
-    _, drawn = use(trained, "predict", tmp_path / "all", f"--data.path={folder}")
-    pair = next(row for row in drawn if (row["enrol"], row["test"]) == ("test-1", "test-5"))
+    _, pairs = use(trained, "predict", tmp_path / "all", f"--data.path={folder}")
+    pair = next(row for row in pairs if (row["enrol"], row["test"]) == ("test-1", "test-5"))
     assert rows[0]["score"] == pytest.approx(pair["score"])
 
 
@@ -203,11 +206,35 @@ def test_predict_needs_no_labels(trained, tmp_path):
     assert listed == [{"enrol": "z.wav", "test": "y.wav", "score": pytest.approx(rows[2]["score"])}]
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_listener(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.mark.parametrize("variant", ["normalized", "corrected", "documented"])
+def test_adapters(variant, base, data, tmp_path):
+    """The head that was trained is folded, in the adapter too."""
+    x = torch.from_numpy(voice("bob", 0)).float()[None]
+    args = [*SMALL, f"--arch.xvector_variant={variant}", f"--data.path={data}"]
+    adapters_open_in_transformers(run, "Data2VecAudioForXVector", base, args, x, tmp_path)
+    config = json.loads((tmp_path / "best/config.json").read_text())
+    assert config["xvector_variant"] == {"normalized": "corrected"}.get(variant, variant)
+
+
+def test_a_frozen_encoder(base, data, tmp_path):
+    a_frozen_encoder_stays(run, base, [*SMALL, f"--data.path={data}"], "data2vec_audio.", tmp_path)
+
+
+def test_collate_functions_pickle(data, tmp_path, monkeypatch):
+    args = [*SMALL, f"--data.path={data}", "--data.crop_seconds=0.25"]
+    collate_functions_pickle(run, args, tmp_path, monkeypatch)
+
+
 def test_a_stopped_run_goes_on_exactly(data, tmp_path):
     goes_on_exactly(run, [*SMALL, f"--data.path={data}", "--data.crop_seconds=0.25"], tmp_path)
 
 
-def test_held_out_speakers_are_heard_in_test_alone(tmp_path):
+def test_held_out_speakers_are_in_test_alone(tmp_path):
     data = write(tmp_path / "data", test=16)
     held = ["--data.held_out_speakers=[bob, dot]", "--run.max_steps=1"]
     results = run(*SMALL, *held, f"--data.path={data}", f"--run.out={tmp_path / 'out'}")
@@ -257,7 +284,7 @@ BAD_OPTIONS = {
     "no such speaker": (None, ["--data.held_out_speakers=[eve]"], "test: no speaker 'eve' .*; there are ann, bob, cid"),
     "short crops": (None, ["--data.crop_seconds=0.1"], r"data\.crop_seconds 0\.1: .* take 0\.125 s"),
     "a cohort of one": (None, ["--s_norm=1"], "s_norm should be 0, or at least 2 speakers, not 1"),
-    "one trial": (None, ["--data.drawn_trials=1"], r"data\.drawn_trials should be at least 2, not 1"),
+    "one trial": (None, ["--data.sampled_trials=1"], r"data\.sampled_trials should be at least 2, not 1"),
 }
 
 
