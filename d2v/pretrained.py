@@ -44,7 +44,7 @@ class Storable(nn.Module):
         return weights
 
 
-def fetch_file(source: str | Path, name: str) -> Path | None:
+def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
     """The local path of a file of a folder or hub repository, downloaded if need be; None if it has no such file."""
     if Path(source).is_dir():
         path = Path(source) / name

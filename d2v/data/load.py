@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def load(
     *,
     inputs: Mapping[str, str | None],
     targets: Mapping[str, str | None] | None = None,
-    reader: Callable[[Data], dict[str, "Dataset"]] | None = None,
+    reader: Callable[[Any], dict[str, "Dataset"]] | None = None,
 ) -> dict[str, Split]:
     """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`.
 

@@ -6,6 +6,7 @@ Shapes: B batch, L labels.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +24,7 @@ function of a module, or a `partial` of one.
 """
 
 
-def pad_labels(labels: list[list[int]]) -> Tensor:
+def pad_labels(labels: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     """(B, L) int64, `IGNORE` where a row has ended."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 

@@ -4,14 +4,17 @@ A trial's label is 1 if both clips are of one speaker (a target) and 0 if not; a
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from d2v.decode.verification import Scores
 from d2v.errors import InputError
 
+Labels = Sequence[int | None] | np.ndarray
 
-def verification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
+
+def verification_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
     """`eer`, and the detection cost at both usual shares of targets: `min_dcf_001` (s3prl), `min_dcf_005` (VoxSRC).
 
     Args:
@@ -28,7 +31,7 @@ def verification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, floa
     }
 
 
-def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
+def equal_error_rate(labels: Labels, scores: Scores) -> float:
     """The rate at which as many targets are missed as non-targets accepted.
 
     Between two thresholds the curve is a straight line, as in the script of VoxSRC and in s3prl.
@@ -39,7 +42,7 @@ def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(brentq(lambda rate: np.interp(rate, false_alarms, misses) - rate, 0.0, 1.0))
 
 
-def min_dcf(labels: ArrayLike, scores: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
+def min_dcf(labels: Labels, scores: Scores, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """The least detection cost over all thresholds, normalised (NIST SRE): 1 is that of a decision without listening.
 
     Args:
@@ -54,15 +57,13 @@ def min_dcf(labels: ArrayLike, scores: ArrayLike, p_target: float, c_miss: float
     return float(costs.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
 
 
-def error_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def error_curve(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Share of missed targets and of accepted non-targets as the threshold falls, from (1, 0) to (0, 1)."""
     from sklearn.metrics import roc_curve
 
-    labels, values = np.asarray(labels), np.asarray(scores, dtype=float)
-    if set(labels.tolist()) != {0, 1}:
-        raise InputError(
-            f"trials are labelled {sorted(set(labels.tolist()))}; there should be targets, 1, and others, 0"
-        )
+    kinds, values = set(np.asarray(labels).tolist()), np.asarray(scores, dtype=float)
+    if kinds != {0, 1}:
+        raise InputError(f"trials are labelled {sorted(kinds)}; there should be targets, 1, and others, 0")
     if not np.isfinite(values).all():
         trial = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InputError(f"the score of trial {trial} is {values[trial]}; should be finite")
@@ -70,7 +71,7 @@ def error_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.nd
     return 1 - hits, false_alarms
 
 
-def plot_det(labels: ArrayLike, scores: ArrayLike, path: str | os.PathLike) -> None:
+def plot_det(labels: Labels, scores: Scores, path: str | os.PathLike) -> None:
     """Plot the detection error trade-off (Martin et al., 1997) and the equal error rate.
 
     The axes are normal deviates, so that Gaussian scores give a straight line.
