@@ -21,8 +21,9 @@ from torch import Tensor
 import d2v
 from d2v.cli import exit_with
 from d2v.errors import InputError
+from d2v.models.audio import AudioPreTrainedModel
 from d2v.models.base import PreTrainedModel
-from d2v.models.vision import sides
+from d2v.models.vision import VisionPreTrainedModel, sides
 from d2v.pretrained import rename, write_json
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
 from d2v.processors.image import ImageProcessor
@@ -153,7 +154,7 @@ def read_pickle(path: Path) -> tuple[Weights, dict[str, Any]]:
         # under every name in the file that torch does not know.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         # OmegaConf keeps things in a defaultdict, and torch fills nothing but dictionaries.
-        trusted = [((lambda *_: {}) if name == "collections.defaultdict" else Inert, name) for name in names]
+        trusted: list[Any] = [((lambda *_: {}) if name == "collections.defaultdict" else Inert, name) for name in names]
         with torch.serialization.safe_globals(trusted):
             # Memory-mapped, so that the optimiser's state, two thirds of a checkpoint, is not read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -213,7 +214,7 @@ def audio(weights: Weights, config: dict[str, Any]) -> Original:
         "conv_pos_kernel_size": positions.shape[2],
         "num_conv_pos_embedding_groups": width // positions.shape[1],
     }
-    model_class = d2v.Data2VecAudioModel
+    model_class: type[AudioPreTrainedModel] = d2v.Data2VecAudioModel
     if "proj.weight" in weights:
         model_class, values["vocab_size"] = d2v.Data2VecAudioForCTC, len(weights["proj.weight"])
     return model_class(d2v.Data2VecAudioConfig(**values)), weights, AUDIO, LEFT_OUT
@@ -241,15 +242,15 @@ def text(weights: Weights, config: dict[str, Any]) -> Original:
         raise InputError(f"has the classification heads {', '.join(heads)}; only one can be converted")
     if heads:
         head = f"classification_heads.{heads[0]}."
-        config = d2v.Data2VecTextConfig(**values, num_labels=len(weights[head + "out_proj.weight"]))
-        left_out = (*LEFT_OUT, (r"encoder\.lm_head\.", "the language modelling head"))
-        return d2v.Data2VecTextForSequenceClassification(config), weights, (*TEXT, (head, "classifier.")), left_out
-    config, left_out = d2v.Data2VecTextConfig(**values), LEFT_OUT
+        own = d2v.Data2VecTextConfig(**values, num_labels=len(weights[head + "out_proj.weight"]))
+        left_out: Table = (*LEFT_OUT, (r"encoder\.lm_head\.", "the language modelling head"))
+        return d2v.Data2VecTextForSequenceClassification(own), weights, (*TEXT, (head, "classifier.")), left_out
+    own, left_out = d2v.Data2VecTextConfig(**values), LEFT_OUT
     if "encoder.lm_head.weight" not in weights:
-        return d2v.Data2VecTextModel(config, add_pooling_layer=False), weights, TEXT, left_out
+        return d2v.Data2VecTextModel(own, add_pooling_layer=False), weights, TEXT, left_out
     if torch.equal(weights["encoder.lm_head.weight"], embeddings):
         left_out = (*LEFT_OUT, (r"encoder\.lm_head\.weight$", "a copy of the embeddings"))
-    return d2v.Data2VecTextForMaskedLM(config), weights, TEXT, left_out
+    return d2v.Data2VecTextForMaskedLM(own), weights, TEXT, left_out
 
 
 def vision(weights: Weights, _: dict[str, Any]) -> Original:
@@ -304,7 +305,7 @@ def tensorflow(path: Path) -> Original:
             file.visititems(add)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"damaged, or not an HDF5 file of Keras's ({error})") from error
-    model_class = d2v.Data2VecVisionModel
+    model_class: type[VisionPreTrainedModel] = d2v.Data2VecVisionModel
     if "classifier.weight" in weights:
         model_class = d2v.Data2VecVisionForImageClassification
     elif "decode_head.classifier.weight" in weights:
@@ -314,13 +315,14 @@ def tensorflow(path: Path) -> Original:
 
 def load(model: PreTrainedModel, weights: Weights, table: Table, left_out: Table) -> Counter[str]:
     """Load a model, each weight into its place; returns how many were left out, by what they are."""
-    own, base, found, counts = model.state_dict(), model.base_model_prefix + ".", {}, Counter()
+    own, base, found = model.state_dict(), model.base_model_prefix + ".", {}
+    counts: Counter[str] = Counter()
     for key, value in weights.items():
         if what := next((what for pattern, what in left_out if re.match(pattern, key)), None):
             counts[what] += 1
             continue
-        name = rename(rename(key, table), model.renames, to_ours=True)
-        name = next((n for n in (name, base + name, name.removeprefix(base)) if n in own), None)
+        ours = rename(rename(key, table), model.renames, to_ours=True)
+        name = next((n for n in (ours, base + ours, ours.removeprefix(base)) if n in own), None)
         if name is None or name in found:
             raise InputError(f"{key} is a weight that {type(model).__name__} has no place for")
         if value.shape != own[name].shape:
@@ -394,7 +396,8 @@ def convert(source: str | Path, out: str | Path, dictionary: str | Path | None =
         print("no tokenizer written: the released models have RoBERTa's")
     elif (source.parent / "preprocessor_config.json").is_file():
         ImageProcessor.from_pretrained(source.parent).save_pretrained(out)
-    else:  # normalises by 0.5, as fine-tuning did; pretraining did by ImageNet's statistics
+    elif isinstance(model.config, d2v.Data2VecVisionConfig):
+        # Normalises by 0.5, as fine-tuning did; pretraining did by ImageNet's statistics.
         height, width = sides(model.config.image_size)
         ImageProcessor(size={"height": height, "width": width}).save_pretrained(out)
     if isinstance(model, d2v.Data2VecAudioForCTC):

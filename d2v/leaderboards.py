@@ -353,9 +353,14 @@ def main(args: list[str] | None = None) -> None:
     """The command line; exit code 2 for bad input."""
     import jsonargparse
 
-    options = {"prog": "python -m d2v.leaderboards", "description": __doc__.partition("\n")[0]}
     try:
-        jsonargparse.auto_cli([glue, superb, open_asr, ade20k], args=args, as_positional=False, **options)
+        jsonargparse.auto_cli(
+            [glue, superb, open_asr, ade20k],
+            args=args,
+            as_positional=False,
+            prog="python -m d2v.leaderboards",
+            description=(__doc__ or "").partition("\n")[0],
+        )
     except (InputError, OSError) as error:
         exit_with(2, f"error: {error}")
 

@@ -128,15 +128,16 @@ def save_adapted(model: PreTrainedModel, folder: str | Path, keep: Sequence[Any]
 
 def load_lora(model: PreTrainedModel, source: str | Path) -> None:
     """Put an adapter onto a model, in place: one that `save_lora` wrote, or peft for Hugging Face's model."""
-    paths = {name: fetch_file(source, name) for name in (ADAPTER_CONFIG, ADAPTER)}
-    if missing := [name for name, path in paths.items() if path is None]:
-        raise InputError(f"{source}: no {missing[0]}; an adapter is {ADAPTER_CONFIG} and {ADAPTER}")
-    config = read_json(paths[ADAPTER_CONFIG])
+    config_file, file = fetch_file(source, ADAPTER_CONFIG), fetch_file(source, ADAPTER)
+    if config_file is None or file is None:
+        missing = ADAPTER_CONFIG if config_file is None else ADAPTER
+        raise InputError(f"{source}: no {missing}; an adapter is {ADAPTER_CONFIG} and {ADAPTER}")
+    config = read_json(config_file)
     if config.get("peft_type") != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise InputError(f"{paths[ADAPTER_CONFIG]}: should be a LoRA with one rank and alpha for all layers")
+        raise InputError(f"{config_file}: should be a LoRA with one rank and alpha for all layers")
     weights = {
         rename(key.removeprefix(PREFIX), model.renames, to_ours=True): value
-        for key, value in read_weights_file(paths[ADAPTER]).items()
+        for key, value in read_weights_file(file).items()
     }
     options = {
         key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora") if key in config
@@ -145,7 +146,7 @@ def load_lora(model: PreTrainedModel, source: str | Path) -> None:
     named = {re.sub(r"(\.lora_\w+)\.", rf"\1.{NAME}.", key): value for key, value in weights.items()}
     wanted = {key for key in model.state_dict() if ".lora_" in key}
     if unknown := sorted(named.keys() - model.state_dict().keys()) or sorted(wanted - named.keys()):
-        raise InputError(f"{paths[ADAPTER]}: does not fit {type(model).__name__}, which differs at {unknown[0]}")
+        raise InputError(f"{file}: does not fit {type(model).__name__}, which differs at {unknown[0]}")
     model.load_state_dict(named, strict=False)
 
 

@@ -11,7 +11,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +23,28 @@ from d2v.errors import InputError
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
+Renames = tuple[tuple[str, str], ...]
 
-def fetch_file(source: str | Path, name: str) -> Path | None:
+
+class Storable(nn.Module):
+    """A model that has other names on disk.
+
+    Attributes:
+        renames: our parameter names to Hugging Face's.
+        base_model_prefix: under this attribute, models with a head keep the model without one.
+        config: has `to_dict`, which gives the entries of `config.json`.
+    """
+
+    renames: ClassVar[Renames]
+    base_model_prefix: ClassVar[str]
+    config: Any
+
+    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some."""
+        return weights
+
+
+def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
     """The local path of a file of a folder or hub repository, downloaded if need be; None if it has no such file."""
     if Path(source).is_dir():
         path = Path(source) / name
@@ -77,7 +97,7 @@ def load_config(source: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def rename(key: str, table: tuple[tuple[str, str], ...], *, to_ours: bool = False) -> str:
+def rename(key: str, table: Renames, *, to_ours: bool = False) -> str:
     """A weight's name on the other side of the table; names that no row matches stay."""
     for ours, theirs in table:
         old, new = (theirs, ours) if to_ours else (ours, theirs)
@@ -111,7 +131,8 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         if path := fetch_file(source, name):
             return read_weights_file(path)
         if path := fetch_file(source, index):
-            weights, files = {}, read_json(path).get("weight_map")
+            weights: dict[str, Tensor] = {}
+            files = read_json(path).get("weight_map")
             if not isinstance(files, dict):
                 raise InputError(f"{path}: no weight_map, which says in what file each weight is")
             for shard in sorted(set(files.values())):
@@ -138,7 +159,7 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_weights(model: nn.Module, source: str | Path) -> Report:
+def load_weights(model: Storable, source: str | Path) -> Report:
     """Load a checkpoint into a model and say what did not fit.
 
     A checkpoint of the model without a head fits one with a head, and the other way round. Weights of another shape are
@@ -189,7 +210,7 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error}); what was saved before is untouched") from error
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
+def save(model: Storable, folder: str | Path) -> None:
     """Write a model's `config.json` and `model.safetensors` under Hugging Face's names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +222,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     )
 
 
-def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+def push_to_hub(model: Storable, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload what `save` writes to a hub repository, created if need be; returns the commit's address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

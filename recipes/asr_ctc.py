@@ -30,13 +30,13 @@ from d2v.demo.speech import number_words
 from d2v.metrics.asr import normalized_error_rate, show_errors, transcript_metrics, whisper_normalizer
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 # What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
 FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
 FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
 FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
-SCALES = {"start_scale": 0.01, "final_scale": 0.05}  # of the learning rate, in the same file
+SCALES: dict[str, Any] = {"start_scale": 0.01, "final_scale": 0.05}  # of the learning rate, in the same file
 
 
 @dataclass
@@ -145,8 +145,8 @@ def main(config: Config) -> dict[str, Any]:
         metrics |= normalized_error_rate([raw[row] for row, _ in predictions], texts, normalize)
     if job.labelled and job.is_main:
         print("", show_errors(rows[split].compare(predictions)[0], texts), "", sep="\n")
-    names = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **names)
+    about: About = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
+    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from d2v.errors import InputError
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -116,8 +116,8 @@ def main(config: Config) -> dict[str, Any]:
     if job.labelled and job.is_main and labels.problem_type == "single_label":
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
-    names = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
-    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **names)
+    about: About = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
+    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from d2v.metrics.diarization import baselines, choose_threshold, diarization_met
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
 from d2v.pretrained import write_json
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
         return {recordings[split][row]: probabilities for row, probabilities in predictions}
 
     decision = {"threshold": 0.5, "filter": 11 if diarization else 1}
-    decision |= {} if job.training else read_decision(config.model)
+    decision |= read_decision(config.model) if config.model and not job.training else {}
 
     def decode(probabilities):
         return decode_segments(probabilities, names, hop, decision["threshold"], decision["filter"])
@@ -140,8 +140,8 @@ def main(config: Config) -> dict[str, Any]:
         plot_timelines(references, predictions, job.out / "timeline.png", free_names=diarization)
     ids = by_recording(split, rows[split].ids)
     records = segment_records({ids[name]: segments for name, segments in predictions.items()})
-    about = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations", "notes": notes}
-    return finish(job, metrics, records, split=split, seconds=seconds, **about)
+    about: About = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations"}
+    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

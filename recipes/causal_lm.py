@@ -27,7 +27,7 @@ from d2v.demo.text import docs_text
 from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.models.text_heads import Data2VecTextForCausalLM
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, timed
 
 
 @dataclass
@@ -85,12 +85,12 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecTextForCausalLM, tokenizer=tokenizer, always=decoder)
     size = min(data.max_length, model.config.max_tokens)
     rows, collates = {}, {}
-    for name, split in splits.items():
+    for name, each in splits.items():
         if job.labelled:
-            rows[name] = stream_rows(split, len(streams[name].ids), size, ahead=1)
+            rows[name] = stream_rows(each, len(streams[name].ids), size, ahead=1)
             collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name])
         else:
-            rows[name] = prompt_rows(split, data.text_column, tokenizer, *sampling.bounds(model.config))
+            rows[name] = prompt_rows(each, data.text_column, tokenizer, *sampling.bounds(model.config))
             collates[name] = partial(prompt_batch, tokenizer=tokenizer)
 
     def forward(model, batch):
@@ -138,8 +138,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.mode == "evaluate" and job.is_main:
         show_samples(model, tokenizer, sampling, config.run.seed)
     notes = {"stride": data.stride} if job.labelled and data.stride else None
-    names = {"metric": "loss", "task": "text-generation", "demo": "Python's documentation"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, notes=notes, **names)
+    about: About = {"metric": "loss", "task": "text-generation", "demo": "Python's documentation"}
+    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

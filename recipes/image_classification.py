@@ -31,7 +31,7 @@ from d2v.metrics.classification import choose_metrics, label_metrics, plot_confu
 from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 from d2v.training.report import write_ranked_csv
 
 
@@ -94,8 +94,10 @@ def main(config: Config) -> dict[str, Any]:
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
-    changes = {"augmented": augmenter(config.augment, processor, size), "mixed": mixer(config.augment, labels)}
-    collate_rows = partial(collate, processor=processor, labels=labels, column=data.image_column, **changes)
+    augmented, mixed = augmenter(config.augment, processor, size), mixer(config.augment, labels)
+    collate_rows = partial(
+        collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, column=data.image_column
+    )
 
     # Loss: cross-entropy with smoothed or mixed labels
     def loss_fn(model, batch):
@@ -139,8 +141,8 @@ def main(config: Config) -> dict[str, Any]:
     if job.is_main and ranked and job.labelled:
         truth = [row["reference"] for row in records]
         plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
-    names = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
-    return finish(job, results, records, split=split, seconds=seconds, **names)
+    about: About = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
+    return finish(job, results, records, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

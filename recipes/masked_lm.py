@@ -27,7 +27,7 @@ from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 EVALUATION = 0  # seeds the masks of evaluation, so that all runs, whatever their seed, predict the same tokens
 SHOWN = 3  # texts at the end
@@ -86,12 +86,12 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecTextForMaskedLM, tokenizer=tokenizer)
     size = min(data.max_length, model.config.max_tokens)
     rows, collates = {}, {}
-    for name, split in splits.items():
+    for name, each in splits.items():
         if job.labelled:
-            rows[name] = stream_rows(split, len(streams[name].ids) - 2, size - 2, special=2)
+            rows[name] = stream_rows(each, len(streams[name].ids) - 2, size - 2, special=2)
             collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name], mask=mask)
         else:
-            rows[name] = gap_rows(split, data.text_column, tokenizer, size)
+            rows[name] = gap_rows(each, data.text_column, tokenizer, size)
             collates[name] = partial(gap_batch, tokenizer=tokenizer)
 
     def forward(model, batch):
@@ -132,8 +132,8 @@ def main(config: Config) -> dict[str, Any]:
     metrics = compute_metrics(predictions) if job.labelled else {}
     if job.is_main:
         print("\n", *(row["filled"] for _, row in predictions[:SHOWN]), sep="\n", end="\n\n")
-    names = {"metric": "loss", "task": "fill-mask", "demo": "Python's documentation"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **names)
+    about: About = {"metric": "loss", "task": "fill-mask", "demo": "Python's documentation"}
+    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

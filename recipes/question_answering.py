@@ -26,7 +26,7 @@ from d2v.decode.question_answering import best_spans, join_windows, write_answer
 from d2v.demo.text import docs_questions
 from d2v.metrics.question_answering import question_answering_metrics
 from d2v.models.text_heads import Data2VecTextForQuestionAnswering
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -101,8 +101,8 @@ def main(config: Config) -> dict[str, Any]:
         write_answers(job.out, records)
     records = [{key: value for key, value in record.items() if key != "nbest"} for record in records]
     notes = {"no_answer_threshold": threshold} if data.unanswerable else None
-    names = {"metric": "f1", "task": "question-answering", "demo": "Python's documentation"}
-    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **names)
+    about: About = {"metric": "f1", "task": "question-answering", "demo": "Python's documentation"}
+    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from d2v.errors import InputError
 from d2v.metrics.segmentation import pixel_counts, segmentation_metrics, write_class_table
 from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, timed
 
 
 @dataclass
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     )
 
     # Model: UPerNet on four layers of the encoder
-    head = segmentation_head(config, SCENE_CLASSES) if job.training else {}
+    head = segmentation_head(job, SCENE_CLASSES) if job.training else {}
     model = build(job, Data2VecVisionForSemanticSegmentation, **head)
     settings, names = model.config, list(model.config.id2label.values())
     if job.training and job.accelerator.num_processes > 1 and job.accelerator.device.type == "cuda":
@@ -141,7 +141,7 @@ def main(config: Config) -> dict[str, Any]:
         write_class_table(sum(counts for _, counts in predictions), names, job.out / "classes.csv")
     records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
     notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
-    about = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}
+    about: About = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}
     return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 

@@ -37,7 +37,7 @@ from d2v.errors import InputError
 from d2v.metrics.verification import plot_det, verification_metrics
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, timed
 
 # As the authors of x-vectors train them: a normalisation after every ReLU, which `best/` has folded into the layers.
 FINE_TUNING = {"xvector_variant": "normalized"}
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecAudioForXVector, FINE_TUNING, **head)
     settings, rate = model.config, extractor.sampling_rate
     problem = partial(speaker_problem, column=data.speaker_column)
-    options = {"learn": problem, "score": problem, "crop_seconds": data.crop_seconds}
+    options: dict[str, Any] = {"learn": problem, "score": problem, "crop_seconds": data.crop_seconds}
     rows = clip_rows(job, splits, rate, shortest_clip(settings, rate, data.crop_seconds), speakers, **options)
     collate_rows = partial(collate, extractor=extractor, data=data, numbers=settings.label2id)
 
@@ -126,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         cohort = verification.speaker_means(*rows["cohort"].compare(predict_split(model, "cohort")))
         if job.is_main:
             verification.write_cohort(job.out / "best", cohort)
-    elif config.center or config.s_norm:
+    elif config.model and (config.center or config.s_norm):
         cohort = verification.read_cohort(config.model, settings.xvector_output_dim)
 
     # Test: scores of trials, on a split that was not used to choose the checkpoint
@@ -142,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
         plot_det([label for label, _, _ in trials], scores, job.out / "det.png")
     notes = {"trials": source, "center": config.center, "s_norm": config.s_norm}
     records = verification.trial_records(named_trials, scores)
-    about = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # the hub has no other task
+    about: About = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # no task is nearer
     return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
 
 

@@ -30,7 +30,7 @@ from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 from d2v.training.report import write_jsonl
 
 
@@ -71,11 +71,11 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: texts or pairs of them, and their labels
-    columns = {"inputs": {"text": data.text_column, "pair": data.pair_column}, "targets": {"label": data.label_column}}
-    splits = load(job, docs_classification, **columns)
+    inputs, targets = {"text": data.text_column, "pair": data.pair_column}, {"label": data.label_column}
+    splits = load(job, docs_classification, inputs=inputs, targets=targets)
     for ending, name in data.also.items() if job.labelled else ():
         other = replace(config, mode="evaluate", data=replace(data, test_split=name))
-        splits[ending] = load(replace(job, config=other), docs_classification, **columns)["test"]
+        splits[ending] = load(replace(job, config=other), docs_classification, inputs=inputs, targets=targets)["test"]
     labels, references = read_labels(job, splits)
     metrics = choose_metrics(data.metrics, labels.problem_type)
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
@@ -84,11 +84,11 @@ def main(config: Config) -> dict[str, Any]:
     # Model: a head on the first token
     model = build(job, Data2VecTextForSequenceClassification, tokenizer=tokenizer, **labels.head)
     settings, rows = model.config, {}
-    for name, split in splits.items():
+    for name, each in splits.items():
         if job.labelled:
-            check_rows(split, list(map(labels.problem, references[name])), advice="")
+            check_rows(each, list(map(labels.problem, references[name])), advice="")
         most = min(data.max_length, settings.max_tokens)
-        rows[name] = text_rows(tokenizer, split, texts, most, references.get(name))
+        rows[name] = text_rows(tokenizer, each, texts, most, references.get(name))
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)
 
     # Loss: cross-entropy of classes, or squared error of values
@@ -126,8 +126,8 @@ def main(config: Config) -> dict[str, Any]:
     if job.labelled and job.is_main and labels.problem_type == "single_label":
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
-    names = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
-    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **names)
+    about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
+    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from d2v.demo.text import docs_tagging
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
-from d2v.training import build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start
 
 
 @dataclass
@@ -74,12 +74,12 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecTextForTokenClassification, tokenizer=tokenizer, id2label=id2label)
     names, numbers, rows = model.config.id2label, model.config.label2id, {}
     chunks = are_chunks(list(numbers))
-    for name, split in splits.items():
+    for name, each in splits.items():
         if job.labelled:
-            check_tags(split, sentences[name], tags[name], data, numbers)
+            check_tags(each, sentences[name], tags[name], data, numbers)
         longest = min(data.max_length, model.config.max_tokens)
         windows = encode_words(tokenizer, sentences[name], longest, data.stride)
-        rows[name] = window_rows(split, windows, tags.get(name))
+        rows[name] = window_rows(each, windows, tags.get(name))
     inside = inside_classes(numbers) if data.label_all_pieces else None
     collate_rows = partial(collate, tokenizer=tokenizer, numbers=numbers, inside=inside)
 
@@ -120,10 +120,10 @@ def main(config: Config) -> dict[str, Any]:
     if job.is_main:
         write_conll(job.out / "predictions.conll", *columns.values())
     if job.is_main and job.labelled:
-        words = [list(chain.from_iterable(columns[key])) for key in ("reference", "labels")]
-        plot_confusion(*words, list(numbers), job.out / "confusion.png")
-    names = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
-    return finish(job, metrics, records, split=split, seconds=seconds, **names)
+        truth, predicted = (list(chain.from_iterable(columns[key])) for key in ("reference", "labels"))
+        plot_confusion(truth, predicted, list(numbers), job.out / "confusion.png")
+    about: About = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
+    return finish(job, metrics, records, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:
     if not valid:
         raise InputError(f"{path}: should be a list of lists of class numbers below {classes}, as in ReaL's real.json")
     found = [re.search(r"_val_(\d{8})", image) for image in images]
-    rows = [int(match[1]) - 1 for match in found] if all(found) else list(range(len(images)))
+    numbers = [int(match[1]) - 1 for match in found if match]
+    rows = numbers if all(found) else list(range(len(images)))
     if max(rows) >= len(seen) or (not all(found) and len(images) != len(seen)):
         raise InputError(f"{path}: has labels of {len(seen)} images, not of these {len(images)}, such as {images[0]}")
     return [seen[row] for row in rows]

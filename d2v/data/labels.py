@@ -108,7 +108,7 @@ class Labels:
         """
         if self.problem_type == "regression":
             return {"value": scores[0]}
-        order = range(len(scores))
+        order: Sequence[int] = range(len(scores))
         if most is not None:
             order = sorted(order, key=lambda i: -scores[i])[:most]
         listed = {self.names[i]: round(float(scores[i]), 6) for i in order}
@@ -154,7 +154,7 @@ def checkpoint_labels(source: str, column: str) -> Labels:
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     names = [names[i] for i in sorted(names, key=int)]
     kinds = {theirs: ours for ours, theirs in MODEL_TYPES.items()}
-    kind = kinds.get(config.get("problem_type"), "regression" if len(names) == 1 else "single_label")
+    kind = kinds.get(config.get("problem_type", ""), "regression" if len(names) == 1 else "single_label")
     return Labels(distinct(names), kind, column)
 
 

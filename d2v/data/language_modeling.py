@@ -167,8 +167,14 @@ def masker(tokenizer: Tokenizer, share: float, *, whole_words: bool) -> Callable
     """
     special = [i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special]
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
-    tokens = {"special": special, "ordinary": ordinary, "mask_token": tokenizer.mask_token_id}
-    return partial(mask_tokens, share=share, whole_words=whole_words, **tokens)
+    return partial(
+        mask_tokens,
+        share=share,
+        whole_words=whole_words,
+        special=special,
+        ordinary=ordinary,
+        mask_token=tokenizer.mask_token_id,
+    )
 
 
 def mask_tokens(
@@ -180,7 +186,7 @@ def mask_tokens(
     whole_words: bool,
     special: list[int],
     ordinary: np.ndarray,
-    mask_token: int | None,
+    mask_token: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The masked tokens (T,) of a window, and which of them are to be predicted, (T,) bool; see `masker`."""
     rng = np.random.default_rng(seed)

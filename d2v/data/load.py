@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def load(
     *,
     inputs: Mapping[str, str | None],
     targets: Mapping[str, str | None] | None = None,
-    reader: Callable[[Data], dict[str, "Dataset"]] | None = None,
+    reader: Callable[[Any], dict[str, "Dataset"]] | None = None,
 ) -> dict[str, Split]:
     """The splits that a recipe's configuration asks for, or those of its demo; see `choose_splits`.
 
@@ -119,7 +119,7 @@ def read(data: Data) -> dict[str, "Dataset"]:
     """All splits of a source, sound and images left undecoded."""
     import datasets
 
-    path = Path(data.path)
+    path = Path(data.path or "")
     if path.suffix in BUILDERS and not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

@@ -6,9 +6,10 @@ Shapes: B batch, L labels.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from d2v.config import Job
 from d2v.data.rows import Rows
@@ -23,12 +24,12 @@ function of a module, or a `partial` of one.
 """
 
 
-def pad_labels(labels: list[list[int]]) -> Tensor:
+def pad_labels(labels: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     """(B, L) int64, `IGNORE` where a row has ended."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in labels], True, IGNORE)
 
 
-class NumberedRows:
+class NumberedRows(Dataset[dict[str, Any]]):
     """Rows by number, which they get as `row`; by (number, epoch) also with the `seed` of their augmentation.
 
     A row comes once an epoch, so no two seeds are equal; and whoever makes the batch, and whether the run was stopped

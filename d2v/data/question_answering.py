@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,11 @@ def read_questions(data: Data) -> dict[str, "Dataset"]:
     """
     import datasets
 
-    path = Path(data.path)
+    path = Path(data.path or "")
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    articles = {file: read_articles(file) for file in files if file.suffix == ".json"}
-    if not articles or None in articles.values():
+    found = {file: read_articles(file) for file in files if file.suffix == ".json"}
+    articles = {file: listed for file, listed in found.items() if listed is not None}
+    if not found or len(articles) < len(found):
         return read(data)
     splits: dict[str, list] = {}
     for file, listed in articles.items():
@@ -166,7 +168,7 @@ def answers_problem(answers: Any, context: str, *, unanswerable: bool, train: bo
         return f"answers are {answers!r:.60}; should be lists 'text' and 'answer_start' of one length"
     if not texts:
         return None if unanswerable else "no answer; --data.unanswerable true is for questions that have none"
-    for text, start in zip(texts, starts if train else [None] * len(texts), strict=True):
+    for text, start in zip(texts, starts if train and starts else [None] * len(texts), strict=True):
         if not isinstance(text, str) or (train and not text.strip()):
             return f"the answer {text!r:.40} should be text"
         if train and (not isinstance(start, int) or start < 0 or not context.startswith(text, start)):
@@ -216,12 +218,12 @@ def question_windows(split: Split, tokenizer: Tokenizer, data: QuestionData, max
         InputError: a question leaves no room for a window.
     """
     questions, contexts = split.column(data.question_column), split.column(data.context_column)
-    options = {"max_length": max_length, "truncation": "only_second", "stride": data.stride}
+    encode = partial(tokenizer, max_length=max_length, truncation="only_second", stride=data.stride)
     windows = []
     for done in range(0, len(questions), CHUNK):
         part = slice(done, done + CHUNK)
         try:
-            encodings = tokenizer([text.strip() for text in questions[part]], contexts[part], **options)
+            encodings = encode([text.strip() for text in questions[part]], contexts[part])
         except InputError as error:
             message = re.sub(r"^row (\d+)", lambda match: split.where(done + int(match[1])), str(error))  # noqa: B023
             raise InputError(f"{message} (data.max_length, data.stride)") from error

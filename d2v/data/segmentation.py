@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d2v.config import Data, Job, Recipe, at_least
+from d2v.config import Data, Job, at_least
 from d2v.data.image import fit_processor, read_image, seeded
 from d2v.data.load import read
 from d2v.data.rows import Rows, Split
@@ -85,7 +85,7 @@ def read_pairs(data: SegmentationData) -> dict[str, "Dataset"]:
     """
     import datasets
 
-    images, masks = Path(data.path, "images"), Path(data.path, "annotations")
+    images, masks = (Path(data.path or "", name) for name in ("images", "annotations"))
     if not (images.is_dir() and masks.is_dir()):
         return read(data)
     splits = {}
@@ -110,7 +110,7 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     Raises:
         InputError: there is none of them, the file's numbers have gaps, or there are too few or too many classes.
     """
-    file = Path(data.path) / "id2label.json"
+    file = Path(data.path or "") / "id2label.json"
     names = data.names
     if names is None and file.is_file():
         named = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
@@ -128,14 +128,15 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     return names
 
 
-def segmentation_head(config: Recipe, demo: list[str]) -> dict[str, Any]:
+def segmentation_head(job: Job, demo: list[str]) -> dict[str, Any]:
     """The fields of a model's configuration that give it a head for the classes: those of `class_names`, or the demo's.
 
     Args:
-        config: whose data have the options of `SegmentationData`.
+        job: whose data have the options of `SegmentationData`.
         demo: names of the demo's classes.
     """
-    names = class_names(config.data, config.arch) if config.data.path else demo
+    data: SegmentationData = job.config.data
+    names = class_names(data, job.config.arch) if data.path else demo
     return {"id2label": dict(enumerate(names)), "semantic_loss_ignore_index": IGNORED}
 
 
@@ -238,11 +239,12 @@ def random_crop(
 
     Args:
         row: of `segmentation_rows`, with its `seed`.
-        data: augmentation, and what `read_example` takes.
+        data: augmentation, and what `read_mask` takes.
         processor: its mean and deviation.
         classes: how many there are.
     """
-    image, mask = read_example(row, data, classes)
+    image = read_image(row[data.image_column], row["where"])
+    mask = read_mask(row[data.mask_column], row["where"], image.size, data, classes)
     pixels, labels = augment(to_tensor(image, data.size), mask, data, row["seed"])
     return pad(normalise(pixels, processor), data.crop, 0), pad(labels, data.crop, IGNORED).long()
 

@@ -1,14 +1,14 @@
 """Trials of speaker verification, read from a list or sampled, and the clips that they name.
 
 A trial is (label, enrolment clip, test clip): label 1 for one speaker, 0 for two, None if it is unknown. A clip goes by
-its name or number.
+its number or, in a named trial, its name.
 """
 
 import os
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations, count
 from pathlib import Path
@@ -22,7 +22,8 @@ from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 
-Trial = tuple[int | None, Hashable, Hashable]
+Trial = tuple[int | None, int, int]
+NamedTrial = tuple[int | None, str, str]
 
 
 @dataclass
@@ -131,7 +132,7 @@ def cohort_clips(split: Split, speakers: Sequence[str], most: int = 20) -> tuple
     return split.select(first, name="cohort"), [speakers[i] for i in first]
 
 
-def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial], str]:
+def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[NamedTrial], str]:
     """The trials of the test: those of `data.trials`, else sampled ones, else, without labels, all pairs.
 
     Args:
@@ -149,14 +150,16 @@ def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[Trial], str]:
         files = [path or name for path, name in zip(rows.split.files(data.audio_column), rows.ids, strict=True)]
         clips = number_clips(files) | number_clips(rows.ids)
         named = read_trials(data.trials, clips, labelled=job.labelled)
-        numbered = [(label, clips[enrol], clips[test]) for label, enrol, test in named]
-        return numbered, named, Path(data.trials).name
+        trials = [(label, clips[enrol], clips[test]) for label, enrol, test in named]
+        return trials, named, Path(data.trials).name
     trials = sampled_trials(job, rows) if job.labelled else all_trials(len(rows))
     named = [(label, rows.ids[enrol], rows.ids[test]) for label, enrol, test in trials]
     return trials, named, f"sampled from {rows.split.name}" if job.labelled else "all pairs"
 
 
-def read_trials(path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False) -> list[Trial]:
+def read_trials(
+    path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False
+) -> list[NamedTrial]:
     """The trials of a list as VoxCeleb has it: `1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav` a line.
 
     Args:
@@ -168,7 +171,8 @@ def read_trials(path: str | os.PathLike, clips: Container[str] | None = None, *,
         InputError: a line of another form, or that names no clip, with file and line in the message; or labels that are
             needed, but not there or all the same.
     """
-    trials, width = [], 3 if labelled else None
+    trials: list[NamedTrial] = []
+    width = 3 if labelled else None
     for where, fields in read_columns(path):
         width = width or (3 if len(fields) == 3 else 2)
         if len(fields) != width or (width == 3 and fields[0] not in ("0", "1")):
@@ -190,7 +194,8 @@ def number_clips(names: Sequence[str]) -> dict[str, int]:
 
     So a list that says `id10270/x6uYqmx31kE/00001.wav` finds the file wherever it lies.
     """
-    numbers, shared = {}, set()
+    numbers: dict[str, int] = {}
+    shared: set[str] = set()
     for number, name in enumerate(names):
         parts = Path(name).parts
         for end in ("/".join(parts[i:]) for i in range(1, len(parts))):
@@ -202,7 +207,7 @@ def number_clips(names: Sequence[str]) -> dict[str, int]:
 
 def all_trials(clips: int) -> list[Trial]:
     """Every pair of so many clips, which trials have by number."""
-    return [(None, *pair) for pair in combinations(range(clips), 2)]
+    return [(None, enrol, test) for enrol, test in combinations(range(clips), 2)]
 
 
 def sample_trials(speakers: Sequence[str | int], count: int, seed: int, split: str = "trials") -> list[Trial]:
@@ -233,7 +238,8 @@ def sample_trials(speakers: Sequence[str | int], count: int, seed: int, split: s
             f"{split}: {len(order)} clips of {len(set(speakers))} speakers; "
             "trials need two speakers, and one who has two clips"
         )
-    trials, generator = [], random.Random(seed)
+    trials: list[Trial] = []
+    generator = random.Random(seed)
     half = min(count // 2, *totals.values())
     for label, ranges in partners.items():
         firsts = list(accumulate(map(len, ranges), initial=0))  # the number of each position's first pair
@@ -245,7 +251,7 @@ def sample_trials(speakers: Sequence[str | int], count: int, seed: int, split: s
 
 def sampled_trials(job: Job, rows: Rows) -> list[Trial]:
     """Random trials between the rows of a split, see `sample_trials`; the same for the same `run.seed`."""
-    return sample_trials(rows.references, job.config.data.sampled_trials, job.config.run.seed, rows.split.name)
+    return sample_trials(rows.references or [], job.config.data.sampled_trials, job.config.run.seed, rows.split.name)
 
 
 def first_clips(speakers: Sequence[str], most: int) -> list[int]:

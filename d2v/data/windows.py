@@ -34,6 +34,7 @@ def group_windows(
         rows: from `window_rows`.
         predictions: of windows, from `d2v.training.loop.predict`.
     """
-    for _, pairs in groupby(predictions, key=lambda pair: rows.items[pair[0]]["source"]):
+    windows = rows.items or ()
+    for _, pairs in groupby(predictions, key=lambda pair: windows[pair[0]]["source"]):
         numbers, values = zip(*pairs, strict=True)
-        yield numbers[0], [(rows.items[number], value) for number, value in zip(numbers, values, strict=True)]
+        yield numbers[0], [(windows[number], value) for number, value in zip(numbers, values, strict=True)]

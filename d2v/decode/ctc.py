@@ -37,7 +37,9 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
         tokenizer: whose ids they are.
         seconds_per_frame: 0.02 in the released models.
     """
-    words, characters, begin, end, position = [], [], 0, 0, 0
+    words: list[dict[str, Any]] = []
+    characters: list[int] = []
+    begin = end = position = 0
     for token, group in groupby([*frames, tokenizer.word_delimiter_token_id]):
         length = len(list(group))
         if token == tokenizer.word_delimiter_token_id:

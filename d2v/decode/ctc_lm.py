@@ -74,7 +74,7 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
     lexicon = find_lexicon(options, tokenizer)
     blank, delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
     if lexicon is None:
-        entries = sorted(tokenizer.vocab, key=tokenizer.vocab.get)
+        entries = sorted(tokenizer.vocab, key=tokenizer.vocab.__getitem__)
     else:
         entries = list(dict.fromkeys(word for word, _ in lexicon))
     try:
@@ -130,7 +130,7 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
 
 def find_lexicon(options: Decoding, tokenizer: CTCTokenizer) -> Lexicon | None:
     """The words that may be written; None if the language model is one of characters."""
-    path = Path(options.path)
+    path = Path(options.path or "")
     if not path.is_file():
         raise InputError(f"{path}: no such file (lm.path); a language model is ARPA text or KenLM's binary")
     words = arpa_words(path)
@@ -138,8 +138,8 @@ def find_lexicon(options: Decoding, tokenizer: CTCTokenizer) -> Lexicon | None:
         return read_lexicon(Path(options.lexicon), tokenizer)
     if words is None or tokenizer.word_delimiter_token in words:
         return None
-    words = set(words) - {"<s>", "</s>", "<unk>"}
-    lexicon = [(word, tokenizer.encode(word)) for word in sorted(words) if not tokenizer.unknown(word)]
+    known = sorted(set(words) - {"<s>", "</s>", "<unk>"})
+    lexicon = [(word, tokenizer.encode(word)) for word in known if not tokenizer.unknown(word)]
     lexicon = [(word, [*labels, tokenizer.word_delimiter_token_id]) for word, labels in lexicon if labels]
     if not lexicon:
         raise InputError(f"{path}: none of its words can be written with the characters of the vocabulary")

@@ -86,7 +86,7 @@ def answer(
             first, last = (window["offsets"][token - window["first"]] for token in tokens)
             span = int(first[0]), int(last[1])
             scores[span] = max(score, scores.get(span, -math.inf))
-    ranked = sorted(scores, key=scores.get, reverse=True)[:count]
+    ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:count]
     listed = [(context[start:end], scores[start, end]) for start, end in ranked]
     start, end = ranked[0]
     best, none = listed[0][0], {}

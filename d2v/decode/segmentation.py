@@ -4,24 +4,27 @@ Shapes: B batch, C classes, H and W height and width in pixels.
 """
 
 import os
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
-from d2v.models.vision import sides
+from d2v.models.vision import VisionPreTrainedModel, sides
 from d2v.processors.image import IGNORED
 
+Picture = np.ndarray | Tensor | Image.Image
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Maps (B, C, H, W) at another size."""
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear")
 
 
-def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
+def whole_logits(model: VisionPreTrainedModel, images: Tensor) -> Tensor:
     """Logits (B, C, H, W) of images (B, 3, H, W) of any size, padded to whole patches, two a side at least."""
     height, width = images.shape[2:]
     padding = [
@@ -29,10 +32,10 @@ def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
         for side, patch in zip((height, width), sides(model.config.patch_size), strict=True)
     ]
     padded = F.pad(images, (0, padding[1], 0, padding[0]))  # 0 is the mean colour
-    return resize(model(padded).logits.float(), tuple(padded.shape[2:]))[:, :, :height, :width]
+    return resize(model(padded).logits.float(), padded.shape[2:])[:, :, :height, :width]
 
 
-def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) -> Tensor:
+def window_logits(model: VisionPreTrainedModel, images: Tensor, window: int, stride: int) -> Tensor:
     """Logits (B, C, H, W), the mean of those of all windows over a pixel.
 
     Args:
@@ -46,7 +49,8 @@ def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) ->
         last = max(length - window, 0)
         return [slice(min(start, last), min(start, last) + window) for start in range(0, last + stride, stride)]
 
-    total, count = 0, images.new_zeros(images.shape[2:])
+    total: Tensor | int = 0  # the first logits tell how many classes there are
+    count = images.new_zeros(images.shape[2:])
     for rows, columns in product(*map(parts, images.shape[2:])):
         logits = whole_logits(model, images[:, :, rows, columns])
         total = logits.new_zeros(*logits.shape[:2], *images.shape[2:]) if isinstance(total, int) else total
@@ -56,7 +60,7 @@ def window_logits(model: nn.Module, images: Tensor, window: int, stride: int) ->
 
 
 def label_map(
-    model: nn.Module,
+    model: VisionPreTrainedModel,
     image: Tensor,
     size: tuple[int, int],
     *,
@@ -78,24 +82,24 @@ def label_map(
         scales: factors that the image is resized by.
         flip: average with the mirrored image.
     """
-    scores = 0
+    scores = image.new_zeros(())
     for scale, mirrored in product(scales, (False, True) if flip else (False,)):
         scaled = [max(1, round(scale * side)) for side in image.shape[1:]]
         x = image[None] if scale == 1 else F.interpolate(image[None], scaled, mode="bilinear", antialias=True)
         x = x.flip(3) if mirrored else x
-        logits = window_logits(model, x, window, stride) if window else whole_logits(model, x)
+        logits = window_logits(model, x, window, stride) if window and stride else whole_logits(model, x)
         logits = resize(logits.flip(3) if mirrored else logits, size)
         scores = scores + logits.softmax(dim=1)
     return scores[0].argmax(0).to(torch.uint8)
 
 
 def draw_overlays(
-    rows: list[tuple[ArrayLike, ArrayLike | None, ArrayLike]], names: list[str], path: str | os.PathLike
+    rows: Sequence[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
 ) -> None:
     """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
 
     Args:
-        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction; as arrays, tensors or images.
+        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
         names: all C classes; the first thirty that occur are in the legend.
         path: of the picture.
     """
@@ -105,7 +109,10 @@ def draw_overlays(
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    rows = [tuple(each if each is None else np.asarray(each) for each in row) for row in rows]
+    arrays = [
+        (np.asarray(image), None if reference is None else np.asarray(reference), np.asarray(prediction))
+        for image, reference, prediction in rows
+    ]
     colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
 
     def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -114,11 +121,11 @@ def draw_overlays(
         mixed[counts] = 0.35 * mixed[counts] + 0.65 * colours[labels[counts]]
         return mixed.astype(np.uint8)
 
-    columns = 2 if rows[0][1] is None else 3
+    columns = 2 if arrays[0][1] is None else 3
     figure, axes = pyplot.subplots(
         len(rows), columns, figsize=(3.2 * columns + 1.5, 2.5 * len(rows)), layout="constrained", squeeze=False
     )
-    for line, (image, reference, prediction) in zip(axes, rows, strict=True):
+    for line, (image, reference, prediction) in zip(axes, arrays, strict=True):
         maps = {"image": None, "reference": reference, "prediction": prediction}
         shown = [(title, labels) for title, labels in maps.items() if labels is not None or title == "image"]
         for axis, (title, labels) in zip(line, shown, strict=True):
@@ -127,7 +134,7 @@ def draw_overlays(
             if axis in axes[0]:
                 axis.set_title(title, fontsize=9)
     occurring = np.unique(
-        np.concatenate([labels.ravel() for _, *maps in rows for labels in maps if labels is not None])
+        np.concatenate([labels.ravel() for _, *maps in arrays for labels in maps if labels is not None])
     )
     patches = [Patch(color=colours[i] / 255, label=names[i]) for i in occurring[occurring != IGNORED][:30]]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8)

@@ -4,22 +4,24 @@ Trials are those of `d2v.data.verification`. Shapes: E clips, K cohort, D width,
 """
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from d2v.data.verification import Trial
+from d2v.data.verification import NamedTrial, Trial
 from d2v.errors import InputError
 from d2v.pretrained import fetch_file, read_weights_file, write_weights
 
 COHORT = "cohort.safetensors"
-Embeddings = Mapping[Hashable, np.ndarray] | np.ndarray
+Embeddings = Mapping[Any, np.ndarray] | np.ndarray
+Trials = Sequence[Trial] | Sequence[NamedTrial]
+Scores = Sequence[float] | np.ndarray
 
 
-def cosine_scores(embeddings: Embeddings, trials: Sequence[Trial], *, mean: np.ndarray | None = None) -> np.ndarray:
+def cosine_scores(embeddings: Embeddings, trials: Trials, *, mean: np.ndarray | None = None) -> np.ndarray:
     """The cosine between the embeddings of each trial's clips, (N,).
 
     Args:
@@ -35,7 +37,7 @@ def cosine_scores(embeddings: Embeddings, trials: Sequence[Trial], *, mean: np.n
 
 
 def score_trials(
-    embeddings: Embeddings, trials: Sequence[Trial], cohort: np.ndarray | None, *, center: bool, top: int
+    embeddings: Embeddings, trials: Trials, cohort: np.ndarray | None, *, center: bool, top: int
 ) -> np.ndarray:
     """The scores of trials, (N,): `cosine_scores`, and `s_norm` of them if asked for.
 
@@ -46,6 +48,10 @@ def score_trials(
         center: take the cohort's mean away first.
         top: scores that `s_norm` compares with; 0 for cosines as they are.
     """
+    if not (center or top):
+        return cosine_scores(embeddings, trials)
+    if cohort is None:
+        raise ValueError("center and top take a cohort")
     mean = cohort.mean(axis=0) if center else None
     scores = cosine_scores(embeddings, trials, mean=mean)
     return s_norm(scores, embeddings, trials, cohort, mean=mean, top=top) if top else scores
@@ -54,7 +60,7 @@ def score_trials(
 def s_norm(
     scores: np.ndarray,
     embeddings: Embeddings,
-    trials: Sequence[Trial],
+    trials: Trials,
     cohort: np.ndarray,
     *,
     mean: np.ndarray | None = None,
@@ -89,7 +95,7 @@ def s_norm(
     return ((np.asarray(scores)[:, None] - means[both]) / deviations[both]).mean(axis=1)
 
 
-def trial_records(named: Sequence[Trial], scores: Sequence[float]) -> list[dict[str, Any]]:
+def trial_records(named: Sequence[NamedTrial], scores: Scores) -> list[dict[str, Any]]:
     """The scores of trials as predictions have them: `enrol`, `test`, `score`, and the `label` where there is one."""
     return [
         {"enrol": enrol, "test": test, "score": float(score)} | ({} if label is None else {"label": label})
@@ -97,14 +103,14 @@ def trial_records(named: Sequence[Trial], scores: Sequence[float]) -> list[dict[
     ]
 
 
-def write_scores(path: str | os.PathLike, trials: Sequence[Trial], scores: Sequence[float]) -> None:
+def write_scores(path: str | os.PathLike, trials: Trials, scores: Scores) -> None:
     """Write `<score> <enrolment clip> <test clip>` a line, as VoxSRC takes it: from 0 to 1, in the same order.
 
     Cosines are mapped by (x + 1) / 2, scores beyond them, as `s_norm` gives, by the logistic function.
     """
-    scores = np.asarray(scores, dtype=float)
-    cosines = np.abs(scores).max(initial=0) <= 1 + 1e-6  # more than 1 by rounding
-    mapped = ((scores + 1) / 2).clip(0, 1) if cosines else 1 / (1 + np.exp(-scores))
+    values = np.asarray(scores, dtype=float)
+    cosines = np.abs(values).max(initial=0) <= 1 + 1e-6  # more than 1 by rounding
+    mapped = ((values + 1) / 2).clip(0, 1) if cosines else 1 / (1 + np.exp(-values))
     lines = [f"{score:.8f} {enrol} {test}\n" for score, (_, enrol, test) in zip(mapped, trials, strict=True)]
     Path(path).write_text("".join(lines), "utf-8")
 
@@ -117,8 +123,8 @@ def speaker_means(speakers: Sequence[str], embeddings: Sequence[np.ndarray]) -> 
         embeddings: (E, D), of the same clips.
     """
     names, owners = np.unique(speakers, return_inverse=True)
-    embeddings = np.stack(embeddings)
-    return np.stack([embeddings[owners == speaker].mean(axis=0) for speaker in range(len(names))])
+    stacked = np.stack(embeddings)
+    return np.stack([stacked[owners == speaker].mean(axis=0) for speaker in range(len(names))])
 
 
 def write_cohort(folder: str | os.PathLike, means: np.ndarray) -> None:
@@ -152,10 +158,10 @@ def to_units(embeddings: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
 
 
 def trial_units(
-    embeddings: Embeddings, trials: Sequence[Trial], mean: np.ndarray | None
+    embeddings: Embeddings, trials: Trials, mean: np.ndarray | None
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """The clips that the trials need, (E, D) at length 1, and each trial's two rows of it."""
-    rows: dict[Hashable, int] = {}
+    rows: dict[Any, int] = {}
     for _, *clips in trials:
         for clip in clips:
             rows.setdefault(clip, len(rows))

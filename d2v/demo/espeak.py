@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,8 @@ def open_espeak() -> tuple[ctypes.CDLL, int, Path, list[bytes]]:
         raise InputError(
             'the speech demo needs espeakng-loader: pip install "d2v[demo]", or from a clone pip install -e ".[demo]"'
         ) from None
-    library, data = ctypes.CDLL(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
+    data = Path(espeakng_loader.get_data_path())
     # 2 hands the samples over synchronously; 0x8000 returns on failure, where the default exits the process
     native_rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)
     if native_rate <= 0:  # eSpeak NG 1.52 keeps 160 characters of the path

@@ -75,7 +75,7 @@ def compose(
     scene = 0.4 * np.asarray(texture.resize((64, 64), Image.Resampling.BICUBIC), np.float32)  # dark
     annotation = np.zeros((64, 64), np.uint8)
     for row, column in ((0, 0), (0, 32), (32, 0), (32, 32)):
-        i, side, ink = random.integers(len(strokes)), random.integers(24, 33), random.integers(150, 256, 3)
+        i, side, ink = random.integers(len(strokes)), int(random.integers(24, 33)), random.integers(150, 256, 3)
         top, left = np.array((row, column)) + random.integers(0, 33 - side, 2)
         if random.random() < 0.25:
             continue

@@ -146,11 +146,11 @@ def _spoken_words(split: str, size: int, rng: np.random.Generator) -> Iterator[d
     for i in range(size):
         voice, label = names[i % len(names)], WORD_LABELS[i // len(names) % len(WORD_LABELS)]
         if label == "_silence_":
-            voice, clip = None, _noise(rng)
+            clip = _noise(rng)
         else:
             word = rng.choice(OTHER_WORDS) if label == "_unknown_" else label
             clip = _recorded(_say(word, voice, rng), rng)
-        yield {"audio": clip, "label": label, "speaker": voice}
+        yield {"audio": clip, "label": label, "speaker": None if label == "_silence_" else voice}
 
 
 def _conversations(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
@@ -202,8 +202,8 @@ def _conversation(speakers: list[str], rng: np.random.Generator) -> tuple[np.nda
     pitches = (rng.permutation([PITCHES[0], PITCHES[-1]]) + rng.integers(-5, 6, 2)).tolist()
     levels = SPEECH_RMS * 10 ** (rng.uniform(-3, 3, 2) / 20)  # +- 3 dB
     clip = SPEECH_RMS * 10 ** -rng.uniform(1, 2) * rng.standard_normal(length)
-    turns, ends = [], [0, 0]
-    start = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 3)
+    turns: list[dict] = []
+    ends, start = [0, 0], int(rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 3))
     while start < length - SAMPLE_RATE // 2:
         slot = len(turns) % 2
         text = _words(NUMBER_WORDS, 1, 4, rng)

@@ -42,7 +42,7 @@ def docs_tagging() -> dict[str, "Dataset"]:
         "tokens": datasets.List(datasets.Value("string")),
         "tags": datasets.List(datasets.ClassLabel(names=names)),
     }
-    rows = {}
+    rows: dict[tuple[str, ...], tuple[str, dict]] = {}
     for paragraph in all_paragraphs():
         tokens, tags = zip(*strip_words(paragraph), strict=True)
         rows.setdefault(tokens, (" ".join(tokens), {"tokens": tokens, "tags": tags}))
@@ -169,9 +169,8 @@ def ask(documented: Documented) -> list[dict[str, Any]]:
     if len({match[0] for match in raised}) == 1 and re.search(r"\brais", prose):
         rows.append(question(f"Which exception does {name} raise?", context, raised[0][0], begin + raised[0].start()))
     for key, value in documented.parameters.items():
-        if value not in (None, "None"):  # which most are
-            start = re.search(rf"\b{key}=", context).end()
-            rows.append(question(f"What is {key} by default?", context, value, start))
+        if value not in (None, "None") and (start := re.search(rf"\b{key}=", context)):  # None is what most are
+            rows.append(question(f"What is {key} by default?", context, value, start.end()))
     return rows
 
 

@@ -184,9 +184,9 @@ def choose_metrics(names: Sequence[str], problem_type: str) -> list[str]:
 def classification_metrics(
     names: Sequence[str],
     problem_type: str,
-    references: Sequence[Any],
+    references: Sequence[Any] | np.ndarray,
     predictions: Sequence[Any],
-    classes: Sequence[str] = (),
+    classes: Sequence[int | str] = (),
 ) -> dict[str, float]:
     """Metrics by name.
 
@@ -195,7 +195,7 @@ def classification_metrics(
         problem_type: a key of `METRICS`.
         references: (N,) names of classes, or values; if multi-label (N, C) zeros and ones.
         predictions: (N,) the same; if multi-label (N, C) scores.
-        classes: (C,) names, in order.
+        classes: (C,) names or numbers, in order.
 
     Raises:
         InputError: no examples, or a metric is not defined for them.
@@ -253,9 +253,9 @@ def plot_confusion(
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
     labels = [name if len(name) <= 24 else name[:23] + "…" for name in names]
-    font = {"fontsize": 9 if few else 7}
-    axis.set_xticks(range(len(names)), labels, rotation=90, **font)
-    axis.set_yticks(range(len(names)), labels, **font)
+    size = 9 if few else 7
+    axis.set_xticks(range(len(names)), labels, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(names)), labels, fontsize=size)
     axis.set(xlabel="predicted", ylabel="reference")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

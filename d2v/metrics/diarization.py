@@ -6,6 +6,7 @@ Segments are (start, end, speaker) in seconds, as in `d2v.data.diarization`. Sha
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,11 @@ def diarization_error(references: Recordings, hypotheses: Recordings, *, collar:
         hypothesis = hypotheses.get(recording, [])
         if ends := [end for _, end, _ in (*reference, *hypothesis)]:
             metric(annotation(reference), annotation(hypothesis), uem=Timeline([Span(0, max(ends))]))
-    if not (total := metric["total"]):
-        raise InputError("no reference speech to score against; an error rate needs some")
     parts = {"miss": "missed detection", "false_alarm": "false alarm", "confusion": "confusion"}
-    shares = {ours: float(metric[theirs] / total) for ours, theirs in parts.items()}
+    seconds: dict[str, Any] = {name: metric[name] for name in ("total", *parts.values())}
+    if not seconds["total"]:
+        raise InputError("no reference speech to score against; an error rate needs some")
+    shares = {ours: float(seconds[theirs] / seconds["total"]) for ours, theirs in parts.items()}
     return {"der": sum(shares.values())} | shares
 
 

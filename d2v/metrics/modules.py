@@ -65,8 +65,8 @@ def classification(
     types = {"single_label": (label, label), "multi_label": (["float64"], ["int64"]), "regression": ("float64",) * 2}
 
     def compute(references: list, predictions: list) -> dict[str, float]:
-        references = np.array(references) if problem_type == "multi_label" else references
-        return classification_metrics(chosen, problem_type, references, predictions, classes)
+        targets = np.array(references) if problem_type == "multi_label" else references
+        return classification_metrics(chosen, problem_type, targets, predictions, classes)
 
     return new_module("classification", types[problem_type], compute, **options)
 
@@ -147,7 +147,8 @@ def question_answering(threshold: float | None = None, **options) -> "Metric":
     keys = {"best": "string", "no_answer": "float64"}
 
     def compute(references: list[list[str]], predictions: list[dict]) -> dict[str, float]:
-        return squad_v2(references, *([row[key] for row in predictions] for key in keys), threshold)
+        best, no_answer = ([row[key] for row in predictions] for key in keys)
+        return squad_v2(references, best, no_answer, threshold)
 
     def store(prediction: dict, reference: list[str]) -> tuple[dict, list[str]]:
         return {key: prediction[key] for key in keys}, reference

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from d2v.decode.verification import Scores
 from d2v.errors import InputError
 
+Labels = Sequence[int | None] | np.ndarray
 
-def verification_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+
+def verification_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
     """`eer`, and the detection cost at both usual shares of targets: `min_dcf_001` (s3prl), `min_dcf_005` (VoxSRC).
 
     Args:
@@ -28,7 +31,7 @@ def verification_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict
     }
 
 
-def equal_error_rate(labels: Sequence[int], scores: Sequence[float]) -> float:
+def equal_error_rate(labels: Labels, scores: Scores) -> float:
     """The rate at which as many targets are missed as non-targets accepted.
 
     Between two thresholds the curve is a straight line, as in the script of VoxSRC and in s3prl.
@@ -39,9 +42,7 @@ def equal_error_rate(labels: Sequence[int], scores: Sequence[float]) -> float:
     return float(brentq(lambda rate: np.interp(rate, false_alarms, misses) - rate, 0.0, 1.0))
 
 
-def min_dcf(
-    labels: Sequence[int], scores: Sequence[float], p_target: float, c_miss: float = 1.0, c_fa: float = 1.0
-) -> float:
+def min_dcf(labels: Labels, scores: Scores, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """The least detection cost over all thresholds, normalised (NIST SRE): 1 is that of a decision without listening.
 
     Args:
@@ -56,23 +57,21 @@ def min_dcf(
     return float(costs.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
 
 
-def error_curve(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def error_curve(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Share of missed targets and of accepted non-targets as the threshold falls, from (1, 0) to (0, 1)."""
     from sklearn.metrics import roc_curve
 
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
-    if set(labels.tolist()) != {0, 1}:
-        raise InputError(
-            f"trials are labelled {sorted(set(labels.tolist()))}; there should be targets, 1, and others, 0"
-        )
-    if not np.isfinite(scores).all():
-        trial = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise InputError(f"the score of trial {trial} is {scores[trial]}; should be finite")
-    false_alarms, hits, _ = roc_curve(labels, scores, pos_label=1)
+    kinds, values = set(np.asarray(labels).tolist()), np.asarray(scores, dtype=float)
+    if kinds != {0, 1}:
+        raise InputError(f"trials are labelled {sorted(kinds)}; there should be targets, 1, and others, 0")
+    if not np.isfinite(values).all():
+        trial = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"the score of trial {trial} is {values[trial]}; should be finite")
+    false_alarms, hits, _ = roc_curve(labels, values, pos_label=1)
     return 1 - hits, false_alarms
 
 
-def plot_det(labels: Sequence[int], scores: Sequence[float], path: str | os.PathLike) -> None:
+def plot_det(labels: Labels, scores: Scores, path: str | os.PathLike) -> None:
     """Plot the detection error trade-off (Martin et al., 1997) and the equal error rate.
 
     The axes are normal deviates, so that Gaussian scores give a straight line.

@@ -5,7 +5,7 @@ Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C chann
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from d2v.models.outputs import AudioModelOutput
 from d2v.models.packing import Packing
 from d2v.models.transformer import Activation, Encoder
 from d2v.models.waveform import Adapter, FeatureEncoder, FeatureProjection, PositionalConvEmbedding, PositionalConvLayer
+from d2v.pretrained import Renames
+
+Count = TypeVar("Count", int, Tensor)
 
 
 @dataclass(kw_only=True)
@@ -116,13 +119,18 @@ class Data2VecAudioConfig(Config):
         """Samples from one frame to the next, before adapters: 320, or 20 ms, in the released models."""
         return math.prod(self.conv_stride)
 
-    def frames(self, samples, *, adapter: bool | None = None):
+    def frames(self, samples: Count, *, adapter: bool | None = None) -> Count:
         """Frames that so many samples give; an int or a tensor of ints. Adapters count if the model has them."""
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         for _ in range(self.num_adapter_layers if (self.add_adapter if adapter is None else adapter) else 0):
             samples = (samples - 1) // self.adapter_stride + 1
         return samples
+
+    @property
+    def frame_size(self) -> int:
+        """Width of the frames that the model without a head returns."""
+        return self.output_hidden_size if self.add_adapter and self.output_hidden_size else self.hidden_size
 
     @property
     def shortest_clip(self) -> int:
@@ -174,8 +182,10 @@ class AudioPreTrainedModel(PreTrainedModel):
     """What the audio models share: names, initialisation, input checks."""
 
     config_class = Data2VecAudioConfig
+    config: Data2VecAudioConfig
+    base_model: "Data2VecAudioModel"
     base_model_prefix = "data2vec_audio"
-    renames = (
+    renames: ClassVar[Renames] = (
         ("encoder.layers.*.attn.", "encoder.layers.*.attention."),
         ("encoder.layers.*.attn_norm.", "encoder.layers.*.layer_norm."),
         ("encoder.layers.*.ffn.fc1.", "encoder.layers.*.feed_forward.intermediate_dense."),
@@ -242,7 +252,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         Raises:
             ValueError: the input has the wrong shape or dtype, or a clip is too short for a single frame.
         """
-        x, packing, *rest = self.encode(
+        x, packing, features, hidden_states, attentions = self.encode(
             input_values,
             attention_mask,
             mask_time_indices,
@@ -250,7 +260,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        output = AudioModelOutput(packing.unpack(x), *rest)
+        output = AudioModelOutput(packing.unpack(x), features, hidden_states, attentions)
         return output if return_dict else output.to_tuple()
 
     def encode(
@@ -284,7 +294,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
                 **options,
             )
             if self.adapter is not None:
-                clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.lengths)]
+                clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.known_lengths)]
                 packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
                 x = torch.cat(clips)
         return x, packing, features, hidden_states, attentions
@@ -294,7 +304,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         config = self.config
         if frames_to_mask is None and self.training and config.mask_time_prob > 0:
             frames_to_mask = span_mask(
-                packing.lengths,
+                packing.known_lengths,
                 packing.length,
                 config.mask_time_prob,
                 config.mask_time_length,

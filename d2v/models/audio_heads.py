@@ -22,9 +22,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
         super().__init__(config)
         self.data2vec_audio = Data2VecAudioModel(config)
         self.dropout = Dropout(config.final_dropout)
-        self.lm_head = nn.Linear(
-            config.output_hidden_size if config.add_adapter else config.hidden_size, config.vocab_size
-        )
+        self.lm_head = nn.Linear(config.frame_size, config.vocab_size)
         self.init_weights()
 
     def forward(
@@ -45,7 +43,8 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
             labels: (B, L) ids, -100 where a row has ended.
 
         Raises:
-            ValueError: a label is outside the vocabulary, or the input is wrong as in `Data2VecAudioModel.forward`.
+            ValueError: a label is outside the vocabulary, the configuration has no blank, or the input is wrong as in
+                `Data2VecAudioModel.forward`.
         """
         if labels is not None and labels.max() >= self.config.vocab_size:
             raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {self.config.vocab_size}")
@@ -58,6 +57,8 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
         )
         logits, loss = packing.unpack(self.lm_head(self.dropout(x))), None
         if labels is not None:
+            if self.config.pad_token_id is None:
+                raise ValueError("config.pad_token_id is the blank; without one there is no CTC loss")
             total, count = losses.ctc(
                 logits,
                 labels,
@@ -110,7 +111,8 @@ class Data2VecAudioForSequenceClassification(AudioPreTrainedModel):
             ValueError: the labels do not fit, or the input is wrong as in `Data2VecAudioModel.forward`.
         """
         x, packing, hidden_states, attentions = frames_for_head(
-            self,
+            self.data2vec_audio,
+            self.layer_weights,
             input_values,
             attention_mask,
             head_mask=head_mask,
@@ -159,7 +161,8 @@ class Data2VecAudioForAudioFrameClassification(AudioPreTrainedModel):
             ValueError: the labels do not fit, or the input is wrong as in `Data2VecAudioModel.forward`.
         """
         x, packing, hidden_states, attentions = frames_for_head(
-            self,
+            self.data2vec_audio,
+            self.layer_weights,
             input_values,
             attention_mask,
             head_mask=head_mask,
@@ -194,20 +197,27 @@ def encoder_for_head(config: Data2VecAudioConfig) -> tuple[Data2VecAudioModel, n
 
 
 def frames_for_head(
-    model: AudioPreTrainedModel, input_values: Tensor, attention_mask: Tensor | None, **options
+    encoder: Data2VecAudioModel,
+    layer_weights: nn.Parameter | None,
+    input_values: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    output_hidden_states: bool,
+    **options,
 ) -> tuple[Tensor, Packing, tuple[Tensor, ...] | None, tuple[Tensor | None, ...] | None]:
-    """What a head reads: the last layer or, if the model has layer weights, the weighted sum of all.
+    """What a head reads: the last layer or, if there are layer weights, the weighted sum of all.
 
     With a frozen encoder the sum is SUPERB's protocol (Yang et al., 2021): the weights learn all the same.
 
     Returns:
-        Frames (N, D), their packing, and the hidden states and attentions that `options` ask for.
+        Frames (N, D), their packing, and the hidden states and attentions that were asked for.
     """
-    weighted, wanted = model.layer_weights is not None, options.pop("output_hidden_states")
-    x, packing, _, hidden_states, attentions = model.data2vec_audio.encode(
-        input_values, attention_mask, output_hidden_states=wanted or weighted, **options
+    wanted = output_hidden_states or layer_weights is not None
+    x, packing, _, hidden_states, attentions = encoder.encode(
+        input_values, attention_mask, output_hidden_states=wanted, **options
     )
-    if weighted:
-        weights = model.layer_weights.softmax(dim=0)
-        x = packing.pack(sum(weight * state for weight, state in zip(weights, hidden_states, strict=True)))
-    return x, packing, hidden_states if wanted else None, attentions
+    if layer_weights is not None and hidden_states is not None:
+        weights = layer_weights.softmax(dim=0)
+        terms = (weight * state for weight, state in zip(weights, hidden_states, strict=True))
+        x = packing.pack(sum(terms, start=weights.new_zeros(())))
+    return x, packing, hidden_states if output_hidden_states else None, attentions

@@ -3,14 +3,18 @@
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from d2v import losses, pretrained
 from d2v.errors import InputError
-from d2v.models.transformer import Attention
+from d2v.models.transformer import Attention, Encoder
+from d2v.pretrained import Storable
+
+Configuration = TypeVar("Configuration", bound="Config")
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 @dataclass(kw_only=True)
@@ -20,7 +24,7 @@ class Config:
     Attributes:
         initializer_range: standard deviation of the normal distribution that new linear layers are drawn from.
         num_labels: classes of a classification head; not stored, the length of `id2label` is.
-        id2label: class number to name.
+        id2label: class number to name; by default LABEL_0 and so on, as many as num_labels says.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
         attn_implementation: "sdpa" or "eager"; how this process computes attention, not stored.
         extra: entries of a checkpoint's `config.json` that no model here reads, kept so that saving loses nothing.
@@ -30,13 +34,13 @@ class Config:
 
     initializer_range: float = 0.02
     num_labels: int = 2
-    id2label: dict[int, str] | None = None
+    id2label: dict[int, str] = field(default_factory=dict)
     problem_type: str | None = None
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.id2label is None:
+        if not self.id2label:
             self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
         self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
         self.num_labels = len(self.id2label)
@@ -48,7 +52,7 @@ class Config:
         return {name: i for i, name in self.id2label.items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **changes) -> "Config":
+    def from_dict(cls: type[Configuration], values: dict[str, Any], **changes) -> Configuration:
         """From the entries of a `config.json`; `changes` are this class's own fields and win."""
         if (found := values.get("model_type", cls.model_type)) != cls.model_type:
             raise InputError(f"config.json: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}")
@@ -62,7 +66,7 @@ class Config:
         return cls(**own | changes, extra=extra)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **changes) -> "Config":
+    def from_pretrained(cls: type[Configuration], source: str | Path, **changes) -> Configuration:
         """From `config.json` of a folder or a hub repository."""
         return cls.from_dict(pretrained.load_config(source), **changes)
 
@@ -93,18 +97,20 @@ def check_types(config: Config) -> None:
             raise InputError(f"{type(config).__name__}.{name} should be {wanted}, not {value!r}")
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(Storable):
     """Base of the models. A class names its configuration and its table of renamed weights.
 
     Attributes:
         config_class: the configuration it is built from.
-        renames: our parameter names to Hugging Face's, see `d2v.pretrained`.
-        base_model_prefix: under this attribute, models with a head keep the model without one.
+        config: that configuration.
+        encoder: the blocks, of a model without a head.
+        peft_config: of a model with an adapter, by the adapter's name; peft sets it.
     """
 
     config_class: ClassVar[type[Config]]
-    renames: ClassVar[tuple[tuple[str, str], ...]]
-    base_model_prefix: ClassVar[str]
+    config: Config
+    encoder: Encoder
+    peft_config: dict[str, Any]
 
     def __init__(self, config: Config):
         super().__init__()
@@ -112,7 +118,7 @@ class PreTrainedModel(nn.Module):
         self.encoder_frozen = self.base_model_frozen = False
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> "PreTrainedModel":
         """The model without its head (itself if it has none)."""
         return getattr(self, self.base_model_prefix, self)
 
@@ -142,10 +148,6 @@ class PreTrainedModel(nn.Module):
             nn.Module.train(self.base_model, False)
         return self
 
-    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some."""
-        return weights
-
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Keep only each block's input and compute the rest again in the backward pass: less memory, more time."""
         self.base_model.encoder.gradient_checkpointing = enable
@@ -160,8 +162,13 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, torch_dtype: torch.dtype | None = None, verbose: bool = True, **config_changes
-    ):
+        cls: type[Model],
+        source: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        **config_changes,
+    ) -> Model:
         """A model with the configuration and weights of a folder or hub repository, in evaluation mode.
 
         Args:

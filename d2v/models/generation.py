@@ -4,12 +4,14 @@ Shapes: B batch, T tokens, C vocabulary.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from d2v.models.text import TextPreTrainedModel
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: TextPreTrainedModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -47,13 +49,13 @@ def generate(
     """
     if not model.config.is_decoder:
         raise ValueError("generate needs a model with config.is_decoder")
-    stops = model.config.eos_token_id if eos_token_id is None else eos_token_id
-    stops = torch.tensor([stops] if isinstance(stops, int) else stops or [], device=input_ids.device)
+    ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
+    stops = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=input_ids.device)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if (longest := int(mask.sum(dim=1).max()) + max_new_tokens - 1) > model.config.max_tokens:
         raise ValueError(f"{longest} tokens would be read; the model has positions for {model.config.max_tokens}")
     ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    cache, new, new_mask = model.data2vec_text.cache(None, use_cache), input_ids, mask
+    cache, new, new_mask = model.base_model.cache(None, use_cache), input_ids, mask
     for _ in range(max_new_tokens):
         place = new_mask * torch.arange(1, new.shape[1] + 1, device=new.device)
         last = place == place.max(dim=1, keepdim=True).values  # (B, T), True at each text's last real token

@@ -3,11 +3,13 @@
 Shapes: B batch, L length of the masked axis.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def span_mask(lengths: list[int], length: int, prob: float, span: int, min_spans: int = 0) -> Tensor:
+def span_mask(lengths: Sequence[int], length: int, prob: float, span: int, min_spans: int = 0) -> Tensor:
     """Masks of spans that may overlap, as fairseq's `compute_mask_indices` draws them (static lengths).
 
     Args:

@@ -44,9 +44,16 @@ class Packing:
         return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), lengths, filler)
 
     @property
+    def known_lengths(self) -> tuple[int, ...]:
+        """`lengths`, for what cannot do without them."""
+        if self.lengths is None:
+            raise ValueError("while compiling, the lengths of padded rows are not known on the host")
+        return self.lengths
+
+    @property
     def runs(self) -> list[tuple[int, int]]:
         """Neighbouring rows of one length, as (number of rows, length): the shapes that attention can take at once."""
-        return [(len(list(rows)), length) for length, rows in groupby(self.lengths)]
+        return [(len(list(rows)), length) for length, rows in groupby(self.known_lengths)]
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (N, ...)"""

@@ -97,7 +97,9 @@ class PatchAttention(Attention):
         super().__init__(config.hidden_size, config.num_attention_heads, **options)
         self.relative_position_bias = RelativePositionBias(config.grid(), config.num_attention_heads)
 
-    def forward(self, x: Tensor, packing: PatchPacking, bias: Tensor | None = None, *rest):
+    def forward(  # type: ignore[override]  # patches have a grid
+        self, x: Tensor, packing: PatchPacking, bias: Tensor | None = None, *rest
+    ):
         """As `Attention.forward`."""
         own = self.relative_position_bias(packing.grid, packing.offsets)
         return super().forward(x, packing, own if bias is None else own + bias, *rest)

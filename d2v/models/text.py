@@ -15,6 +15,7 @@ from d2v.models.cpu import Dropout, filler
 from d2v.models.outputs import TextModelOutput
 from d2v.models.packing import Packing
 from d2v.models.transformer import Activation, Cache, Encoder
+from d2v.pretrained import Renames
 
 
 @dataclass(kw_only=True)
@@ -50,7 +51,7 @@ class Data2VecTextConfig(Config):
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 1
+    pad_token_id: int = 1
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     use_cache: bool = True
@@ -63,7 +64,7 @@ class Data2VecTextConfig(Config):
         super().__post_init__()
         if self.add_cross_attention and not self.is_decoder:
             raise InputError("add_cross_attention needs is_decoder: only a decoder looks at another encoder's states")
-        if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
+        if not 0 <= self.pad_token_id < self.vocab_size:
             raise InputError(f"pad_token_id {self.pad_token_id} should be a token, 0 to {self.vocab_size - 1}")
 
     @property
@@ -111,8 +112,10 @@ class TextPreTrainedModel(PreTrainedModel):
     """What the text models share: names, initialisation, the embedding table's size."""
 
     config_class = Data2VecTextConfig
+    config: Data2VecTextConfig
+    base_model: "Data2VecTextModel"
     base_model_prefix = "data2vec_text"
-    renames = (
+    renames: ClassVar[Renames] = (
         ("embeddings.layer_norm.", "embeddings.LayerNorm."),
         ("encoder.layers.*.attn.q_proj.", "encoder.layer.*.attention.self.query."),
         ("encoder.layers.*.attn.k_proj.", "encoder.layer.*.attention.self.key."),
@@ -160,7 +163,7 @@ class TextPreTrainedModel(PreTrainedModel):
         if (head := getattr(self, "lm_head", None)) is not None:
             head.resize(size, self.resized)
 
-    def resized(self, old: nn.Parameter, size: int) -> nn.Parameter:
+    def resized(self, old: Tensor, size: int) -> nn.Parameter:
         """A table with another number of rows."""
         new = old.new_empty(size, *old.shape[1:])
         nn.init.normal_(new, std=self.config.initializer_range) if new.ndim > 1 else nn.init.zeros_(new)
@@ -247,9 +250,14 @@ class Data2VecTextModel(TextPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        pooled = None if self.pooler is None else self.pooler(packing.firsts(x))
-        output = TextModelOutput(packing.unpack(x), pooled, hidden_states, cache, attentions, cross_attentions)
+        output = TextModelOutput(
+            packing.unpack(x), self.pool(x, packing), hidden_states, cache, attentions, cross_attentions
+        )
         return output if return_dict else output.to_tuple()
+
+    def pool(self, x: Tensor, packing: Packing) -> Tensor | None:
+        """Packed states (N, D) to (B, D), a text each; None without a pooler."""
+        return None if self.pooler is None else self.pooler(packing.firsts(x))
 
     def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache that was given, or a new one if one is wanted."""
@@ -272,24 +280,22 @@ class Data2VecTextModel(TextPreTrainedModel):
         **options,
     ) -> tuple[Tensor, Packing, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """What `forward` does, but the last hidden state is packed, (N, D), and its packing follows it; for heads."""
-        self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
-        packing = Packing.of(attention_mask, *shape)
+        given = self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        batch, length = given.shape[:2]
+        packing = Packing.of(attention_mask, batch, length)
         if packing.lengths is not None:
             if not min(packing.lengths):
                 raise ValueError(f"row {packing.lengths.index(0)} has no token: its attention_mask is all 0")
             packing = replace(packing, filler=filler(sum(packing.lengths), self.embeddings.word_embeddings.weight))
         if position_ids is None:
-            position_ids = self.position_ids(input_ids, shape, past_key_values)
-        position_ids = position_ids.expand(shape)
+            position_ids = self.position_ids(input_ids, (batch, length), past_key_values)
+        position_ids = position_ids.expand(batch, length)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
-            words = (
-                self.embeddings.word_embeddings(packing.pack(input_ids))
-                if inputs_embeds is None
-                else packing.pack(inputs_embeds)
-            )
+            words = packing.pack(given)
+            if inputs_embeds is None:
+                words = self.embeddings.word_embeddings(words)
             x = self.embeddings(words, packing.pack(position_ids), packing.pack(token_type_ids))
             memory = None
             if encoder_hidden_states is not None:
@@ -319,8 +325,12 @@ class Data2VecTextModel(TextPreTrainedModel):
             raise ValueError(f"a text of {longest} tokens; the model has positions for {self.config.max_tokens}")
         return positions
 
-    def check(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds) -> None:
-        """Raise ValueError for input of the wrong shape, dtype, length or range; ranges unless compiling."""
+    def check(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds) -> Tensor:
+        """Raise ValueError for input of the wrong shape, dtype, length or range; ranges unless compiling.
+
+        Returns:
+            Whichever is given of `input_ids` and `inputs_embeds`.
+        """
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("either input_ids or inputs_embeds should be given")
@@ -344,3 +354,4 @@ class Data2VecTextModel(TextPreTrainedModel):
                 if least < 0 or most >= limits[name]:
                     wrong = least if least < 0 else most
                     raise ValueError(f"{name} has a {wrong}; should be 0 to {limits[name] - 1}")
+        return input_ids if inputs_embeds is None else inputs_embeds

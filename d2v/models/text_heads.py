@@ -36,7 +36,7 @@ class LMHead(nn.Module):
         x = self.layer_norm(F.gelu(self.dense(x)))
         return F.linear(x, embeddings.weight, self.bias) if self.decoder is None else self.decoder(x)
 
-    def resize(self, size: int, resized: Callable[[nn.Parameter, int], nn.Parameter]) -> None:
+    def resize(self, size: int, resized: Callable[[Tensor, int], nn.Parameter]) -> None:
         """Another number of tokens."""
         self.bias = resized(self.bias, size)
         if self.decoder is not None:
@@ -237,13 +237,16 @@ class Data2VecTextForMultipleChoice(TextPreTrainedModel):
         given = inputs_embeds if input_ids is None else input_ids
         if given is None or given.ndim < 3:
             raise ValueError("input_ids should be (B, choices, T)")
-        flat = [
-            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, token_type_ids, position_ids)
-        ]
-        embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)
-        x, packing, hidden_states, attentions, _ = self.data2vec_text.encode(*flat, inputs_embeds=embeds, **inputs)
-        pooled = self.data2vec_text.pooler(packing.firsts(x))
-        logits = self.classifier(self.dropout(pooled)).view(given.shape[:2])  # (B, choices)
+        ids, mask, types, positions, embeddings = (
+            None if x is None else x.flatten(0, 1)
+            for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        )
+        x, packing, hidden_states, attentions, _ = self.data2vec_text.encode(
+            ids, mask, types, positions, embeddings, **inputs
+        )
+        logits = self.classifier(self.dropout(self.data2vec_text.pool(x, packing))).view(
+            given.shape[:2]
+        )  # (B, choices)
         loss = None if labels is None else classification_loss(logits, labels, "single_label_classification")
         output = HeadOutput(loss, logits, hidden_states, attentions)
         return output if return_dict else output.to_tuple()
@@ -333,10 +336,10 @@ class Data2VecTextForQuestionAnswering(TextPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             outside = start_logits.shape[1]
-            loss = sum(
+            first, last = (
                 mean(*losses.cross_entropy(logits, positions.flatten().clamp(0, outside), ignore=outside))
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
             )
-            loss = loss / 2
+            loss = (first + last) / 2
         output = QuestionAnsweringOutput(loss, start_logits, end_logits, hidden_states, attentions)
         return output if return_dict else output.to_tuple()

@@ -7,7 +7,7 @@ Shapes: B batch, T frames or tokens, N real positions of a batch, D width, H hea
 are looked at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -199,25 +199,25 @@ class Attention(nn.Module):
         """Padded keys and values, (B, H, S, K) each: the cache's, those of `source`, or both."""
         if is_memory and cache is not None and cache.memory is not None:
             return cache.memory
-        pair = tuple(
+        k, v = (
             packing.unpack(proj(source).unflatten(1, (self.heads, -1))).transpose(1, 2)
             for proj in (self.k_proj, self.v_proj)
         )
         if cache is None:
-            return pair
+            return k, v
         if is_memory:
-            cache.memory = pair
-            return pair
+            cache.memory = k, v
+            return k, v
         if cache.past is not None:
-            pair = tuple(torch.cat((past, new), dim=2) for past, new in zip(cache.past, pair, strict=True))
-        cache.past = pair
-        return pair
+            k, v = (torch.cat((past, new), dim=2) for past, new in zip(cache.past, (k, v), strict=True))
+        cache.past = k, v
+        return k, v
 
 
 class FeedForward(nn.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, width: int, hidden: int, *, activation: str, activation_dropout: float, dropout: float):
+    def __init__(self, width: int, hidden: int, *, activation: Activation, activation_dropout: float, dropout: float):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.activation = ACTIVATIONS[activation]
@@ -242,7 +242,7 @@ class Block(nn.Module):
         hidden: int,
         *,
         pre_norm: bool,
-        activation: str,
+        activation: Activation,
         norm_eps: float,
         dropout: float,
         attention_dropout: float,
@@ -328,7 +328,8 @@ class Encoder(nn.Module):
         self,
         x: Tensor,
         packing: Packing,
-        biases: list[Tensor | None] | None = None,
+        *,
+        biases: Sequence[Tensor | None] | None = None,
         head_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -351,7 +352,7 @@ class Encoder(nn.Module):
             The last output (N, D), the hidden states, the attention weights; the latter two None unless asked for.
         """
         keys = None if cache is None else cache.read(packing, x.device)
-        hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else None, []
+        hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else [], []
         for i, layer in enumerate(self.layers):
             weights = None
             if not (self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop):

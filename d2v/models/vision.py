@@ -3,6 +3,7 @@
 Shapes: B batch, P patches, N positions of a batch, D width, H heads. A grid is its (rows, columns).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar
@@ -25,6 +26,7 @@ from d2v.models.patches import (
     resize_table,
 )
 from d2v.models.transformer import Activation, Encoder
+from d2v.pretrained import Renames
 
 TABLE, POSITIONS = "relative_position_bias.relative_position_bias_table", "embeddings.position_embeddings"
 
@@ -91,7 +93,8 @@ class Data2VecVisionConfig(Config):
             value = getattr(self, name)
             if not isinstance(value, int):
                 setattr(self, name, value := tuple(value))
-            if len(sides(value)) != 2 or any(type(side) is not int or side < 1 for side in sides(value)):
+            both = (value, value) if isinstance(value, int) else value
+            if len(both) != 2 or any(type(side) is not int or side < 1 for side in both):
                 raise InputError(f"{name} should be a whole number above 0 or two, (height, width), not {value!r}")
         if 0 in self.grid():
             raise InputError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
@@ -102,16 +105,15 @@ class Data2VecVisionConfig(Config):
         return height // rows, width // columns
 
 
-def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width."""
-    return (size, size) if isinstance(size, int) else size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class VisionEncoder(Encoder):
     """The shared encoder with relative positions: one table for all layers, one for each, both or neither."""
 
     def __init__(self, config: Data2VecVisionConfig):
-        attention = {"key_bias": False, "implementation": config.attn_implementation}
         super().__init__(
             config.num_hidden_layers,
             drop_path=config.drop_path_rate,
@@ -125,7 +127,8 @@ class VisionEncoder(Encoder):
             attention_dropout=config.attention_probs_dropout_prob,
             activation_dropout=0.0,
             layer_scale=config.layer_scale_init_value,
-            **attention,
+            key_bias=False,
+            implementation=config.attn_implementation,
         )
         self.relative_position_bias = None
         if config.use_shared_relative_position_bias:
@@ -134,15 +137,19 @@ class VisionEncoder(Encoder):
             for layer in self.layers:
                 # In the layer, so that it has the layer's learning rate, shard and place in gradient checkpointing.
                 layer.attn = PatchAttention(
-                    config, dropout=config.attention_probs_dropout_prob, causal=False, **attention
+                    config,
+                    dropout=config.attention_probs_dropout_prob,
+                    key_bias=False,
+                    implementation=config.attn_implementation,
+                    causal=False,
                 )
 
-    def forward(self, x: Tensor, packing: PatchPacking, **options):
+    def forward(self, x: Tensor, packing: PatchPacking, **options):  # type: ignore[override]  # patches have a grid
         """As `Encoder.forward`."""
         biases = None
         if self.relative_position_bias is not None:
             biases = [self.relative_position_bias(packing.grid, packing.offsets)] * len(self.layers)
-        return super().forward(x, packing, biases, **options)
+        return super().forward(x, packing, biases=biases, **options)
 
 
 class Pooler(nn.Module):
@@ -163,8 +170,10 @@ class VisionPreTrainedModel(PreTrainedModel):
     """What the vision models share: names, initialisation, loading at another image size."""
 
     config_class = Data2VecVisionConfig
+    config: Data2VecVisionConfig
+    base_model: "Data2VecVisionModel"
     base_model_prefix = "data2vec_vision"
-    renames = (
+    renames: ClassVar[Renames] = (
         ("embeddings.projection.", "embeddings.patch_embeddings.projection."),
         ("encoder.layers.*.attn.q_proj.", "encoder.layer.*.attention.attention.query."),
         ("encoder.layers.*.attn.k_proj.", "encoder.layer.*.attention.attention.key."),
@@ -215,7 +224,7 @@ class Data2VecVisionModel(VisionPreTrainedModel):
         super().__init__(config)
         self.embeddings = PatchEmbeddings(config)
         self.encoder = VisionEncoder(config)
-        self.layernorm = nn.Identity()
+        self.layernorm: nn.Module = nn.Identity()
         if not config.use_mean_pooling:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer else None
@@ -280,13 +289,13 @@ class Data2VecVisionModel(VisionPreTrainedModel):
     def check(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> None:
         """Raise ValueError for input of the wrong shape or dtype, or a mask without a mask token."""
         check_float(pixel_values, "pixel_values", 4)
-        batch, channels, *size = pixel_values.shape
+        batch, channels, height, width = pixel_values.shape
         if channels != self.config.num_channels:
             raise ValueError(f"pixel_values have {channels} channels; the model takes {self.config.num_channels}")
-        rows, columns = self.config.grid(tuple(size))
+        rows, columns = self.config.grid((height, width))
         if rows < 1 or columns < 1:
             raise ValueError(
-                f"images of {size[0]} x {size[1]} pixels are smaller than patch_size {self.config.patch_size}"
+                f"images of {height} x {width} pixels are smaller than patch_size {self.config.patch_size}"
             )
         if bool_masked_pos is not None:
             if self.embeddings.mask_token is None:

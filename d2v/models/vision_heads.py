@@ -4,7 +4,9 @@ Shapes: B batch, P patches, D width, C classes, h and w of a map. A grid is its 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from d2v.errors import InputError
 from d2v.models.base import check_labels, classification_loss
 from d2v.models.outputs import HeadOutput, SegmentationOutput
 from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel, VisionPreTrainedModel
+from d2v.pretrained import Renames
 
 
 class Data2VecVisionForImageClassification(VisionPreTrainedModel):
@@ -70,7 +73,7 @@ def conv_layer(channels: int, width: int, kernel: int) -> nn.Sequential:
     )
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Maps (B, D, h, w) at another size."""
     return F.interpolate(x, size=size, mode="bilinear")
 
@@ -132,7 +135,7 @@ class Data2VecVisionForSemanticSegmentation(VisionPreTrainedModel):
     3, 5, 7, 11 are layers counted from 0, and so (5, 7, 9, 13) here; the default (3, 5, 7, 11) takes its 1, 3, 5, 9.
     """
 
-    renames = (
+    renames: ClassVar[Renames] = (
         *VisionPreTrainedModel.renames,
         ("decode_head.psp_modules.*.", "decode_head.psp_modules.blocks.*.conv."),
     )
@@ -181,7 +184,8 @@ class Data2VecVisionForSemanticSegmentation(VisionPreTrainedModel):
         base = self.data2vec_vision(
             pixel_values, head_mask=head_mask, output_attentions=output_attentions, output_hidden_states=True
         )
-        grid = self.config.grid(tuple(pixel_values.shape[2:]))
+        height, width = pixel_values.shape[2:]
+        grid = self.config.grid((height, width))
         if min(grid) < 2:
             raise ValueError(f"segmentation takes at least 2 x 2 patches; the images have {grid[0]} x {grid[1]}")
         states = [base.hidden_states[index - 1] for index in sorted(self.config.out_indices)]

@@ -9,6 +9,7 @@ Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C chann
 """
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate
 
 import torch
@@ -46,10 +47,12 @@ class StridedConv(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         """X (T, C), weight (C', C, k) -> (T', C')"""
         ctx.save_for_backward(x, weight)
-        ctx.stride, y = stride, None
+        ctx.stride = stride
         frames = (len(x) - weight.shape[2]) // stride + 1
-        for window, taps in StridedConv.products(x, weight, stride, frames, copy=x.shape[1] == 1):
-            y = window @ taps if y is None else y.addmm_(window, taps)
+        (window, taps), *rest = list(StridedConv.products(x, weight, stride, frames, copy=x.shape[1] == 1))
+        y = window @ taps
+        for window, taps in rest:
+            y.addmm_(window, taps)
         return y
 
     @staticmethod
@@ -67,7 +70,9 @@ class StridedConv(torch.autograd.Function):
         return grad_x, grad_weight, None
 
     @staticmethod
-    def products(x: Tensor, weight: Tensor, stride: int, frames: int, copy: bool = False):
+    def products(
+        x: Tensor, weight: Tensor, stride: int, frames: int, copy: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of (frames, taps * C) views of x and the (taps * C, C') weights they are multiplied by.
 
         With `copy` there is one pair, whose overlapping view a product has to copy first: cheaper for the waveform,

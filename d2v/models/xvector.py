@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,14 +116,15 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
         if labels is not None:
             check_labels(labels, input_values.shape[:1], self.config.num_labels)
         x, packing, hidden_states, attentions = frames_for_head(
-            self,
+            self.data2vec_audio,
+            self.layer_weights,
             input_values,
             attention_mask,
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        embeddings = self.feature_extractor(self.statistics(self.projector(x), packing.lengths))
+        embeddings = self.feature_extractor(self.statistics(self.projector(x), packing.known_lengths))
         logits = self.classifier(self.norm(self.relu(embeddings)))
         loss = None if labels is None else mean(*self.objective(logits, labels))
         output = XVectorOutput(loss, logits, embeddings, hidden_states, attentions)
@@ -147,15 +149,17 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
             return self
         model = copy.deepcopy(self)
         model.config = dataclasses.replace(self.config, xvector_variant="corrected")
-        linears = [*(layer.kernel for layer in model.tdnn[1:]), model.feature_extractor, model.classifier]
-        for owner, linear in zip([*model.tdnn, model], linears, strict=True):
-            norm, owner.norm = owner.norm, nn.Identity()
+        layers = [layer for layer in model.tdnn if isinstance(layer, TDNNLayer)]
+        linears = [*(layer.kernel for layer in layers[1:]), model.feature_extractor, model.classifier]
+        for owner, linear in zip([*layers, model], linears, strict=True):
+            norm: Any = owner.norm  # a batch normalisation
+            owner.norm = nn.Identity()
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # (D,)
             shift = norm.bias - norm.running_mean * scale
             if linear is model.feature_extractor:  # a deviation is never negative, and has no shift
                 scale, shift = torch.cat([scale, scale.abs()]), torch.cat([shift, torch.zeros_like(shift)])
             repeats = linear.in_features // len(scale)  # one for each tap
             with torch.no_grad():
-                linear.bias += linear.weight @ shift.repeat(repeats)
-                linear.weight *= scale.repeat(repeats)
+                linear.bias.add_(linear.weight @ shift.repeat(repeats))
+                linear.weight.mul_(scale.repeat(repeats))
         return model

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ AudioSource = str | os.PathLike | bytes | dict[str, Any]
 # What Hugging Face's tokenizer assumes where tokenizer_config.json is silent.
 DEFAULT_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
 DEFAULT_TOKENS |= {"bos_token": "<s>", "eos_token": "</s>"}
-CASES = {"keep": str, "lower": str.lower, "upper": str.upper}
+CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
 
 # libsndfile shortens a cut-off WAV, AIFF, AU or Ogg file without an error; only its log tells. Programs that write to a
 # pipe cannot know the size and claim 2 GiB or more (eSpeak 0x7ffff000, FFmpeg 0xffffffff); such files are whole.

@@ -93,7 +93,7 @@ def _decode(source: str | os.PathLike | bytes | dict[str, Any]) -> tuple[str, Im
     if data is None and not (isinstance(path, str | os.PathLike) and Path(path).is_file()):
         raise InputError(f"{name}: no such file; an image is a file's path or its bytes")
     try:
-        image = Image.open(io.BytesIO(Path(path).read_bytes() if data is None else data), formats=FORMATS)
+        image = Image.open(io.BytesIO(Path(path or "").read_bytes() if data is None else data), formats=FORMATS)
         image.load()
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not readable as an image, use {', '.join(FORMATS)}") from error
@@ -187,11 +187,11 @@ class ImageProcessor:
         Returns:
             `pixel_values` (B, 3, H, W) float32; with masks also `labels` (B, H, W) int64.
         """
-        images = [load_image(image) for image in images]
-        batch = {"pixel_values": _stack([self._pixels(image) for image in images])}
+        decoded = [load_image(image) for image in images]
+        batch = {"pixel_values": _stack([self._pixels(image) for image in decoded])}
         if segmentation_maps is not None:
             labels = []
-            for i, (source, image) in enumerate(zip(segmentation_maps, images, strict=True)):
+            for i, (source, image) in enumerate(zip(segmentation_maps, decoded, strict=True)):
                 mask = load_mask(source)
                 if mask.shape != (image.height, image.width):
                     raise InputError(f"mask {i} has shape {mask.shape}; its image has {(image.height, image.width)}")

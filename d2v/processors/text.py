@@ -57,7 +57,8 @@ class Tokenizer:
             tokens.setdefault(token.content, token).special = True
         self.backend = tokenizers.Tokenizer(model)
         self.backend.add_tokens(list(tokens.values()))
-        ids = {name: self.backend.token_to_id(token.content) for name, token in special.items()}
+        vocab = self.backend.get_vocab()
+        ids = {name: vocab[token.content] for name, token in special.items()}
         self.backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         self.backend.decoder = decoders.ByteLevel()
         sep, cls = ((special[name].content, ids[name]) for name in ("sep_token", "cls_token"))
@@ -108,14 +109,15 @@ class Tokenizer:
             raise InputError("is_split_into_words: needs a tokenizer with add_prefix_space=True, or words run together")
         check = _check_words if is_split_into_words else _check_text
         sides = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
-        for name, rows in sides.items():
-            if isinstance(rows, str):
+        checked: list[list[Any]] = []
+        for name, given in sides.items():
+            if isinstance(given, str):
                 raise InputError(f"{name}: should be a list with a row for each text, not one string")
-            sides[name] = [check(row, f"{name} {i}") for i, row in enumerate(rows)]
+            checked.append([check(row, f"{name} {i}") for i, row in enumerate(given)])
         if truncation not in TRUNCATIONS[: len(sides) + 1]:
             raise InputError(f"truncation is {truncation!r}; must be {', '.join(TRUNCATIONS)} (only for pairs)")
         options = {"is_pretokenized": is_split_into_words}
-        rows = sides["text"] if pairs is None else list(zip(*sides.values(), strict=True))
+        rows = checked[0] if pairs is None else list(zip(*checked, strict=True))
         if max_length is None:
             return self.backend.encode_batch(rows, **options)
         special = self.backend.num_special_tokens_to_add(pairs is not None)
@@ -217,15 +219,15 @@ class Tokenizer:
         if add_prefix_space is None:
             add_prefix_space = config.get("add_prefix_space", False)
         limit = config.get("model_max_length") or NO_LIMIT
-        added = {i: _read_token(entry, source) for i, entry in sorted(added.items())}
+        tokens = {i: _read_token(entry, source) for i, entry in sorted(added.items())}
         tokenizer = cls(
             model,
             {name: _read_token(config[name], source) for name in DEFAULT_TOKENS if config.get(name)},
-            list(added.values()),
+            list(tokens.values()),
             add_prefix_space=add_prefix_space,
             model_max_length=int(limit) if limit < NO_LIMIT else None,
         )
-        for i, token in added.items():
+        for i, token in tokens.items():
             if (own := tokenizer.backend.token_to_id(token.content)) != i:
                 raise InputError(f"{source}: the added token {token.content!r} has id {i}; must be {own}")
         return tokenizer
@@ -247,8 +249,8 @@ class Tokenizer:
         (folder / "merges.txt").write_text("#version: 0.2\n" + merges, "utf-8")
         write_json(folder / "tokenizer_config.json", config)
         special = {name: tokens[token] for name, token in self.special_tokens.items()}
-        special = {name: {key: getattr(token, key) for key in TOKEN_FIELDS} for name, token in special.items()}
-        write_json(folder / "special_tokens_map.json", special)
+        fields = {name: {key: getattr(token, key) for key in TOKEN_FIELDS} for name, token in special.items()}
+        write_json(folder / "special_tokens_map.json", fields)
 
 
 def _check_text(text: Any, name: str) -> str:

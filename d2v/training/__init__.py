@@ -3,6 +3,6 @@
 from d2v.training.job import start
 from d2v.training.loop import fit, predict, predict_test
 from d2v.training.model import build
-from d2v.training.report import finish, timed
+from d2v.training.report import About, finish, timed
 
-__all__ = ["build", "finish", "fit", "predict", "predict_test", "start", "timed"]
+__all__ = ["About", "build", "finish", "fit", "predict", "predict_test", "start", "timed"]

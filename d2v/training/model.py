@@ -7,6 +7,7 @@ from d2v.config import Job
 from d2v.errors import InputError
 from d2v.lora import add_lora
 from d2v.models.base import PreTrainedModel
+from d2v.models.text import Data2VecTextConfig
 from d2v.processors.text import Tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -45,8 +46,9 @@ def build(
     else:
         changes = changes if tokenizer is None else text_sizes(job, tokenizer, changes)
         model = cls(cls.config_class.from_dict({}, **changes))
-    if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
-        tokens = f"{len(tokenizer)} tokens, its model {model.config.vocab_size}"
+    settings = model.config
+    if tokenizer and isinstance(settings, Data2VecTextConfig) and len(tokenizer) > settings.vocab_size:
+        tokens = f"{len(tokenizer)} tokens, its model {settings.vocab_size}"
         raise InputError(f"{config.model}: the tokenizer has {tokens}; they do not belong together")
     if job.training and config.lora.rank and config.freeze == "encoder":
         raise InputError("--freeze encoder and --lora.rank exclude each other: adapters are trained inside the encoder")

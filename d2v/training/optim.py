@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v.config import Optim
 from d2v.errors import InputError
+from d2v.models.base import PreTrainedModel
 
 
-def param_groups(model: nn.Module, optim: Optim) -> list[dict]:
+def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
     """Trainable parameters by learning rate and weight decay.
 
     One-dimensional parameters (biases, norms, scales) have no weight decay. With layer decay, block i of L learns
@@ -45,7 +46,7 @@ def layer_of(name: str, base_prefix: str, depth: int) -> int:
     return 0 if name.startswith(base_prefix) and not AFTER.search(name) else depth + 1
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def build_optimizer(model: PreTrainedModel, optim: Optim) -> torch.optim.AdamW:
     """AdamW in its fused form: one pass over memory, on a CPU too."""
     return torch.optim.AdamW(param_groups(model, optim), betas=optim.betas, eps=optim.eps, fused=True)
 
@@ -61,7 +62,7 @@ def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
 def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
     """Within, the model has the weights and buffers of the average, if there is one; then its own again."""
 
-    def swap() -> None:
+    def swap(average: AveragedModel) -> None:
         ours, theirs = ((*each.parameters(), *each.buffers()) for each in (model, average.module))
         for mine, other in zip(ours, theirs, strict=True):
             mine.data, other.data = other.data, mine.data
@@ -69,11 +70,11 @@ def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
     if average is None:
         yield
         return
-    swap()
+    swap(average)
     try:
         yield
     finally:
-        swap()
+        swap(average)
 
 
 def lr_scale(step: int, total: int, optim: Optim) -> float:

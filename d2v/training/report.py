@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
@@ -34,6 +34,14 @@ def timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
     begun = time.perf_counter()
     result = function(*args)
     return result, time.perf_counter() - begun
+
+
+class About(TypedDict):
+    """What a recipe is about, for `finish`, which says what they are."""
+
+    metric: str
+    task: str
+    demo: str
 
 
 def finish(

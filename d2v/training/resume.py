@@ -42,7 +42,8 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         """Their states, as plain values."""
-        kind, keys, *rest = np.random.get_state()
+        state: Any = np.random.get_state()  # a tuple, though numpy declares a dictionary
+        kind, keys, *rest = state
         return {
             "python": random.getstate(),
             "numpy": (kind, keys.tolist(), *rest),

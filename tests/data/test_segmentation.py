@@ -224,11 +224,11 @@ def test_a_random_crop_is_padded_by_the_mean_and_the_ignored_label():
 
 
 def test_the_head_has_the_classes_of_the_data_or_the_demo(tmp_path):
-    config = make_job(SegmentationData(names=["sky", "sea"])).config
+    job = make_job(SegmentationData(names=["sky", "sea"]))
     ignored = {"semantic_loss_ignore_index": 255}
-    assert segmentation_head(config, ["a", "b", "c"]) == {"id2label": {0: "a", 1: "b", 2: "c"}} | ignored
-    config.data.path = str(tmp_path)
-    assert segmentation_head(config, ["a", "b", "c"]) == {"id2label": {0: "sky", 1: "sea"}} | ignored
+    assert segmentation_head(job, ["a", "b", "c"]) == {"id2label": {0: "a", 1: "b", 2: "c"}} | ignored
+    job.config.data.path = str(tmp_path)
+    assert segmentation_head(job, ["a", "b", "c"]) == {"id2label": {0: "sky", 1: "sea"}} | ignored
 
 
 def test_the_processor_makes_images_of_the_crops(tmp_path):
