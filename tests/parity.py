@@ -21,8 +21,11 @@ from d2v.pretrained import rename
 TABLE: dict[str, dict[str, float | str]] = {}
 """Class -> column -> largest difference, filled by `tests/models/test_every_class.py` and printed after the tests."""
 
-ULPS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
-"""Units in the last place of the largest value that a result may be off, however near transformers' comes by chance."""
+ULPS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}
+"""Units in the last place of the largest value that a result may be off, however near transformers' comes by chance.
+
+Most needed, with any of the kernels that an AVX2 CPU can be told to use: 4 in fp32, for five logits of a clip; 1 in bf16.
+"""
 
 EXACT = 1e-9
 """What differs in float64 by less, as a share of the largest value, is the same."""
