@@ -74,12 +74,11 @@ def transformers_asr_ctc(recipe, config) -> dict[str, float]:
     return error_rates(references, [tokenizer.decode(frames) for frames in heard])
 
 
-TASKS = {"asr_ctc": transformers_asr_ctc}
-
-
 def main(argv: list[str]) -> None:
     """Run our recipe and transformers' loop at the same time, each on half the cores, and print both."""
     task, *args = argv
+    if task != "asr_ctc":
+        sys.exit(f"{task}: a plain loop over transformers' model is written here for asr_ctc alone")
     recipe = load_recipe(task)
     config = parse(recipe.Config, args)
     threads = max(1, torch.get_num_threads() // 2)
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> None:
         done = pool.submit(
             lambda: (subprocess.run(command, check=True, env=environment, stdout=output), time.monotonic() - begun)
         )
-        theirs = TASKS[task](recipe, config)
+        theirs = transformers_asr_ctc(recipe, config)
         _, seconds = done.result()
     ours = json.loads(Path(config.run.out, "results.json").read_text("utf-8"))
     print(f"\n{threads} threads each\n{'':<14}{'wer':>8}{'cer':>8}{'minutes':>9}")

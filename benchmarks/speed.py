@@ -5,7 +5,7 @@ falls on all alike; ratios are taken within a round. First they must agree on th
 masking. Attention dropout, the one that decides which kernels can be used, is 0 in fairseq's fine-tuning too
 (`Wav2Vec2AsrConfig.attention_dropout`, which `config/finetuning/base_*.yaml` leave alone).
 
-To add a task, write a function like `asr_ctc` and enter it in `TASKS`. Shapes: B batch, S samples, L labels.
+To add a task, write a function like `asr_ctc` and let `build` call it. Shapes: B batch, S samples, L labels.
 """
 
 import argparse
@@ -69,12 +69,9 @@ def asr_ctc(implementation: str, args: argparse.Namespace) -> tuple[nn.Module, B
     return model, extract(clips) | {"labels": pad(texts)}, extract(clips[:1]) | {"labels": pad(texts[:1])}
 
 
-TASKS = {"asr_ctc": asr_ctc}
-
-
 def build(implementation: str, args: argparse.Namespace) -> tuple[nn.Module, Batch, Batch]:
     """The model, batch and single item of a task, on the device."""
-    model, *batches = TASKS[args.task](implementation, args)
+    model, *batches = asr_ctc(implementation, args)
     return model.to(DEVICE), *({key: value.to(DEVICE) for key, value in batch.items()} for batch in batches)
 
 
@@ -132,7 +129,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         return [float(length) for length in text.split(",")]
 
     parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=["asr_ctc"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("both", "fp32", "bf16"), default="both", help="bf16 is torch.autocast")
     parser.add_argument("--lengths", type=comma_separated_seconds, default=librispeech_lengths(4), help="10,7,5,3")

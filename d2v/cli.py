@@ -31,8 +31,13 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
 
     args = sys.argv[1:] if args is None else args
 
+    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        """The recipe's description as it stands in its file, commands on lines of their own."""
+
     description = sys.modules[config_class.__module__].__doc__
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description, formatter_class=Formatter
+    )
     parser.add_argument("--config", action="config", help="YAML file with differences from the defaults.")
     parser.add_class_arguments(config_class)
 

@@ -18,7 +18,8 @@ class Run:
         max_steps: number of updates; by default epochs decides.
         max_minutes: minutes after which the run saves and stops; --run.resume true goes on.
         resume: go on from the last checkpoint in out, exactly, or start if there is none.
-        precision: fp32, bf16 or fp16; by default what accelerate was configured with.
+        precision: fp32, bf16, fp16, or auto for bf16 where the processor has instructions for it and fp32 elsewhere; by
+            default what accelerate was configured with.
         pieces: pieces that a batch is computed in, one after another; more take less memory and change no update.
         eval_every: updates from one evaluation to the next; by default one epoch.
         save_every: updates from one checkpoint to the next; by default eval_every.
@@ -36,7 +37,7 @@ class Run:
     max_steps: int | None = None
     max_minutes: float | None = None
     resume: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Literal["fp32", "bf16", "fp16", "auto"] | None = None
     pieces: int = 1
     eval_every: int | None = None
     save_every: int | None = None

@@ -24,7 +24,7 @@ TABLE: dict[str, dict[str, float | str]] = {}
 ULPS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}
 """Units in the last place of the largest value that a result may be off, however near transformers' comes by chance.
 
-Most needed, with any of the kernels that an AVX2 CPU can be told to use: 4 in fp32, for five logits of a clip; 1 in bf16.
+Most needed, with any of the kernels that an AVX2 CPU can be told to use: 4 in fp32, for five logits; 1 in bf16.
 """
 
 EXACT = 1e-9

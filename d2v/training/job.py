@@ -43,9 +43,12 @@ def start(config: Any) -> Job:
     tracker = run.tracker
     if tracker == "auto":
         tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
+    precision = run.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16() else "fp32"
     try:
         accelerator = Accelerator(
-            mixed_precision={"fp32": "no"}.get(run.precision, run.precision),
+            mixed_precision={"fp32": "no"}.get(precision, precision),
             log_with=tracker if config.mode == "train" else None,
             project_dir=out,
             # LayerDrop, masks that were not sampled and a frozen encoder leave parameters without a gradient.
@@ -67,8 +70,17 @@ def start(config: Any) -> Job:
         out.mkdir(parents=True, exist_ok=True)
         print(to_yaml(config))
         (out / "config.yaml").write_text(to_yaml(config), "utf-8")
-        write_json(out / "environment.json", environment())
+        precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        write_json(out / "environment.json", environment() | {"precision": precision})
     return job
+
+
+def has_bf16() -> bool:
+    """Whether this processor has instructions for bf16; without them it is slower than fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86, in no public module of torch
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def granted_cores() -> int:

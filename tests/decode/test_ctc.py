@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.decode.ctc import greedy, hear_in_windows, windows, words_with_times
+from d2v.decode.ctc import greedy, windowed_logits, windows, words_with_times
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
@@ -106,7 +106,7 @@ def test_windows_equal_the_whole_where_the_model_looks_no_farther_than_their_con
     model, recording = model_with(0), np.random.default_rng(0).normal(size=90_123).astype(np.float32)
     whole = model(torch.from_numpy(recording)[None]).logits
     for context, equal in ((18, True), (9, False)):
-        hear = hear_in_windows(model.config, 16_000, 1.0, context * 0.02, 1.0)
+        hear = windowed_logits(model.config, 16_000, 1.0, context * 0.02, 1.0)
         logits, frames = hear(model, [recording])
         assert logits.shape == whole.shape and frames.tolist() == [whole.shape[1]]
         assert torch.allclose(logits, whole, atol=1e-5) == equal
@@ -116,7 +116,7 @@ def test_windows_equal_the_whole_where_the_model_looks_no_farther_than_their_con
 def test_what_a_model_hears_at_once_does_not_grow_with_the_recording():
     model, random, heard = model_with(1), np.random.default_rng(0), []
     model.register_forward_pre_hook(lambda _, args: heard.append(tuple(args[0].shape)))
-    hear = hear_in_windows(model.config, 16_000, 0.5, None, 1.5)
+    hear = windowed_logits(model.config, 16_000, 0.5, None, 1.5)
     for seconds in (0.3, 2, 8):
         hear(model, [random.normal(size=int(16_000 * seconds)).astype(np.float32)])
     window = 23 * 320 + 400  # half a second holds 24 frames
@@ -129,7 +129,7 @@ def test_what_a_model_hears_at_once_does_not_grow_with_the_recording():
 def test_recordings_of_several_lengths():
     model, random = model_with(1), np.random.default_rng(0)
     clips = [random.normal(size=size).astype(np.float32) for size in (9000, 400, 40_000, 8000)]
-    hear = hear_in_windows(model.config, 16_000, 0.5, 0.1, 10)
+    hear = windowed_logits(model.config, 16_000, 0.5, 0.1, 10)
     logits, frames = hear(model, clips)
     assert frames.tolist() == [model.config.frames(len(clip)) for clip in clips]
     for row, length, clip in zip(logits, frames, clips, strict=True):
@@ -152,4 +152,4 @@ def test_recordings_of_several_lengths():
 )
 def test_windows_that_cannot_be_are_named(chunk, stride, changes, message):
     with pytest.raises(InputError, match=message):
-        hear_in_windows(Data2VecAudioConfig(**changes), 16_000, chunk, stride, 10)
+        windowed_logits(Data2VecAudioConfig(**changes), 16_000, chunk, stride, 10)
