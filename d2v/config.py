@@ -220,7 +220,7 @@ class Job:
         return self.accelerator.is_main_process
 
 
-def at_least(lowest: int, group: str, options: Any, names: tuple[str, ...]) -> None:
+def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) -> None:
     """Raise InputError for the first of these options that is set and below `lowest`."""
     for name in names:
         value = getattr(options, name)

@@ -106,7 +106,7 @@ def main(config: Config) -> dict[str, Any]:
     batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
     def forward(model, batch):
-        if "recordings" in batch:
+        if windowed and "recordings" in batch:
             return windowed(model, batch["recordings"])
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
         return logits, torch.tensor([settings.frames(length) for length in batch["lengths"]])

@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
         predictions = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
         return {recordings[split][row]: probabilities for row, probabilities in predictions}
 
-    decision = {"threshold": 0.5, "filter": 11 if diarization else 1}
+    decision: dict[str, Any] = {"threshold": 0.5, "filter": 11 if diarization else 1}
     decision |= read_decision(config.model) if config.model and not job.training else {}
 
     def decode(probabilities):

@@ -102,12 +102,12 @@ def main(config: Config) -> dict[str, Any]:
         return segmentation_loss(outputs.logits, outputs.auxiliary_logits, batch["labels"], settings)
 
     # Prediction: a label map of each image, written as it comes, and its pixel counts
-    views = {"window": data.window, "stride": data.stride, "scales": config.scales, "flip": config.flip}
+    segment = partial(label_map, window=data.window, stride=data.stride, scales=config.scales, flip=config.flip)
 
     def predict_fn(model, batch, files=None):
         counts, columns = [], (batch[name] for name in ("rows", "images", "sizes", "labels"))
         for row, image, size, reference in zip(*columns, strict=True):
-            labels = label_map(model, image, size, **views)  # (H, W)
+            labels = segment(model, image, size)  # (H, W)
             if files:
                 Image.fromarray(labels.cpu().numpy()).save(files[row])
             counts.append(pixel_counts(labels, reference, len(names)).cpu() if job.labelled else None)

@@ -206,7 +206,7 @@ class AudioPreTrainedModel(PreTrainedModel):
                 if module.bias is not None:
                     bound = math.sqrt(module.groups / (module.in_channels * module.kernel_size[0]))
                     nn.init.uniform_(module.bias, -bound, bound)
-            elif isinstance(module, PositionalConvLayer):
+            elif isinstance(module, PositionalConvLayer) and module.conv.bias is not None:
                 nn.init.zeros_(module.conv.bias)
             elif isinstance(module, FeatureProjection):
                 bound = module.projection.in_features**-0.5

@@ -45,7 +45,7 @@ class PatchEmbeddings(nn.Module):
         x = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, rows, columns)
         grid = tuple(x.shape[2:])
         x = x.flatten(2).mT  # (B, P, D)
-        if masked is not None:
+        if masked is not None and self.mask_token is not None:
             x = torch.where(masked.bool()[:, :, None], self.mask_token, x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         if self.position_embeddings is not None:

@@ -224,7 +224,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T', D'), without padding."""
-        if self.proj is not None:
+        if self.proj is not None and self.proj_layer_norm is not None:
             x = self.proj_layer_norm(self.proj(x))
         for layer in self.layers:
             if not self.training or torch.rand(()).item() > self.layerdrop:
