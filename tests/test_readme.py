@@ -107,6 +107,8 @@ def test_command(page, command):
         assert args in (["check", "."], ["format", "--check", "."])
     elif words[0] == "pytest":
         assert args in ([], ["-m", "slow"])
+    elif words[0] == "mypy":
+        assert not args
     else:
         assert words == ["python", "-m", "tests.test_readme"] or parse_command(command)
 
