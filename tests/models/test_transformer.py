@@ -143,7 +143,7 @@ def test_encoder_by_hand(implementation, biased, pre_norm, layer_scale):
     x = randn(sum(LENGTHS), WIDTH)
     biases = [randn(1, HEADS, 9, 9) for _ in model.layers] if biased else None  # 7, and 2 of padding
     packing = packing_of(LENGTHS, 2, implementation)
-    found, states, attentions = model(x, packing, biases, output_hidden_states=True)
+    found, states, attentions = model(x, packing, biases=biases, output_hidden_states=True)
     close(found, by_hand(model, x, LENGTHS, biases))
     assert attentions is None and len(states) == 4
     assert torch.equal(states[0], packing.unpack(x)) and torch.equal(states[-1], packing.unpack(found))
