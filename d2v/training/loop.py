@@ -25,6 +25,7 @@ from d2v.lora import save_adapted
 from d2v.models.base import PreTrainedModel
 from d2v.training.log import Log
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
+from d2v.training.report import timed
 from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -298,6 +299,4 @@ def predict_test(
         The split's name, its predictions, and the seconds that they took.
     """
     split = "test" if "test" in rows else "validation"
-    begun = time.perf_counter()
-    predictions = predict_split(model, split, *options)
-    return split, predictions, time.perf_counter() - begun
+    return split, *timed(predict_split, model, split, *options)
