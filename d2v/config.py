@@ -132,6 +132,7 @@ class Data:
         max_test_samples: number of rows to test on, sampled alike.
         batch_size: maximum number of rows in a batch.
         workers: number of processes that read and prepare batches; 0 reads in the training's own process.
+        bad_rows: refuse rows that cannot be used, or skip and count them.
     """
 
     unit: ClassVar[str] = "rows"
@@ -148,6 +149,7 @@ class Data:
     max_test_samples: int | None = None
     batch_size: int = 16
     workers: int = 0
+    bad_rows: Literal["refuse", "skip"] = "refuse"
 
     def __post_init__(self):
         samples = ("max_train_samples", "max_validation_samples", "max_test_samples")
@@ -193,11 +195,15 @@ class Job:
         config: the recipe's configuration.
         accelerator: the `accelerate.Accelerator`.
         recipe: name of the recipe, such as "asr_ctc".
+        facts: what was read, see `d2v.data.facts`.
+        decoded: rows that decoding had to change, counted there too.
     """
 
     config: Any
     accelerator: Any
     recipe: str
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    decoded: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:

@@ -25,7 +25,7 @@ from d2v.config import Optim, Recipe, Run
 from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.rows import check_rows
+from d2v.data.rows import first_problem
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     settings, rows = model.config, {}
     for name, each in splits.items():
         if job.labelled:
-            check_rows(each, list(map(labels.problem, references[name])), advice="")
+            first_problem(each, [labels.problem(label) for label in references[name]].__getitem__)
         most = min(data.max_length, settings.max_tokens)
         rows[name] = text_rows(tokenizer, each, texts, most, references.get(name))
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)

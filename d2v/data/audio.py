@@ -22,7 +22,6 @@ class AudioData(Data):
         audio_column: column of the sound, as `datasets` stores it, or of its paths.
         batch_seconds: maximum seconds of sound in a batch, padding counted.
         max_seconds: length of the longest clip that may be in train, in seconds.
-        bad_rows: refuse rows that cannot be used, or skip and count them.
     """
 
     unit: ClassVar[str] = "audio s"
@@ -30,7 +29,6 @@ class AudioData(Data):
     audio_column: str = "audio"
     batch_seconds: float = 100.0
     max_seconds: float = 30.0
-    bad_rows: Literal["refuse", "skip"] = "refuse"
 
     @property
     def max_size(self) -> float:
@@ -74,7 +72,7 @@ def clip_rows(
             problem = learn if training else score
             checked = zip(reasons, targets, seconds, strict=True)
             reasons = [reason or problem(target, length) for reason, target, length in checked]
-        good = check_rows(split, reasons, data.bad_rows)
+        good = check_rows(job, split, reasons)
         most = crop_seconds if training else math.inf
         kept, ids = split.select(good), split.ids(data.audio_column)
         rows[name] = Rows(

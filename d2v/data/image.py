@@ -12,7 +12,7 @@ from PIL import Image
 
 from d2v.config import Data, Job
 from d2v.data.labels import Labels
-from d2v.data.rows import Rows, Split, check_rows
+from d2v.data.rows import Rows, Split, first_problem
 from d2v.errors import InputError
 from d2v.pretrained import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
@@ -79,7 +79,7 @@ def image_rows(job: Job, split: Split, labels: Labels, references: Sequence[Any]
         InputError: a label is none of the model's.
     """
     if references is not None:
-        check_rows(split, list(map(labels.problem, references)), advice="")
+        first_problem(split, lambda i: labels.problem(references[i]))
     return Rows(split, split.ids(job.config.data.image_column), [1] * len(split), references)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from d2v.config import Job
+from d2v.data.facts import note
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,33 +151,34 @@ class Rows:
         return [{"id": self.ids[row]} | prediction | last[row] for row, prediction in predictions]
 
 
-def check_rows(
-    split: Split, reasons: Sequence[str | None], bad_rows: str = "refuse", advice: str = "--data.bad_rows skip"
-) -> np.ndarray:
-    """The numbers of the rows that can be used.
+def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndarray:
+    """The numbers of the rows that can be used; of the others `data.bad_rows` says whether they are left out.
 
     Args:
+        job: from `d2v.training.job.start`.
         split: the rows.
         reasons: what is wrong with each, or None.
-        bad_rows: "refuse" the split for a bad row, or "skip" such rows and say how many.
-        advice: the option that leaves such rows out.
 
     Raises:
         InputError: a bad row while refusing, or no good one; the message names the first and counts them.
     """
     bad = [i for i, reason in enumerate(reasons) if reason]
     if bad:
-        others = f"; {len(bad)} such rows of {len(reasons)}" if len(bad) > 1 else ""
         first = f"{split.where(bad[0])}: {reasons[bad[0]]}"
-        if bad_rows == "refuse":
-            raise InputError(f"{first}{others} ({advice} leaves such rows out)" if advice else f"{first}{others}")
+        if job.config.data.bad_rows == "refuse":
+            others = f"; {len(bad)} such rows of {len(reasons)}" if len(bad) > 1 else ""
+            raise InputError(f"{first}{others} (--data.bad_rows skip leaves such rows out)")
         line = f"{split.name}: {len(bad)} of {len(reasons)} rows left out; the first is {first}"
         if len(bad) == len(reasons):
             raise InputError(line)
-        print(line)
+        note(job, "rows left out", line, split=split.name, rows=len(bad), of=len(reasons), first=first)
     return np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
 
 
 def first_problem(split: Split, problem: Callable[[int], str | None]) -> None:
-    """Raise InputError for the first row of which `problem(i)` says what is wrong."""
-    check_rows(split, [problem(i) for i in range(len(split))], advice="")
+    """Raise InputError for the first row of which `problem(i)` says what is wrong, and count them."""
+    bad = [(i, reason) for i in range(len(split)) if (reason := problem(i))]
+    if bad:
+        i, reason = bad[0]
+        others = f"; {len(bad)} such rows of {len(split)}" if len(bad) > 1 else ""
+        raise InputError(f"{split.where(i)}: {reason}{others}")

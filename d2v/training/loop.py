@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from d2v.config import Job
+from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.models.base import PreTrainedModel
@@ -141,6 +142,7 @@ def fit(
             model.train()
             if progress.improves(metrics[metric], higher_is_better=higher_is_better) and job.is_main:
                 replace_folder(out / "best", lambda folder: save_adapted(model, folder, keep))
+        say_decoded(job)
         log.say_evaluation(progress.step, metrics, f"{progress.best:.4f} at {progress.best_step}")
         log.reset()
 
@@ -154,6 +156,8 @@ def fit(
             waited = time.monotonic()
             update = next(updates)
             waited = time.monotonic() - waited
+            for batch in update:
+                note_decoded(job, batch.pop("decoded", ()))
             scale = lr_scale(progress.step, total, optim)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
@@ -277,10 +281,13 @@ def predict(
 
     model.to(job.accelerator.device).eval()
     predictions: list[tuple[int, Any]] = []
+    decoded: list[Any] = []
     for batch in batches:
+        decoded += batch.pop("decoded", ())
         batch = send_to_device(batch, job.accelerator.device)
         with job.accelerator.autocast():
             predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
+    note_decoded(job, gather_object(decoded))
     return sorted(gather_object(predictions), key=lambda pair: pair[0])
 
 

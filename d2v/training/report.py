@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from d2v.config import Job
+from d2v.data.facts import say_decoded
 from d2v.pretrained import write_json
 from d2v.training.log import read_log
 
@@ -72,6 +73,7 @@ def finish(
     Returns:
         The content of `results.json`.
     """
+    say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
     results = (
         {key: float(value) for key, value in metrics.items()}
@@ -185,6 +187,7 @@ FILES = {
     "log.jsonl": "the same as numbers",
     "checkpoints": "checkpoints for --run.resume true",
     "config.yaml": "all options, for --config",
+    "data.json": "what was read, and what was left out or changed",
 }
 
 

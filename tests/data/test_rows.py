@@ -1,5 +1,6 @@
 """Rows: their names, their columns, and that nothing is copied for them."""
 
+import json
 from pathlib import Path
 
 import datasets
@@ -44,13 +45,17 @@ def test_predictions_may_be_missing():
 
 def test_bad_rows_are_counted_and_the_first_is_named(capsys):
     split = make_split(text=list("abcd")).select([3, 2, 1])
-    assert check_rows(split, [None] * 3).tolist() == [0, 1, 2]
+    refuse, skip = make_job(), make_job(Data(bad_rows="skip"))
+    assert check_rows(refuse, split, [None] * 3).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"^train, row 2: is bad; 2 such rows of 3 \(--data.bad_rows skip leaves such"):
-        check_rows(split, [None, "is bad", "is worse"])
-    assert check_rows(split, [None, "is bad", "is worse"], "skip").tolist() == [0]
-    assert capsys.readouterr().out == "train: 2 of 3 rows left out; the first is train, row 2: is bad\n"
+        check_rows(refuse, split, [None, "is bad", "is worse"])
+    assert check_rows(skip, split, [None, "is bad", "is worse"]).tolist() == [0]
+    line = "train: 2 of 3 rows left out; the first is train, row 2: is bad"
+    assert capsys.readouterr().out == line + "\n"
+    (fact,) = json.loads((skip.out / "data.json").read_text())["facts"]
+    assert fact["line"] == line and (fact["rows"], fact["of"], fact["split"]) == (2, 3, "train")
     with pytest.raises(InputError, match="3 of 3 rows left out"):
-        check_rows(split, ["a", "b", "c"], "skip")
+        check_rows(skip, split, ["a", "b", "c"])
 
 
 def of_numbers(rows):

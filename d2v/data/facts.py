@@ -1,0 +1,57 @@
+"""The report of what was read: a line a fact on the terminal, and all of them in `data.json` of the run's folder.
+
+A fact is noted where something was chosen (which files, which split for what) or not used as it stands (rows left out,
+labels renamed, sound resampled). Silence means that nothing happened.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from d2v.config import Job
+from d2v.pretrained import write_json
+
+Decoded = tuple[str, str, str]
+"""What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"."""
+
+
+def note(job: Job, fact: str, line: str, **values: Any) -> None:
+    """Note a fact: it is printed once, and kept in `data.json` with its values.
+
+    Args:
+        job: from `d2v.training.job.start`; its main process prints and writes.
+        fact: what kind it is, such as "rows left out".
+        line: the fact, for people.
+        **values: the same for programs, such as `split`, `rows`, `of` and `first`.
+    """
+    entry = {"fact": fact, **values, "line": line}
+    if entry in job.facts:
+        return
+    job.facts.append(entry)
+    if job.is_main:
+        print(line)
+        job.out.mkdir(parents=True, exist_ok=True)
+        write_json(job.out / "data.json", {"facts": job.facts})
+
+
+def note_decoded(job: Job, decoded: Iterable[Decoded]) -> None:
+    """Note what decoding met, counted by split and kind; a row counts once, however often it was decoded.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        decoded: of batches, whose collate functions give it as `decoded`.
+    """
+    for split, fact, where in decoded:
+        job.decoded.setdefault((split, fact), dict[str, None]()).setdefault(where)
+
+
+def say_decoded(job: Job) -> None:
+    """Print and keep what was counted by `note_decoded` since the last time."""
+    for (split, fact), places in job.decoded.items():
+        count, first = len(places), next(iter(places))
+        stale = [each for each in job.facts if (each.get("split"), each["fact"]) == (split, fact)]
+        if any(each["rows"] == count for each in stale):
+            continue
+        for each in stale:
+            job.facts.remove(each)
+        rows = "1 row" if count == 1 else f"{count} rows; the first is"
+        note(job, fact, f"{fact}: {rows} {first}", split=split, rows=count, first=first)
