@@ -1,5 +1,6 @@
 """What several tests need: command lines as their own parsers read them, and a tiny checkpoint."""
 
+import os
 import re
 import shlex
 import tempfile
@@ -37,7 +38,7 @@ def make_job(
     data: Data | None = None, mode: str = "train", rank: int = 0, processes: int = 1, model: str | None = None, **groups
 ) -> Job:
     """A job without a run: what data and loaders look at."""
-    groups.setdefault("out", tempfile.mkdtemp(prefix="d2v-job-"))
+    groups.setdefault("out", tempfile.mkdtemp(dir=os.environ["HF_DATASETS_CACHE"]))
     config = Recipe(mode=mode, model=model, data=data or Data(), optim=groups.pop("optim", Optim()), run=Run(**groups))
     share = SimpleNamespace(
         process_index=rank, num_processes=processes, is_main_process=rank == 0, main_process_first=nullcontext

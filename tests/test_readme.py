@@ -148,7 +148,7 @@ def test_the_readme_is_short():
 def test_ci_runs_the_readmes_tests():
     """`.ci/run` takes the first line that installs and tests, so there has to be one."""
     lines = "".join(blocks("README.md", "bash")).splitlines()
-    assert [line for line in lines if line.endswith("&& pytest")]
+    assert [line for line in lines if line.endswith("&& pytest -n 2")]
 
 
 @EVERY_PAGE

@@ -135,6 +135,7 @@ def test_a_stopped_run_goes_on_exactly(data, tmp_path):
     goes_on_exactly(run, [*SMALL, *LINES, f"--data.path={data}"], tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_one(data, tmp_path):
     """With an epsilon that keeps Adam from making much of the rounding that differs with how rows are dealt."""
     still = [f"--arch.{key}=0.0" for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
