@@ -108,9 +108,7 @@ def test_command(page, command):
     elif words[0] == "mypy":
         assert args == [] and "[tool.mypy]" in (ROOT / "pyproject.toml").read_text("utf-8")
     elif words[0] == "pytest":
-        assert args in ([], ["-m", "slow"])
-    elif words[0] == "mypy":
-        assert not args
+        assert args in (["-n", "2"], ["-m", "slow"]) and "pytest-xdist" in (ROOT / "pyproject.toml").read_text("utf-8")
     else:
         assert words == ["python", "-m", "tests.test_readme"] or parse_command(command)
 
