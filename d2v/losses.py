@@ -4,6 +4,7 @@ Shapes: B batch, N predictions, T frames or tokens, C classes or vocabulary, L l
 """
 
 from itertools import permutations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -124,3 +125,26 @@ def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     totals = costs[:, orders, torch.arange(orders.shape[1], device=logits.device)].sum(dim=-1)  # (B, C!)
     # Not `amin`, which splits the gradient between orders that cost the same, and so would never decide for one.
     return totals.min(dim=1).values.sum(), real.sum()
+
+
+def regression(
+    predictions: Tensor, targets: Tensor, *, beta: float = 0.0, reduction: Literal["sum", "root", "mean"] = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Distance of vectors: smooth L1, or squared.
+
+    Args:
+        predictions, targets: (N, D).
+        beta: difference from which the loss grows linearly; 0 for the squared difference.
+        reduction: of a vector's D losses: their sum, their sum over the root of D, or their mean.
+
+    Returns:
+        Sum over vectors and their number.
+    """
+    predictions, targets = at_least_fp32(predictions), at_least_fp32(targets)
+    if beta == 0:
+        total = F.mse_loss(predictions, targets, reduction="sum")
+    else:
+        total = F.smooth_l1_loss(predictions, targets, reduction="sum", beta=beta)
+    width = predictions.shape[-1]
+    divisor = {"sum": 1.0, "root": width**0.5, "mean": float(width)}[reduction]
+    return total / divisor, torch.tensor(len(predictions), device=predictions.device)

@@ -271,6 +271,21 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         **options,
     ) -> tuple[Tensor, Packing, Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...] | None]:
         """What `forward` does, but the last hidden state is packed, (N, D), and its packing follows it; for heads."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
+            x, packing, features = self.embed(input_values, attention_mask)
+            x, hidden_states, attentions = self.encoder(
+                self.mask(x, packing, mask_time_indices),
+                packing,
+                **options,
+            )
+            if self.adapter is not None:
+                clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.known_lengths)]
+                packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
+                x = torch.cat(clips)
+        return x, packing, features, hidden_states, attentions
+
+    def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Packing, Tensor]:
+        """What the encoder reads before anything is masked: (N, D), its packing, and the features, (B, T, C)."""
         check_float(input_values, "input_values", 2)
         if attention_mask is not None and attention_mask.shape != input_values.shape:
             shapes = f"{tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}"
@@ -283,21 +298,9 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         frames = torch.tensor([self.config.frames(n, adapter=False) for n in samples], device=input_values.device)
         longest = self.config.frames(input_values.shape[1], adapter=False)
         packing = packing_of_lengths(frames, longest, filler(int(frames.sum()), input_values))
-
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
-            x = packing.fill(self.feature_extractor(input_values, samples))
-            x, features = self.feature_projection(x)
-            features = packing.unpack(features)
-            x, hidden_states, attentions = self.encoder(
-                self.mask(x, packing, mask_time_indices),
-                packing,
-                **options,
-            )
-            if self.adapter is not None:
-                clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.known_lengths)]
-                packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
-                x = torch.cat(clips)
-        return x, packing, features, hidden_states, attentions
+        x = packing.fill(self.feature_extractor(input_values, samples))
+        x, features = self.feature_projection(x)
+        return x, packing, packing.unpack(features)
 
     def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
         """SpecAugment: frames become the mask embedding, channels 0. Only in training, unless frames are given."""

@@ -1,8 +1,11 @@
-"""Span masks over time or channels (SpecAugment as wav2vec 2.0 uses it). Random numbers come from torch's generator.
+"""Masks: spans over time or channels (SpecAugment as wav2vec 2.0 uses it), blocks of patches (BEiT).
 
-Shapes: B batch, L length of the masked axis.
+Random numbers come from torch's generator.
+
+Shapes: B batch, L length of the masked axis. A grid is its (rows, columns).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,4 +33,36 @@ def span_mask(lengths: Sequence[int], length: int, prob: float, span: int, min_s
         if starts > 0 and spans > 0:
             first = torch.randperm(starts)[:spans]
             row[(first[:, None] + torch.arange(span)).flatten()] = True
+    return mask
+
+
+def block_mask(grid: tuple[int, int], count: int, smallest: int = 16, flattest: float = 0.3) -> Tensor:
+    """A mask of rectangles that may overlap, drawn until `count` patches are masked (Bao et al., 2022, algorithm 1).
+
+    Args:
+        grid: rows and columns of patches.
+        count: patches to mask. There are fewer where ten rectangles in a row are too large for what is left.
+        smallest: patches of the smallest rectangle.
+        flattest: ratio of its sides, down to this and up to its inverse.
+
+    Returns:
+        (rows, columns) bool, True where masked.
+    """
+    mask = torch.zeros(grid, dtype=torch.bool)
+    misses, left = 0, count
+    while left > 0 and misses < 10:
+        area, ratio = torch.rand(2).tolist()
+        area = smallest + area * (left - smallest)
+        ratio = flattest ** (2 * ratio - 1)  # as often flat as high
+        rows, columns = max(round(math.sqrt(area * ratio)), 1), max(round(math.sqrt(area / ratio)), 1)
+        new = 0
+        if rows < grid[0] and columns < grid[1]:
+            top, first = int(torch.randint(grid[0] - rows + 1, ())), int(torch.randint(grid[1] - columns + 1, ()))
+            block = mask[top : top + rows, first : first + columns]
+            new = int((~block).sum())
+        if 0 < new <= left:
+            block[:] = True
+            misses, left = 0, left - new
+        else:
+            misses += 1
     return mask

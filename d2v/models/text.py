@@ -280,6 +280,32 @@ class Data2VecTextModel(TextPreTrainedModel):
         **options,
     ) -> tuple[Tensor, Packing, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """What `forward` does, but the last hidden state is packed, (N, D), and its packing follows it; for heads."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
+            x, packing = self.embed(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values
+            )
+            memory = None
+            if encoder_hidden_states is not None:
+                if not self.config.add_cross_attention:
+                    raise ValueError("encoder_hidden_states are for a decoder with config.add_cross_attention")
+                seen = Packing.of(encoder_attention_mask, *encoder_hidden_states.shape[:2])
+                memory = seen.pack(encoder_hidden_states), seen
+            x, hidden_states, attentions = self.encoder(x, packing, memory=memory, cache=past_key_values, **options)
+        cross_attentions = None
+        if attentions is not None and memory is not None:
+            attentions, cross_attentions = zip(*attentions, strict=True)
+        return x, packing, hidden_states, attentions, cross_attentions
+
+    def embed(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> tuple[Tensor, Packing]:
+        """What the encoder reads, (N, D), and its packing."""
         given = self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         batch, length = given.shape[:2]
         packing = Packing.of(attention_mask, batch, length)
@@ -292,22 +318,10 @@ class Data2VecTextModel(TextPreTrainedModel):
         position_ids = position_ids.expand(batch, length)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
-            words = packing.pack(given)
-            if inputs_embeds is None:
-                words = self.embeddings.word_embeddings(words)
-            x = self.embeddings(words, packing.pack(position_ids), packing.pack(token_type_ids))
-            memory = None
-            if encoder_hidden_states is not None:
-                if not self.config.add_cross_attention:
-                    raise ValueError("encoder_hidden_states are for a decoder with config.add_cross_attention")
-                seen = Packing.of(encoder_attention_mask, *encoder_hidden_states.shape[:2])
-                memory = seen.pack(encoder_hidden_states), seen
-            x, hidden_states, attentions = self.encoder(x, packing, memory=memory, cache=past_key_values, **options)
-        cross_attentions = None
-        if attentions is not None and memory is not None:
-            attentions, cross_attentions = zip(*attentions, strict=True)
-        return x, packing, hidden_states, attentions, cross_attentions
+        words = packing.pack(given)
+        if inputs_embeds is None:
+            words = self.embeddings.word_embeddings(words)
+        return self.embeddings(words, packing.pack(position_ids), packing.pack(token_type_ids)), packing
 
     def position_ids(self, input_ids: Tensor | None, shape: tuple[int, int], cache: Cache | None) -> Tensor:
         """(B, T): real tokens counted from `pad_token_id + 1`; the pad token's position is its number.
