@@ -8,6 +8,7 @@
 Without a data option it learns twelve keywords from synthesised speech, in a few minutes on a CPU.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -83,6 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         *(job, splits, extractor.sampling_rate, settings.shortest_clip, references),
         learn=lambda label, seconds: labels.problem(label),
         score=lambda label, seconds: labels.problem(label),
+        crop_seconds=data.crop_seconds or math.inf,
     )
     collate_rows = partial(collate, extractor=extractor, labels=labels, data=data)
 

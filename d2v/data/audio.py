@@ -1,34 +1,46 @@
-"""Clips: how long they are, and which cannot be used."""
+"""Clips: how long they are, which part of a recording they are, and which cannot be used."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
-from d2v.config import Data, Job
-from d2v.data.rows import Rows, Split, check_rows
+from d2v.config import Job, at_least
+from d2v.data.facts import Decoded, note
+from d2v.data.parts import PartData, part_name, read_parts
+from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, audio_seconds, load_audio
+from d2v.processors.audio import HEADER, AudioFeatureExtractor, AudioInfo, audio_info, load_audio, plain_header
+
+LONGEST = 30.0
+"""Seconds of the longest clip that is learnt whole, where `data.max_seconds` does not say."""
 
 
 @dataclass
-class AudioData(Data):
+class AudioData(PartData):
     """Data with sound.
 
     Attributes:
         audio_column: column of the sound, as `datasets` stores it, or of its paths.
+        channel: number of the channel to hear of sound that has several, from 1; by default their mean.
         batch_seconds: maximum seconds of sound in a batch, padding counted.
-        max_seconds: length of the longest clip that may be in train, in seconds.
+        max_seconds: length of the longest clip that may be in train, in seconds; by default 30, and any where crops of
+            the clips are heard.
     """
 
     unit: ClassVar[str] = "audio s"
 
     audio_column: str = "audio"
+    channel: int | None = None
     batch_seconds: float = 100.0
-    max_seconds: float = 30.0
+    max_seconds: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(1, "data", self, ("channel",))
 
     @property
     def max_size(self) -> float:
@@ -47,7 +59,7 @@ def clip_rows(
     score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
     crop_seconds: float = math.inf,
 ) -> dict[str, Rows]:
-    """The rows of each split that can be used, with their seconds; what is scored is decoded once before.
+    """The rows of each split that can be used, with their seconds. Headers alone are read; damage shows in decoding.
 
     Args:
         job: whose data have the options of `AudioData`.
@@ -65,23 +77,117 @@ def clip_rows(
     rows = {}
     for name, split in splits.items():
         training = name == "train"
-        options = {"longest": data.max_seconds} if training else {"decode": True}
-        seconds, reasons = check_clips(split, data.audio_column, shortest / rate, **options)
+        most = crop_seconds if training else math.inf
+        longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
+        infos = read_headers(split, data.audio_column)
+        parts: list[Any] = read_parts(job, split, infos) or [None] * len(split)
+        seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, data.channel)
         targets = references.get(name)
         if targets is not None:
             problem = learn if training else score
             checked = zip(reasons, targets, seconds, strict=True)
             reasons = [reason or problem(target, length) for reason, target, length in checked]
         good = check_rows(job, split, reasons)
-        most = crop_seconds if training else math.inf
+        note_headers(job, split, {i: info for i in good if not isinstance(info := infos[i], str)}, rate)
         kept, ids = split.select(good), split.ids(data.audio_column)
+        named = "id" in split.table.column_names
         rows[name] = Rows(
             split=kept,
-            ids=[ids[i] for i in good],
+            ids=[ids[i] if named else part_name(ids[i], parts[i]) for i in good],
             lengths=[min(seconds[i], most) for i in good],
             references=None if targets is None else [targets[i] for i in good],
+            parts=[parts[i] for i in good],
         )
     return rows
+
+
+def read_headers(split: Split, audio_column: str) -> list[AudioInfo | str]:
+    """What the header of each row's sound says, or what is wrong with it. No sound is decoded, and little is read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    infos: list[Any] = [None] * len(split)
+    values = split.table.select_columns([audio_column]).with_format("arrow")[:][audio_column]
+    names = [field.name for field in values.type] if pa.types.is_struct(values.type) else []
+    data = pc.struct_field(values, "bytes") if "bytes" in names else values
+    if pa.types.is_binary(data.type) or pa.types.is_large_binary(data.type):
+        heads, sizes = (each.take(split.index) for each in (pc.binary_slice(data, 0, HEADER), pc.binary_length(data)))
+        pairs = zip(heads.to_pylist(), sizes.to_pylist(), strict=True)
+        infos = [head and plain_header(head, size) for head, size in pairs]
+    elif {"array", "sampling_rate"} <= set(names) and not pa.types.is_nested(values.type["array"].type.value_type):
+        arrays, rates = pc.struct_field(values, "array"), pc.struct_field(values, "sampling_rate").take(split.index)
+        pairs = zip(pc.list_value_length(arrays).take(split.index).to_pylist(), rates.to_pylist(), strict=True)
+        infos = [AudioInfo(length, rate, 1) if length and rate else None for length, rate in pairs]
+    known: dict[str, AudioInfo | str] = {}  # several rows may be parts of one file
+    rest = [i for i, info in enumerate(infos) if not info]
+    for i, row in zip(rest, split.select(rest).iterate([audio_column]), strict=True):
+        value = row[audio_column]
+        path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+        info = known.get(path) if isinstance(path, str) else None
+        if info is None:
+            try:
+                info = audio_info(value)
+            except InputError as error:
+                info = str(error)
+            if isinstance(path, str):
+                known[path] = info
+        infos[i] = info
+    return infos
+
+
+def check_clips(
+    infos: Sequence[AudioInfo | str],
+    parts: Sequence[Any],
+    shortest: float,
+    longest: float = math.inf,
+    channel: int | None = None,
+) -> tuple[list[float], list[str | None]]:
+    """The clips' durations in seconds, and what is wrong with each, or None.
+
+    Args:
+        infos: from `read_headers`.
+        parts: from `read_parts`: which part of its recording each clip is.
+        shortest, longest: seconds that a clip may have.
+        channel: that is heard; None for all.
+    """
+    seconds: list[float] = []
+    reasons: list[str | None] = []
+    for info, part in zip(infos, parts, strict=True):
+        length, reason = 0.0, None
+        if isinstance(info, str) or isinstance(part, str):
+            reason = info if isinstance(info, str) else part
+        else:
+            length = info.seconds if part is None else part[1] - part[0]
+            if not shortest <= length <= longest:
+                reason = f"{length:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
+            elif channel is not None and channel > info.channels:
+                reason = f"no channel {channel}, there are {info.channels} (data.channel)"
+        seconds.append(length)
+        reasons.append(reason)
+    return seconds, reasons
+
+
+def note_headers(job: Job, split: Split, infos: Mapping[int, AudioInfo], rate: int) -> None:
+    """Note what is done to the sound of a split: channels mixed, sound resampled, odd headers put right.
+
+    Args:
+        job: whose data have the options of `AudioData`.
+        split: the rows.
+        infos: of those that are used.
+        rate: samples a second that the model hears.
+    """
+
+    def say(fact: str, rows: Sequence[int], detail: Callable[[AudioInfo], Any], rest: str = "") -> None:
+        if rows:
+            first = f"{split.where(rows[0])}: {detail(infos[rows[0]])}"
+            line = f"{split.name}: {fact} in {len(rows)} of {len(infos)} rows; the first is {first}{rest}"
+            note(job, fact, line, split=split.name, rows=len(rows), of=len(infos), first=first)
+
+    if job.config.data.channel is None:
+        several = [i for i, info in infos.items() if info.channels > 1]
+        say("channels mixed", several, lambda info: info.channels, " channels (data.channel hears one)")
+    say(f"sound resampled to {rate} Hz", [i for i, info in infos.items() if info.rate != rate], lambda info: info.rate)
+    say("header put right", [i for i, info in infos.items() if info.mended], lambda info: info.mended)
 
 
 def random_crop(clip: np.ndarray, samples: int, seed: tuple[int, ...]) -> np.ndarray:
@@ -112,54 +218,16 @@ def random_speed(clip: np.ndarray, most: float, seed: tuple[int, ...]) -> np.nda
     return soxr.resample(clip, 1 + np.random.default_rng((*seed, 1)).uniform(-most, most), 1.0)
 
 
-def check_clips(
-    split: Split, audio_column: str, shortest: float, longest: float = float("inf"), *, decode: bool = False
-) -> tuple[list[float], list[str | None]]:
-    """Look at every clip once.
-
-    Args:
-        split: rows with a column of sound.
-        audio_column: the column's name.
-        shortest, longest: seconds that a clip may have.
-        decode: decode the sound too, which finds all damage; else the header alone is read, which is quick, and
-            `load_clips` finds the rest.
-
-    Returns:
-        The clips' durations in seconds, and what is wrong with each, or None.
-    """
-    seconds, reasons = [], []
-    for row in split.iterate([audio_column]):
-        length, reason = 0.0, None
-        try:
-            length = audio_seconds(row[audio_column])
-            if decode:
-                load_audio(row[audio_column])
-            if not shortest <= length <= longest:
-                reason = f"{length:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
-        except InputError as error:
-            length, reason = 0.0, str(error)
-        seconds.append(length)
-        reasons.append(reason)
-    return seconds, reasons
-
-
 def load_clips(
-    rows: list[dict[str, Any]], audio_column: str, rate: int, bad_rows: Literal["refuse", "skip"]
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Decode the sound of a batch; a damaged clip is an InputError that names its row, or left out with a warning."""
-    good, clips = [], []
-    for row in rows:
-        try:
-            clips.append(load_audio(row[audio_column], rate))
-            good.append(row)
-        except InputError as error:
-            message = f"{row['where']}: {error}"
-            if bad_rows == "refuse":
-                raise InputError(f"{message} (--data.bad_rows skip leaves such rows out)") from error
-            warnings.warn(f"left out {message}", stacklevel=2)
-    if not good:
-        raise InputError(f"not one clip of a batch can be decoded; the last is {message}")
-    return good, clips
+    rows: list[dict[str, Any]], data: AudioData, rate: int
+) -> tuple[list[dict[str, Any]], list[np.ndarray], list[Decoded]]:
+    """Decode the sound of a batch, of each row the part that it means; see `d2v.data.rows.decode_rows`."""
+    return decode_rows(rows, partial(load_clip, data=data, rate=rate), data.bad_rows)
+
+
+def load_clip(row: dict[str, Any], data: AudioData, rate: int) -> np.ndarray:
+    """The sound of a row, (S,)."""
+    return load_audio(row[data.audio_column], rate, channel=data.channel, part=row.get("part"))
 
 
 def clip_batch(
@@ -180,13 +248,14 @@ def clip_batch(
 
     Returns:
         Rows, and `input_values` (B, S), `attention_mask` (B, S), the clips' `lengths` in samples, known on the host,
-        with `crop_seconds` their `starts`, the first samples of the crops, `rows` and `size`.
+        with `crop_seconds` their `starts`, the first samples of the crops, `rows`, `size`, and `decoded`, what was left
+        out.
     """
     rate = extractor.sampling_rate
-    rows, clips = load_clips(rows, data.audio_column, rate, data.bad_rows)
+    rows, clips, decoded = load_clips(rows, data, rate)
     if change is not None:
         clips = [change(clip, row["seed"]) if "seed" in row else clip for clip, row in zip(clips, rows, strict=True)]
-    about: dict[str, Any] = {"rows": [row["row"] for row in rows]}
+    about: dict[str, Any] = {"rows": [row["row"] for row in rows], "decoded": decoded}
     if crop_seconds is not None and "seed" in rows[0]:
         samples, pairs = round(crop_seconds * rate), list(zip(clips, rows, strict=True))
         about["starts"] = [crop_start(len(clip), samples, row["seed"]) for clip, row in pairs]

@@ -43,14 +43,12 @@ class SegmentData(AudioData):
         label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
         rttm: RTTM file of the segments of all splits' recordings; by default segments_column has them.
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
-        max_seconds: length of the longest recording that may be in train, in seconds.
     """
 
     segments_column: str = "turns"
     label_key: str | None = "speaker"
     rttm: str | None = None
     crop_seconds: float = 8.0
-    max_seconds: float = 3600.0
 
     def __post_init__(self):
         super().__post_init__()

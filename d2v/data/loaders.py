@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2v.config import Job
-from d2v.data.rows import Rows
+from d2v.data.rows import NoneDecodedError, Rows
 from d2v.data.sampler import LengthBatches, deal, eval_batches
+from d2v.errors import InputError
 from d2v.losses import IGNORE
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -49,22 +50,43 @@ class NumberedRows(Dataset[dict[str, Any]]):
 
 
 class NumberedBatches:
-    """A collate function whose batches have the `rows` they are made of."""
+    """A collate function whose batches have the `rows` they are made of.
 
-    def __init__(self, collate: Collate):
-        self.collate = collate
+    A collate function that leaves rows out says which it kept. Where that is none, the batch has no `rows`; in training
+    it is another row then, which does not count, since all processes compute every piece of an update.
+    """
+
+    def __init__(self, collate: Collate, source: NumberedRows):
+        self.collate, self.source = collate, source
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch; a collate function that leaves rows out says which it kept."""
-        return {"rows": [row["row"] for row in rows]} | self.collate(rows)
+        """The batch."""
+        try:
+            return {"rows": [row["row"] for row in rows]} | self.collate(rows)
+        except NoneDecodedError as nothing:
+            batch: dict[str, Any] = {"size": 0}
+            if "seed" in rows[0]:
+                batch = self.stand_in(rows[0]) | {"counts": False}
+            return batch | {"rows": [], "decoded": nothing.decoded}
+
+    def stand_in(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A batch of the next row that can be decoded."""
+        count, epoch = len(self.source), row["seed"][1]
+        for step in range(1, count):
+            try:
+                return self.collate([self.source[(row["row"] + step) % count, epoch]])
+            except NoneDecodedError as error:
+                last = error
+        raise InputError(str(last) if count > 1 else f"{row['where']}: the only row, and it cannot be decoded")
 
 
 def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
     """A loader of these batches of row numbers."""
+    numbered = NumberedRows(rows, job.config.run.seed)
     return DataLoader(
-        NumberedRows(rows, job.config.run.seed),
+        numbered,
         batch_sampler=batches,
-        collate_fn=NumberedBatches(collate),
+        collate_fn=NumberedBatches(collate, numbered),
         num_workers=job.config.data.workers,
         persistent_workers=job.config.data.workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -109,7 +131,8 @@ class Updates:
             batches = iter(self.loader)
             for update in counts:
                 self.done += 1
-                yield [next(batches) | {"counts": counts} for counts in update]
+                made = [(next(batches), counts) for counts in update]
+                yield [batch | {"counts": counts and batch.get("counts", True)} for batch, counts in made]
             self.epoch, self.done = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

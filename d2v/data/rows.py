@@ -6,17 +6,18 @@ Nothing is copied: a split is a table and the numbers of its rows, so that image
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.facts import note
+from d2v.data.facts import Decoded, note
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Value = TypeVar("Value")
 CHUNK = 1000
 """Rows that are read at once: enough to make a call cheap, few enough to be held in memory with their sounds."""
 
@@ -124,6 +125,7 @@ class Rows:
         lengths: (N,) in the unit of `d2v.config.Data.unit`.
         references: (N,) what they are trained on or scored against; None without labels.
         items: (N,) dicts of what was made of them, such as tokens; by default the table's rows.
+        parts: (N,) of recordings, start and end in seconds of what is heard of each; None for all of it.
     """
 
     split: Split
@@ -131,12 +133,14 @@ class Rows:
     lengths: Sequence[float]
     references: Sequence[Any] | None = None
     items: Sequence[dict[str, Any]] | None = None
+    parts: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self.split[i] | {"where": self.split.where(i)} if self.items is None else self.items[i]
+        row = row if self.parts is None else row | {"part": self.parts[i]}
         return row if self.references is None else row | {"reference": self.references[i]}
 
     def compare(self, predictions: Sequence[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
@@ -173,6 +177,50 @@ def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndar
             raise InputError(line)
         note(job, "rows left out", line, split=split.name, rows=len(bad), of=len(reasons), first=first)
     return np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
+
+
+class NoneDecodedError(InputError):
+    """No row of a batch could be decoded, and such rows are left out.
+
+    Attributes:
+        decoded: which rows, and why.
+    """
+
+    def __init__(self, message: str, decoded: Sequence[Decoded] = ()):
+        super().__init__(message)
+        self.decoded = list(decoded)
+
+
+def decode_rows(
+    rows: Sequence[dict[str, Any]], decode: Callable[[dict[str, Any]], Value], bad_rows: Literal["refuse", "skip"]
+) -> tuple[list[dict[str, Any]], list[Value], list[Decoded]]:
+    """Decode the rows of a batch; whatever goes wrong with a row is its fault, and named.
+
+    Args:
+        rows: of a split.
+        decode: makes what is needed of a row.
+        bad_rows: of the data.
+
+    Returns:
+        The rows that could be decoded, what was made of them, and which others were left out, for `decoded` of a batch.
+
+    Raises:
+        InputError: a row cannot be decoded and is not to be left out, or none can be.
+    """
+    good, values, left_out = [], [], []
+    for row in rows:
+        try:
+            values.append(decode(row))
+            good.append(row)
+        except Exception as error:  # nearly anything can come of a damaged file
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            message = f"{row['where']}: {reason.removeprefix(row['where'] + ': ')}"
+            if bad_rows == "refuse":
+                raise InputError(f"{message} (--data.bad_rows skip leaves such rows out)") from error
+            left_out.append((row["where"].rpartition(", row ")[0], "left out, cannot be decoded", message))
+    if not good:
+        raise NoneDecodedError(f"not one row of a batch can be decoded; the last is {message}", left_out)
+    return good, values, left_out
 
 
 def first_problem(split: Split, problem: Callable[[int], str | None]) -> None:

@@ -284,11 +284,16 @@ def predict(
     decoded: list[Any] = []
     for batch in batches:
         decoded += batch.pop("decoded", ())
+        if not batch["rows"]:  # none could be decoded
+            continue
         batch = send_to_device(batch, job.accelerator.device)
         with job.accelerator.autocast():
             predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
     note_decoded(job, gather_object(decoded))
-    return sorted(gather_object(predictions), key=lambda pair: pair[0])
+    everyones = sorted(gather_object(predictions), key=lambda pair: pair[0])
+    if not everyones and decoded:
+        raise InputError(f"not one row can be decoded; the last is {decoded[-1][2]}")
+    return everyones
 
 
 def predict_test(

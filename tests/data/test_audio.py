@@ -14,8 +14,10 @@ from d2v.data.audio import (
     load_clips,
     random_crop,
     random_speed,
+    read_headers,
 )
 from d2v.data.ctc import text_problem, transcript_problem
+from d2v.data.rows import NoneDecodedError
 from d2v.errors import InputError
 from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
 from tests.helpers import make_job, make_split
@@ -37,6 +39,12 @@ def rows_of(split, references=None, learn=lambda *_: None, score=lambda *_: None
     job = make_job(AudioData(**options))
     checks = {"learn": learn, "score": score, "crop_seconds": crop_seconds}
     return clip_rows(job, {split.name: split}, 16_000, 400, references, **checks)[split.name]
+
+
+def checked(split, shortest, longest=float("inf")):
+    """Seconds of a split's clips, and what is wrong with them."""
+    infos = read_headers(split, "audio")
+    return check_clips(infos, [None] * len(infos), shortest, longest)
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ KINDS = ["missing", "no audio", "empty", "cut off", "zero length", "too short", 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_clip_has_its_reason(bad_clips, kind):
     clip, words = bad_clips[kind]
-    seconds, reasons = check_clips(sounds(GOOD, clip), "audio", shortest=0.025, longest=1.0)
+    seconds, reasons = checked(sounds(GOOD, clip), shortest=0.025, longest=1.0)
     assert len(seconds) == len(reasons) == 2 and (seconds[0], reasons[0]) == (pytest.approx(0.3), None)
     assert all(word in reasons[1] for word in words), reasons[1]
 
@@ -96,7 +104,7 @@ def test_bounds_belong_to_the_good(capsys):
     clips = [flac(np.zeros(count, np.float32)) for count in (400, 16_000, 160_000)]
     assert rows_of(sounds(*clips[:2]), max_seconds=1.0).lengths == [0.025, 1.0]
     assert rows_of(sounds(clips[2], name="test"), max_seconds=1.0).lengths == [10.0]  # what is scored may be longer
-    assert check_clips(sounds(clips[2]), "audio", 0.025) == ([10.0], [None])  # no bound above by default
+    assert checked(sounds(clips[2]), 0.025) == ([10.0], [None])  # no bound above by default
     assert not capsys.readouterr().out
 
 
@@ -110,29 +118,41 @@ def test_what_is_cropped_counts_as_its_crop():
     assert list(lengths) == pytest.approx([0.3, 0.1])
 
 
-def test_damage_behind_the_header_takes_decoding():
+def test_no_pass_decodes_only_to_check(monkeypatch):
+    """Damage behind the header is met where the row is decoded, in all splits."""
     cut = GOOD[: len(GOOD) // 2]
-    assert check_clips(sounds(GOOD, cut), "audio", 0.025)[1] == [None, None]
-    assert len(rows_of(sounds(GOOD, cut))) == 2  # train is decoded as it comes up
-    with pytest.raises(InputError, match=r"^test, row 1: <bytes>: damaged or cut-off"):
-        rows_of(sounds(GOOD, cut, name="test"))
-    assert rows_of(sounds(GOOD, cut, name="test", id=["a", "b"]), bad_rows="skip").ids == ["a"]
+    monkeypatch.setattr("d2v.data.audio.load_audio", None)
+    for name in ("train", "test"):
+        assert len(rows_of(sounds(GOOD, cut, name=name))) == 2
 
 
 def test_a_batch_is_decoded():
     batch = [
-        {"audio": GOOD, "text": "abc"},
+        {"audio": GOOD, "text": "abc", "where": "train, row 6"},
         {"audio": GOOD[: len(GOOD) // 2], "where": "train, row 7"},
-        {"audio": flac(tones("ab"))},
+        {"audio": flac(tones("ab")), "where": "train, row 8"},
     ]
     message = r"^train, row 7: <bytes>: damaged .*--data\.bad_rows skip leaves such rows out"
     with pytest.raises(InputError, match=message):
-        load_clips(batch, "audio", 16_000, "refuse")
-    with pytest.warns(UserWarning, match="left out train, row 7: <bytes>: damaged"):
-        good, clips = load_clips(batch, "audio", 8_000, "skip")
+        load_clips(batch, AudioData(), 16_000)
+    good, clips, decoded = load_clips(batch, AudioData(bad_rows="skip"), 8_000)
     assert good == [batch[0], batch[2]] and [len(clip) for clip in clips] == [2400, 1600]
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="not one clip of a batch can be decoded"):
-        load_clips(batch[1:2], "audio", 16_000, "skip")
+    ((split, fact, where),) = decoded
+    assert (split, fact) == ("train", "left out, cannot be decoded") and where.startswith(
+        "train, row 7: <bytes>: damaged"
+    )
+    with pytest.raises(NoneDecodedError, match="not one row of a batch can be decoded"):
+        load_clips(batch[1:2], AudioData(bad_rows="skip"), 16_000)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError("odd"), KeyError("odd"), OSError(5, "odd")])
+def test_any_exception_while_decoding_is_a_bad_row(error, monkeypatch):
+    def load(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("d2v.data.audio.load_audio", load)
+    with pytest.raises(InputError, match=rf"^train, row 0: {type(error).__name__}: .*odd.*bad_rows skip"):
+        load_clips([{"audio": GOOD, "where": "train, row 0"}], AudioData(), 16_000)
 
 
 def batch_of(clips, *, seeds=None, **options):
@@ -144,8 +164,8 @@ def batch_of(clips, *, seeds=None, **options):
 
 def test_what_a_batch_holds():
     clips = [GOOD, flac(tones("ab")), GOOD[: len(GOOD) // 2]]
-    with pytest.warns(UserWarning, match="left out train, row 2"):
-        rows, batch = batch_of(clips, bad_rows="skip")
+    rows, batch = batch_of(clips, bad_rows="skip")
+    assert [where.partition(": ")[0] for *_, where in batch["decoded"]] == ["train, row 2"]
     assert [row["row"] for row in rows] == batch["rows"] == [0, 1] and "starts" not in batch
     assert batch["lengths"] == [4800, 3200] and batch["size"] == 0.5
     assert batch["input_values"].shape == (2, 4800) and batch["attention_mask"].sum(dim=1).tolist() == [4800, 3200]
@@ -156,7 +176,7 @@ def test_crops_of_a_batch_follow_the_seeds():
     _, batch = batch_of([GOOD, flac(tones("a"))], seeds=seeds, crop_seconds=0.2)
     assert batch["lengths"] == [3200, 1600] and batch["starts"] == [crop_start(4800, 3200, seeds[0]), 0]
     assert batch["size"] == pytest.approx(0.3)
-    start, clip = batch["starts"][0], load_clips([{"audio": GOOD}], "audio", 16_000, "refuse")[1][0]
+    start, clip = batch["starts"][0], load_clips([{"audio": GOOD}], AudioData(), 16_000)[1][0]
     assert np.array_equal(batch["input_values"][0], AudioFeatureExtractor()([clip[start:][:3200]])["input_values"][0])
     assert batch_of([GOOD], crop_seconds=0.2)[1]["lengths"] == [4800]  # no seed, no crop
 

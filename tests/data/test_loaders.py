@@ -1,5 +1,6 @@
 """Loaders: what a batch holds, that each process gets its share, and that updates go on where they were."""
 
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from d2v.config import Data, Optim
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
-from d2v.data.rows import Rows
+from d2v.data.rows import NoneDecodedError, Rows, decode_rows
 from d2v.data.sampler import LengthBatches, deal
+from d2v.errors import InputError
 from tests.helpers import make_job, make_split
 
 LENGTHS = [float(i % 4 + 1) for i in range(11)]
@@ -122,3 +124,42 @@ def test_workers_need_not_be_forked(monkeypatch):
     loader = eval_loader(make_job(Data(workers=1)), ROWS, collate)
     loader.multiprocessing_context = "spawn"
     assert sorted(row for batch in loader for row in batch["rows"]) == list(range(11))
+
+
+def broken_collate(rows, broken=frozenset(), bad_rows="skip"):
+    def decode(row):
+        if row["value"] in broken:
+            raise OSError("broken")
+        return row["value"]
+
+    rows, values, decoded = decode_rows(rows, decode, bad_rows)
+    return {"values": values, "size": len(rows), "rows": [row["row"] for row in rows], "decoded": decoded}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_that_cannot_be_decoded_are_left_out(workers):
+    """All pieces of all updates come, also those of such rows alone: they are another row, which does not count."""
+    broken = frozenset({10, 30, 40, 50})
+    job, collate = make_job(Data(batch_size=1, workers=workers)), partial(broken_collate, broken=broken)
+    batches = [batch for (batch,) in islice(train_loader(job, ROWS, collate), len(ROWS))]
+    assert sorted(value for batch in batches if batch["counts"] for value in batch["values"]) == [
+        value for value in range(0, 110, 10) if value not in broken
+    ]
+    stand_ins = [batch for batch in batches if not batch["counts"]]
+    assert len(stand_ins) == 4 and not [batch for batch in stand_ins if broken.intersection(batch["values"])]
+    assert all(batch["values"] and batch["size"] for batch in batches)
+    assert {where for batch in batches for *_, where in batch["decoded"]} == {
+        f"train, row {value // 10}: OSError: broken" for value in broken
+    }
+    batches = list(eval_loader(job, ROWS, collate))
+    assert len([row for batch in batches for row in batch["rows"]]) == 7 and len(batches) == 11
+
+
+def test_where_no_row_can_be_decoded():
+    job, collate = make_job(Data(batch_size=2)), partial(broken_collate, broken=frozenset(range(0, 110, 10)))
+    with pytest.raises(InputError, match="not one row of a batch can be decoded; the last is train, row"):
+        next(iter(train_loader(job, ROWS, collate)))
+    with pytest.raises(InputError, match=r"^train, row \d+: OSError: broken \(--data.bad_rows skip leaves such"):
+        next(iter(train_loader(job, ROWS, partial(collate, bad_rows="refuse"))))
+    with pytest.raises(NoneDecodedError):
+        collate([ROWS[0] | {"row": 0}])

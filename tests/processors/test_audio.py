@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, audio_seconds, load_audio
+from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, audio_info, load_audio
 
 transformers = pytest.importorskip("transformers")
 
@@ -56,7 +56,7 @@ def test_every_source_gives_the_samples_that_were_written(tmp_path, kind, subtyp
         loaded = load_audio(source)
         assert loaded.dtype == np.float32 and loaded.shape == samples.shape
         np.testing.assert_allclose(loaded, samples, rtol=0, atol=atol)
-        assert audio_seconds(source) == 0.5
+        assert audio_info(source).seconds == 0.5
 
 
 @pytest.mark.parametrize("kind", ["OGG", "MP3"])
@@ -65,7 +65,7 @@ def test_lossy_files(kind):
     loaded = load_audio(data)
     assert abs(len(loaded) - RATE // 2) <= 1152  # an MP3 frame
     assert abs(dominant_hertz(loaded) - 1000) <= 2
-    assert audio_seconds(data) == pytest.approx(0.5, abs=0.08)
+    assert audio_info(data).seconds == pytest.approx(0.5, abs=0.08)
 
 
 def test_channels_are_averaged():
@@ -83,7 +83,7 @@ def test_resampling_keeps_length_pitch_and_level(rate):
     assert abs(dominant_hertz(loaded) - 1000) <= 2
     middle = slice(1000, -1000)  # the filter rings at the ends
     np.testing.assert_allclose(loaded[middle], tone()[middle], atol=1e-3)
-    assert audio_seconds(data) == 0.5  # by its own rate
+    assert audio_info(data).seconds == 0.5  # by its own rate
     assert len(load_audio(data, sampling_rate=rate)) == rate // 2
 
 
@@ -92,7 +92,7 @@ def test_resampling_does_not_alias():
     assert np.abs(load_audio(encoded(tone(48_000, hertz=12_000), 48_000)))[1000:-1000].max() < 1e-3
 
 
-@pytest.mark.parametrize("read", [load_audio, audio_seconds])
+@pytest.mark.parametrize("read", [load_audio, audio_info])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -118,7 +118,7 @@ def test_bad_files_are_named_by_their_header(tmp_path, read, data, message):
         assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [load_audio, audio_seconds])
+@pytest.mark.parametrize("read", [load_audio, audio_info])
 def test_missing_and_headerless_files(tmp_path, read):
     for source in (tmp_path / "none.wav", str(tmp_path), {"bytes": None, "path": str(tmp_path / "none.wav")}):
         with pytest.raises(InputError, match="no such file") as caught:
@@ -144,7 +144,7 @@ def test_flac_without_a_length_is_an_error():
     data = bytearray(encoded(tone(), kind="FLAC"))
     data[21] &= 0xF0  # the 36 bits of STREAMINFO's total samples
     data[22:26] = bytes(4)
-    for read in (load_audio, audio_seconds):
+    for read in (load_audio, audio_info):
         with pytest.raises(InputError, match="known length"):
             read(bytes(data))
 
@@ -156,7 +156,7 @@ def test_a_wav_from_a_pipe_is_whole(claimed):
     at = data.find(b"data") + 4
     data[at : at + 4] = claimed.to_bytes(4, "little")
     np.testing.assert_array_equal(load_audio(bytes(data)), load_audio(encoded(tone())))
-    assert audio_seconds(bytes(data)) == 0.5
+    assert audio_info(bytes(data)).seconds == 0.5
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
