@@ -22,7 +22,7 @@ from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
 from d2v.data.augment import Augment, augmenter, mixer
-from d2v.data.image import ImageData, fit_processor, image_rows, read_image, read_real
+from d2v.data.image import ImageData, fit_processor, image_rows, load_images, read_real
 from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
@@ -65,10 +65,10 @@ class Config(Recipe):
     run: Run = field(default_factory=lambda: Run(out="runs/image_classification"))
 
 
-def collate(rows: list[dict], *, processor, labels, augmented, mixed, column) -> dict[str, Any]:
+def collate(rows: list[dict], *, processor, labels, augmented, mixed, data) -> dict[str, Any]:
     """A batch of images; those of train are augmented, and mixed with one another."""
-    images = [read_image(row[column], row["where"]) for row in rows]
-    batch = {"size": len(rows)}
+    rows, images, decoded = load_images(rows, data, processor.channels)
+    batch = {"size": len(rows), "rows": [row["row"] for row in rows], "decoded": decoded}
     if "reference" in rows[0]:
         batch["labels"] = labels.encode([row["reference"] for row in rows])  # (B,)
     if "seed" not in rows[0]:
@@ -92,12 +92,10 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecVisionForImageClassification, **labels.head)
     settings, size = model.config, sides(model.config.image_size)
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
-    processor = fit_processor(processor, size, data.crop_ratio)
+    processor = fit_processor(processor, size, data.crop_ratio, settings.num_channels)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
     augmented, mixed = augmenter(config.augment, processor, size), mixer(config.augment, labels)
-    collate_rows = partial(
-        collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, column=data.image_column
-    )
+    collate_rows = partial(collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, data=data)
 
     # Loss: cross-entropy with smoothed or mixed labels
     def loss_fn(model, batch):

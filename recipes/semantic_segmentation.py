@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import nn
 
@@ -27,7 +26,8 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.segmentation import (
     SegmentationData,
     file_names,
-    random_crop,
+    load_examples,
+    random_crops,
     read_example,
     read_pairs,
     segmentation_head,
@@ -38,8 +38,7 @@ from d2v.data.segmentation import (
 from d2v.decode.segmentation import draw_overlays, label_map
 from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
-from d2v.metrics.segmentation import pixel_counts, segmentation_metrics, write_class_table
-from d2v.models.vision import sides
+from d2v.metrics.segmentation import note_pixels, pixel_counts, segmentation_metrics, write_class_table
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
 from d2v.training import About, build, finish, fit, predict, start, timed
 
@@ -66,14 +65,12 @@ class Config(Recipe):
 
 def collate(rows: list[dict], *, data, processor, classes) -> dict[str, Any]:
     """A batch of augmented crops in training, else of images of any size; label maps come with it if there are any."""
+    rows, images, labels, decoded = load_examples(rows, data, processor, classes)
+    about = {"rows": [row["row"] for row in rows], "size": len(rows), "decoded": decoded}
     if "seed" in rows[0]:
-        several = rows if len(rows) > 1 else rows * 2  # BatchNorm takes two; the same one twice changes nothing else
-        crops, labels = zip(*(random_crop(row, data, processor, classes) for row in several), strict=True)
-        return {"pixel_values": torch.stack(crops), "labels": torch.stack(labels), "size": len(rows)}
-    images, labels = zip(*(read_example(row, data, classes) for row in rows), strict=True)
-    pixels = [to_pixels(image, data, processor) for image in images]
+        return about | random_crops(images, labels, [row["seed"] for row in rows], data, processor)
     sizes = [(image.height, image.width) for image in images]
-    return {"images": pixels, "sizes": sizes, "labels": labels, "size": len(rows)}
+    return about | {"images": [to_pixels(image, data, processor) for image in images], "sizes": sizes, "labels": labels}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -91,8 +88,8 @@ def main(config: Config) -> dict[str, Any]:
     settings, names = model.config, list(model.config.id2label.values())
     if job.training and job.accelerator.num_processes > 1 and job.accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    processor = segmentation_processor(job, sides(settings.patch_size))
-    rows = {name: segmentation_rows(job, split, len(names)) for name, split in splits.items()}
+    processor = segmentation_processor(job, settings)
+    rows = {name: segmentation_rows(job, split) for name, split in splits.items()}
     classes = len(names) if job.labelled else None
     collate_rows = partial(collate, data=data, processor=processor, classes=classes)
 
@@ -110,15 +107,17 @@ def main(config: Config) -> dict[str, Any]:
             labels = segment(model, image, size)  # (H, W)
             if files:
                 Image.fromarray(labels.cpu().numpy()).save(files[row])
-            counts.append(pixel_counts(labels, reference, len(names)).cpu() if job.labelled else None)
+            counts.append((pixel_counts(labels, reference, len(names)).cpu(), labels.numel()) if job.labelled else None)
         return counts
 
     def predict_split(model, split, files=None):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), partial(predict_fn, files=files))
 
     # Metrics: IoU and accuracy over all pixels
-    def compute_metrics(predictions):
-        return segmentation_metrics(sum(counts for _, counts in predictions))
+    def compute_metrics(predictions, split="validation"):
+        counts, pixels = (sum(parts) for parts in zip(*(counted for _, counted in predictions), strict=True))
+        note_pixels(job, split, counts, pixels, names)
+        return segmentation_metrics(counts)
 
     def evaluate(model):
         return compute_metrics(predict_split(model, "validation"))
@@ -132,13 +131,14 @@ def main(config: Config) -> dict[str, Any]:
     (job.out / "masks").mkdir(exist_ok=True)
     files = [job.out / "masks" / f"{name}.png" for name in file_names(rows[split].ids)]
     predictions, seconds = timed(predict_split, model, split, files)
-    metrics = compute_metrics(predictions) if job.labelled else {}
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
     if job.is_main:
         first = [row for row, _ in predictions[:6]]
-        examples = [(*read_example(rows[split][row], data, classes), Image.open(files[row])) for row in first]
+        shown = (read_example(rows[split][row], data, processor, classes) for row in first)
+        examples = [(*example[:2], Image.open(files[row])) for example, row in zip(shown, first, strict=True)]
         draw_overlays(examples, names, job.out / "overlays.png")
     if job.is_main and job.labelled:
-        write_class_table(sum(counts for _, counts in predictions), names, job.out / "classes.csv")
+        write_class_table(sum(counts for _, (counts, _) in predictions), names, job.out / "classes.csv")
     records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
     notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
     about: About = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}

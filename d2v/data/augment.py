@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -56,23 +58,31 @@ class Augment:
 def augmenter(
     augment: Augment, processor: ImageProcessor, size: tuple[int, int]
 ) -> Callable[[Image.Image, tuple[int, ...]], Tensor]:
-    """A function of an image and its seed: (3, H, W) float32, augmented, with the processor's mean and deviation.
+    """A function of an image and its seed: (channels, H, W) float32, augmented, normalised as the processor does it.
 
     Args:
         augment: what is done.
         processor: rescales and normalises; what it does to an image's size is the crop's business here.
         size: height and width in pixels.
+
+    Raises:
+        InputError: colours are to be changed of images that are neither grey nor RGB.
     """
     from torchvision.transforms import v2
 
+    if processor.channels not in (1, 3) and (augment.rand_augment or augment.color_jitter):
+        raise InputError(
+            f"augment.rand_augment and color_jitter are for 1 or 3 channels; for {processor.channels} they should be 0"
+        )
     plain = replace(processor, do_resize=False, do_center_crop=False)
     steps = [
         v2.RandomResizedCrop(size, augment.crop, interpolation=processor.resample),
         v2.RandomHorizontalFlip(augment.flip),
     ]
     if augment.rand_augment:
+        fill = [128] * processor.channels
         # Bin m of 11 is m / 10 of an operation's range, as timm counts; grey fills what a rotation uncovers.
-        steps.append(v2.RandAugment(2, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=[128] * 3))
+        steps.append(v2.RandAugment(2, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=fill))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
     erase = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes
@@ -82,9 +92,15 @@ def augmenter(
 def augment_image(
     image: Image.Image, seed: tuple[int, ...], *, before: Callable, plain: ImageProcessor, after: Callable
 ) -> Tensor:
-    """(3, H, W), augmented before and after the processor, seeded."""
+    """(channels, H, W), augmented before and after the processor, seeded."""
+    several = image.mode not in ("L", "RGB")  # Pillow would weigh colours by the fourth channel
     with seeded(seed):
-        return after(plain([before(image)])["pixel_values"][0])
+        if several:
+            changed = before(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+            image = Image.fromarray(changed.permute(1, 2, 0).numpy())
+        else:
+            image = before(image)
+        return after(plain([image])["pixel_values"][0])
 
 
 def mixer(augment: Augment, labels: Labels) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from d2v.config import Data, Job
+from d2v.data.facts import Decoded
 from d2v.data.labels import Labels
-from d2v.data.rows import Rows, Split, first_problem
+from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.errors import InputError
 from d2v.pretrained import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
@@ -39,17 +41,31 @@ class ImageData(Data):
             raise InputError(f"data.crop_ratio should be 0 to 1, such as 0.875, not {self.crop_ratio:g}")
 
 
-def read_image(value: ImageSource, where: str) -> Image.Image:
+def read_image(value: ImageSource, where: str, channels: int = 3) -> Image.Image:
     """Decode an image as `load_image` does, to 8-bit RGB, upright, transparency dropped.
 
     Args:
         value: a path, the bytes of a file, the `{"bytes", "path"}` of `datasets.Image(decode=False)`, or an image.
         where: what to call it in messages, such as "train, row 3".
+        channels: how many the model takes.
     """
     try:
-        return load_image(value)
+        return load_image(value, channels)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def load_images(
+    rows: list[dict[str, Any]], data: ImageData, channels: int
+) -> tuple[list[dict[str, Any]], list[Image.Image], list[Decoded]]:
+    """Decode the images of a batch, of so many channels; see `d2v.data.rows.decode_rows`."""
+    decode = partial(load_row, column=data.image_column, channels=channels)
+    return decode_rows(rows, decode, data.bad_rows)
+
+
+def load_row(row: dict[str, Any], column: str, channels: int) -> Image.Image:
+    """The image of a row."""
+    return load_image(row[column], channels)
 
 
 @contextmanager
@@ -76,21 +92,40 @@ def image_rows(job: Job, split: Split, labels: Labels, references: Sequence[Any]
         references: of each row; None in prediction.
 
     Raises:
-        InputError: a label is none of the model's.
+        InputError: a label is none of the model's, unless `data.bad_rows` skips such rows.
     """
-    if references is not None:
-        first_problem(split, lambda i: labels.problem(references[i]))
-    return Rows(split, split.ids(job.config.data.image_column), [1] * len(split), references)
+    good = check_rows(job, split, [labels.problem(reference) for reference in references or ()] or [None] * len(split))
+    kept, ids = split.select(good), split.ids(job.config.data.image_column)
+    return Rows(
+        split=kept,
+        ids=[ids[i] for i in good],
+        lengths=[1] * len(good),
+        references=None if references is None else [references[i] for i in good],
+    )
 
 
-def fit_processor(processor: ImageProcessor, size: tuple[int, int], crop_ratio: float | None) -> ImageProcessor:
-    """The processor that makes images of the model's size.
+def fit_processor(
+    processor: ImageProcessor, size: tuple[int, int], crop_ratio: float | None, channels: int = 3
+) -> ImageProcessor:
+    """The processor that makes images of the model's size and channels.
 
     Args:
         processor: a checkpoint's, or the default.
         size: height and width in pixels.
         crop_ratio: see `ImageData`.
+        channels: that the model takes.
+
+    Raises:
+        InputError: the processor is of other channels, each with values of its own.
     """
+    if processor.channels != channels:
+        if len(set(processor.image_mean)) > 1 or len(set(processor.image_std)) > 1:
+            raise InputError(
+                f"preprocessor_config.json: image_mean and image_std are of {processor.channels} channels, "
+                f"the model takes {channels} (num_channels); should be of as many"
+            )
+        mean, std = processor.image_mean[:1] * channels, processor.image_std[:1] * channels
+        processor = replace(processor, image_mean=mean, image_std=std)
     shape = dict(zip(("height", "width"), size, strict=True))
     if crop_ratio is None and shape == (processor.crop_size if processor.do_center_crop else processor.size):
         return processor

@@ -3,7 +3,9 @@
 Shapes: H and W height and width in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,16 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
-from d2v.data.image import fit_processor, read_image, seeded
+from d2v.data.facts import Decoded, note
+from d2v.data.image import fit_processor, seeded
 from d2v.data.load import read
-from d2v.data.rows import Rows, Split
+from d2v.data.rows import Rows, Split, decode_rows
 from d2v.errors import InputError
+from d2v.models.vision import Data2VecVisionConfig, sides
 from d2v.pretrained import read_json
-from d2v.processors.image import IGNORED, ImageProcessor, ImageSource, load_mask, reduce_labels
+from d2v.processors.image import (
+    IGNORED,
+    ImageProcessor,
+    ImageSource,
+    load_image,
+    load_mask,
+    orientation_of,
+    reduce_labels,
+    turn,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Remark = tuple[str, str]
+"""What is odd about a label map: the fact, and the detail."""
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 
@@ -35,14 +50,18 @@ class SegmentationData(Data):
         mask_column: column of the label maps, images or paths; grey or with a palette, each of its image's size.
         names: names of the classes, in order; by default those of id2label.json beside the data, whose numbers begin at
             0, with reduce_labels too; it may have the ignored label.
-        ignore_label: label of pixels that are neither trained on nor scored; 255 is ignored too.
-        reduce_labels: ignore label 0 and make 1 the first class, as in ADE20K.
+        ignore_label: label of pixels that are neither trained on nor scored; 255 is ignored too. By default as the
+            model's processor says, and none for a new model.
+        reduce_labels: ignore label 0 and make 1 the first class, as in ADE20K; by default as the model's processor has
+            it.
+        values: class of each value in the label maps, by number or name, or null to ignore it, such as {0: sky, 255:
+            sea}; by default as the model's processor says, and values are numbers of classes for a new model.
         size: length of the shorter side that images are first resized to, in pixels; by default they keep their size.
         scale: smallest and largest random factor that training images are resized by.
         crop: height and width of the random crops of training, in pixels; smaller images are padded.
         cat_max_ratio: largest share of a crop that one class should have; after ten tries any crop is taken.
         flip: mirror half of the training images.
-        photometric: distort brightness, contrast, saturation and hue in training.
+        photometric: distort brightness, contrast, saturation and hue of grey and RGB images in training.
         window: side of the windows that slide over an image in evaluation, in pixels; by default one window is
             the whole image.
         stride: pixels from one window to the next.
@@ -53,8 +72,9 @@ class SegmentationData(Data):
     image_column: str = "image"
     mask_column: str = "annotation"
     names: list[str] | None = None
-    ignore_label: int = IGNORED
-    reduce_labels: bool = False
+    ignore_label: int | None = None
+    reduce_labels: bool | None = None
+    values: dict[int, int | str | None] | None = None
     size: int | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     crop: tuple[int, int] = (512, 512)
@@ -67,6 +87,10 @@ class SegmentationData(Data):
     def __post_init__(self):
         super().__post_init__()
         at_least(1, "data", self, ("size", "window", "stride"))
+        if self.values and (self.reduce_labels or self.ignore_label is not None):
+            raise InputError(
+                "data.values says all; data.reduce_labels and data.ignore_label should not be given with it"
+            )
         if min(self.crop) < 1:
             raise InputError(f"data.crop should be a height and a width of 1 or more, not {list(self.crop)}")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -113,7 +137,7 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     file = Path(data.path or "") / "id2label.json"
     names = data.names
     if names is None and file.is_file():
-        named = {i: name for i, name in read_json(file).items() if i != str(data.ignore_label)}
+        named = {i: name for i, name in read_json(file).items() if i not in (str(IGNORED), str(data.ignore_label))}
         if set(named) != {str(i) for i in range(len(named))}:
             raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
         names = [named[str(i)] for i in range(len(named))]
@@ -140,68 +164,120 @@ def segmentation_head(job: Job, demo: list[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "semantic_loss_ignore_index": IGNORED}
 
 
-def read_mask(value: ImageSource, where: str, size: tuple[int, int], data: SegmentationData, classes: int) -> Tensor:
-    """Decode a label map, (H, W) uint8: class numbers, `IGNORED` where nothing counts.
+def read_mask(
+    value: ImageSource, image: Image.Image, processor: ImageProcessor, classes: int
+) -> tuple[Tensor, list[Remark]]:
+    """Decode a label map, (H, W) uint8: class numbers, `IGNORED` where nothing counts; and what is odd about it.
 
     Args:
         value: as `load_mask` takes it.
-        where: what to call it in messages, such as "train, row 3".
-        size: width and height of its image.
-        data: which labels count for nothing.
+        image: that it belongs to, from `load_image`.
+        processor: says what the values mean, see `segmentation_processor`.
         classes: how many there are.
 
     Raises:
         InputError: it cannot be read, has another size than its image, or a label that is no class.
     """
-    try:
-        mask = load_mask(value)
-        labels = reduce_labels(mask) if data.reduce_labels else mask
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    if mask.shape != size[::-1]:
-        raise InputError(f"{where}: the label map has {mask.shape[::-1]} pixels, its image {size}; should be the same")
-    ignored = (labels == IGNORED) | (mask == data.ignore_label)
+    mask, remarks = load_mask(value), []
+    turned = image.info.get("orientation", 1)
+    if turned != 1 and orientation_of(value) == 1:
+        if mask.shape != image.size[::-1] and mask.shape == image.size:
+            mask = turn(mask, turned)
+            remarks.append(("label map turned with its photo", f"EXIF orientation {turned}"))
+        else:
+            remarks.append(("photo turned by EXIF data, its label map is not", f"orientation {turned}"))
+    if mask.shape != image.size[::-1]:
+        sizes = f"{mask.shape[::-1]} pixels, its image {image.size}"
+        raise InputError(f"the label map has {sizes}; should be the same")
+    labels, ignored = to_classes(mask, processor, classes)
+    if not processor.label_values and np.array_equal(np.unique(mask), [0, IGNORED]) and not processor.do_reduce_labels:
+        advice = "255 is ignored; --data.values '{0: 0, 255: 1}' makes it a class"
+        remarks.append(("label map of 0 and 255 alone", advice))
+    elif ignored.all():
+        remarks.append(("label map without a pixel that counts", "all are ignored"))
+    return torch.from_numpy(np.where(ignored, IGNORED, labels).astype(np.uint8)), remarks
+
+
+def to_classes(mask: np.ndarray, processor: ImageProcessor, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each value of a label map, and where they are ignored, (H, W) both; see `read_mask`."""
+    if values := processor.label_values:
+        numbers = {int(value): number for value, number in values.items()}
+        if unknown := sorted(set(np.unique(mask).tolist()) - numbers.keys()):
+            raise InputError(f"value {unknown[0]} is none of data.values, {', '.join(map(str, numbers))}")
+        table = np.full(max(numbers) + 1, IGNORED)
+        table[list(numbers)] = list(numbers.values())
+        labels = table[mask]
+        return labels, labels == IGNORED
+    labels = reduce_labels(mask) if processor.do_reduce_labels else mask
+    ignored = labels == IGNORED
+    if processor.ignore_label is not None:
+        ignored |= mask == processor.ignore_label
     if (wrong := mask[~ignored & ((labels < 0) | (labels >= classes))]).size:
-        first = int(data.reduce_labels)
-        valid = f"{first} to {first + classes - 1}, or {data.ignore_label} where nothing counts"
-        raise InputError(f"{where}: label {wrong[0]} is not one of the {classes} classes, {valid} (data.ignore_label)")
-    return torch.from_numpy(np.where(ignored, IGNORED, labels).astype(np.uint8))
+        first = int(processor.do_reduce_labels)
+        nothing = IGNORED if processor.ignore_label is None else processor.ignore_label
+        valid = f"{first} to {first + classes - 1}, or {nothing} where nothing counts (data.ignore_label)"
+        raise InputError(
+            f"label {wrong[0]} is not one of the {classes} classes, {valid}; data.values maps others to them"
+        )
+    return labels, ignored
 
 
-def segmentation_rows(job: Job, split: Split, classes: int) -> Rows:
-    """The rows of a split; what is scored is decoded once before, train only as it comes up.
+def segmentation_rows(job: Job, split: Split) -> Rows:
+    """The rows of a split, decoded as they come up.
 
     Args:
         job: whose data have the options of `SegmentationData`.
         split: from `d2v.data.load.load`.
-        classes: how many there are.
     """
-    data: SegmentationData = job.config.data
-    columns = [data.image_column, *([data.mask_column] if job.labelled else [])]
-    for i, row in enumerate(split.iterate(columns) if split.name != "train" else ()):
-        image = read_image(row[data.image_column], split.where(i))
-        if job.labelled:
-            read_mask(row[data.mask_column], split.where(i), image.size, data, classes)
-    return Rows(split, split.ids(data.image_column), [1] * len(split))
+    return Rows(split, split.ids(job.config.data.image_column), [1] * len(split))
 
 
-def segmentation_processor(job: Job, patch: tuple[int, int]) -> ImageProcessor:
+def segmentation_processor(job: Job, settings: Data2VecVisionConfig) -> ImageProcessor:
     """The processor of the run's model, or a new one, that makes images of the size of the crops.
+
+    It knows what the values of label maps mean: what the data's options say, or else what the model was trained with.
 
     Args:
         job: whose data have the options of `SegmentationData`.
-        patch: height and width of the model's patches in pixels.
+        settings: the model's.
 
     Raises:
-        InputError: in training, the crops are not whole patches.
+        InputError: in training, the crops are not whole patches; or `data.values` has a class that is none.
     """
     data: SegmentationData = job.config.data
+    patch = sides(settings.patch_size)
     sizes = zip(data.crop, patch, strict=True)
     if job.training and any(side % least or side < 2 * least for side, least in sizes):
         raise InputError(f"data.crop {list(data.crop)} should be whole patches of {list(patch)}, two or more a side")
     source = job.config.model
     processor = ImageProcessor.from_pretrained(source) if source else ImageProcessor()
-    return replace(fit_processor(processor, data.crop, crop_ratio=0), do_reduce_labels=data.reduce_labels)
+    processor = fit_processor(processor, data.crop, crop_ratio=0, channels=settings.num_channels)
+    if data.values is not None:
+        names = list(settings.id2label.values())
+        given = {str(value): class_number(label, names) for value, label in data.values.items()}
+        return replace(processor, do_reduce_labels=False, ignore_label=None, label_values=given)
+    reduced = processor.do_reduce_labels if data.reduce_labels is None else data.reduce_labels
+    ignored = processor.ignore_label if data.ignore_label is None else data.ignore_label
+    values = processor.label_values if data.reduce_labels is None and data.ignore_label is None else None
+    kept = {
+        "label 0 is ignored and 1 is the first class (data.reduce_labels)": reduced and data.reduce_labels is None,
+        f"label {ignored} is ignored (data.ignore_label)": ignored is not None and data.ignore_label is None,
+        f"the values are {values} (data.values)": values is not None,
+    }
+    for what in (what for what, holds in kept.items() if holds and job.labelled):
+        note(job, "label maps as the model's", f"label maps: {what}, as the model's processor has it")
+    return replace(processor, do_reduce_labels=reduced, ignore_label=ignored, label_values=values)
+
+
+def class_number(value: int | str | None, names: list[str]) -> int:
+    """The class that `data.values` has for a value, by number; `IGNORED` for none."""
+    if value is None:
+        return IGNORED
+    if value in names:
+        return names.index(str(value))
+    if isinstance(value, int) and (0 <= value < len(names) or value == IGNORED):
+        return value
+    raise InputError(f"data.values: {value!r} is no class; there are {', '.join(names)}, or 0 to {len(names) - 1}")
 
 
 def file_names(pictures: list[str]) -> list[str]:
@@ -218,34 +294,61 @@ def to_tensor(image: Image.Image, size: int | None) -> Tensor:
     return pixels if size is None else functional.resize(pixels, [size])
 
 
-def read_example(row: dict[str, Any], data: SegmentationData, classes: int | None) -> tuple[Image.Image, Tensor | None]:
-    """The image of a row, and its label map as `read_mask` makes it.
+def read_example(
+    row: dict[str, Any], data: SegmentationData, processor: ImageProcessor, classes: int | None
+) -> tuple[Image.Image, Tensor | None, list[Remark]]:
+    """The image of a row, its label map as `read_mask` makes it, and what is odd about it.
 
     Args:
         row: of `segmentation_rows`.
-        data: the columns, and which labels are ignored.
+        data: the columns.
+        processor: of the model.
         classes: how many there are; None for rows without label maps.
     """
-    image = read_image(row[data.image_column], row["where"])
+    image = load_image(row[data.image_column], processor.channels)
     if classes is None:
-        return image, None
-    return image, read_mask(row[data.mask_column], row["where"], image.size, data, classes)
+        return image, None, []
+    return image, *read_mask(row[data.mask_column], image, processor, classes)
+
+
+def load_examples(
+    rows: list[dict[str, Any]], data: SegmentationData, processor: ImageProcessor, classes: int | None
+) -> tuple[list[dict[str, Any]], list[Image.Image], list[Any], list[Decoded]]:
+    """Decode the images and label maps of a batch: its rows, images, maps if there are any, and what was met."""
+    decode = partial(read_example, data=data, processor=processor, classes=classes)
+    rows, examples, decoded = decode_rows(rows, decode, data.bad_rows)
+    for row, (*_, remarks) in zip(rows, examples, strict=True):
+        place = row["where"].rpartition(", row ")[0]
+        decoded += [(place, fact, f"{row['where']}: {detail}") for fact, detail in remarks]
+    return rows, [image for image, *_ in examples], [mask for _, mask, _ in examples], decoded
+
+
+def random_crops(
+    images: Sequence[Image.Image],
+    masks: Sequence[Tensor],
+    seeds: Sequence[tuple[int, ...]],
+    data: SegmentationData,
+    processor: ImageProcessor,
+) -> dict[str, Tensor]:
+    """What a model is trained on of B images: `pixel_values` (B, C, H, W) and `labels` (B, H, W), of `random_crop`."""
+    pairs = [random_crop(*each, data, processor) for each in zip(images, masks, seeds, strict=True)]
+    pairs = pairs if len(pairs) > 1 else pairs * 2  # BatchNorm takes two; the same one twice changes nothing else
+    pixels, labels = zip(*pairs, strict=True)
+    return {"pixel_values": torch.stack(pixels), "labels": torch.stack(labels)}
 
 
 def random_crop(
-    row: dict[str, Any], data: SegmentationData, processor: ImageProcessor, classes: int
+    image: Image.Image, mask: Tensor, seed: tuple[int, ...], data: SegmentationData, processor: ImageProcessor
 ) -> tuple[Tensor, Tensor]:
-    """What a model is trained on of a row: pixels (3, H, W), normalised, and labels (H, W) int64, `data.crop` large.
+    """What a model is trained on of an image: pixels (C, H, W), normalised, and labels (H, W) int64, `data.crop` large.
 
     Args:
-        row: of `segmentation_rows`, with its `seed`.
-        data: augmentation, and what `read_mask` takes.
+        image, mask: from `load_examples`.
+        seed: of the row.
+        data: augmentation.
         processor: its mean and deviation.
-        classes: how many there are.
     """
-    image = read_image(row[data.image_column], row["where"])
-    mask = read_mask(row[data.mask_column], row["where"], image.size, data, classes)
-    pixels, labels = augment(to_tensor(image, data.size), mask, data, row["seed"])
+    pixels, labels = augment(to_tensor(image, data.size), mask, data, seed)
     return pad(normalise(pixels, processor), data.crop, 0), pad(labels, data.crop, IGNORED).long()
 
 
@@ -282,7 +385,7 @@ def augment(image: Tensor, mask: Tensor, data: SegmentationData, seed: tuple[int
         image, mask = crop(image, mask, data.crop, data.cat_max_ratio)
         if data.flip:
             image, mask = v2.RandomHorizontalFlip()(image, mask)
-        if data.photometric:
+        if data.photometric and image.shape[0] in (1, 3):
             # mmsegmentation's ranges: 32 of 255, 0.5, 0.5, 18 of 180. RandomPhotometricDistort would swap colours too.
             for change in ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1}):
                 image = v2.RandomApply([v2.ColorJitter(**change)])(image)

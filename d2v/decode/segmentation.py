@@ -93,6 +93,11 @@ def label_map(
     return scores[0].argmax(0).to(torch.uint8)
 
 
+def colours_of(image: Picture) -> np.ndarray:
+    """The image as (H, W, 3)."""
+    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+
 def draw_overlays(
     rows: Sequence[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
 ) -> None:
@@ -110,7 +115,11 @@ def draw_overlays(
     from matplotlib.patches import Patch
 
     arrays = [
-        (np.asarray(image), None if reference is None else np.asarray(reference), np.asarray(prediction))
+        (
+            np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image),
+            None if reference is None else np.asarray(reference),
+            np.asarray(prediction),
+        )
         for image, reference, prediction in rows
     ]
     colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)

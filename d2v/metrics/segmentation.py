@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from d2v.config import Job
+from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.processors.image import IGNORED
 
@@ -67,6 +69,27 @@ def segmentation_metrics(counts: Tensor, *, absent: float = math.nan) -> dict[st
         "mean_accuracy": float(accuracy.nanmean()),
         "overall_accuracy": float(counts[0].sum() / counts[2].sum()),
     }
+
+
+def note_pixels(job: Job, split: str, counts: Tensor, pixels: int, names: list[str]) -> None:
+    """Note the share of a split's pixels that are ignored, and the classes that no pixel has.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        split: its name.
+        counts: (3, C), `pixel_counts` added up.
+        pixels: of all label maps.
+        names: of the classes.
+    """
+    share = 1 - float(counts[2].sum()) / pixels
+    if share:
+        note(
+            job, "ignored pixels", f"{split}: {share:.1%} of the pixels are ignored", split=split, share=round(share, 6)
+        )
+    if absent := [name for name, count in zip(names, counts[2].tolist(), strict=True) if not count]:
+        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        line = f"{split}: {len(absent)} of {len(names)} classes have no pixel: {shown}"
+        note(job, "classes absent", line, split=split, classes=absent)
 
 
 def write_class_table(counts: Tensor, names: list[str], path: Path) -> None:

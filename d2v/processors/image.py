@@ -23,19 +23,22 @@ ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 # What Hugging Face has called its BEiT processor over the years.
 KINDS = ("BeitImageProcessor", "BeitImageProcessorFast", "BeitFeatureExtractor")
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 IGNORED = 255  # the label that Hugging Face's losses leave out (`semantic_loss_ignore_index`), and so do ours
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Decode an image file to 8-bit RGB.
+def load_image(source: ImageSource, channels: int = 3) -> Image.Image:
+    """Decode an image file to 8 bits: RGB, or as many channels as a model takes.
 
     Args:
         source: a path, the bytes of a file, the `{"bytes", "path"}` of `datasets.Image(decode=False)`, or an image.
+        channels: 3 for RGB, 1 for grey; other numbers are the file's own channels, such as 4 of RGBA.
 
     Returns:
-        The image, turned upright by its EXIF data. Transparency is dropped, as is usual in this field: the colours
-        that it hides become visible. 16-bit pixels keep their upper 8 bits; of an animation the first picture counts.
-        A file that is missing, not an image, damaged, cut off or suspiciously large is an InputError.
+        The image, turned upright by its EXIF data, which leave their `orientation` in its `info`. Transparency is
+        dropped, as is usual in this field: the colours that it hides become visible. 16-bit pixels keep their upper 8
+        bits; of an animation the first picture counts. A file that is missing, not an image, damaged, cut off,
+        suspiciously large, or of other channels is an InputError.
     """
     name, image = _open(source)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255; of 16-bit colour it takes `>> 8` too
@@ -45,8 +48,17 @@ def load_image(source: ImageSource) -> Image.Image:
         image = Image.fromarray((grey >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise InputError(f"{name}: has floating-point pixels; must be of 8 or 16 bits")
-    image.info.pop("transparency", None)  # else Pillow warns that it drops it
-    return image.convert("RGB")
+    if channels in (1, 3):
+        image.info.pop("transparency", None)  # else Pillow warns that it drops it
+        return image.convert("RGB" if channels == 3 else "L")
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    bands = image.getbands()
+    if len(bands) != channels:
+        raise InputError(
+            f"{name}: has {len(bands)} channels, {''.join(bands)}; the model takes {channels} (num_channels)"
+        )
+    return image
 
 
 def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
@@ -75,11 +87,27 @@ def reduce_labels(mask: np.ndarray) -> np.ndarray:
     return np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
 
 
+def turn(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """A mask, (H, W), turned as EXIF data of this orientation turn an image."""
+    image = Image.fromarray(mask.astype(np.int32))
+    image.getexif()[ORIENTATION] = orientation
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image).astype(mask.dtype)
+
+
+def orientation_of(source: ImageSource | np.ndarray) -> int:
+    """The orientation by the EXIF data of an image that can be opened; 1 is upright."""
+    return 1 if isinstance(source, np.ndarray) else _open(source)[1].info.get("orientation", 1)
+
+
 def _open(source: ImageSource) -> tuple[str, Image.Image]:
     """The name for messages and a copy of the image, upright, in the file's own mode."""
     name, image = ("image", source.copy()) if isinstance(source, Image.Image) else _decode(source)
     with suppress(Exception):  # damaged EXIF data turn nothing; the pixels are as good as without
+        orientation = image.getexif().get(ORIENTATION, 1)
         ImageOps.exif_transpose(image, in_place=True)
+        if orientation in range(2, 9):
+            image.info["orientation"] = orientation
     return name, image
 
 
@@ -144,8 +172,10 @@ class ImageProcessor:
         do_rescale: multiply the values, 0 to 255, by `rescale_factor`.
         rescale_factor: 1 / 255 makes them 0 to 1.
         do_normalize: subtract `image_mean`, then divide by `image_std`.
-        image_mean, image_std: of red, green and blue, after rescaling.
+        image_mean, image_std: of each channel, such as red, green and blue, after rescaling.
         do_reduce_labels: `reduce_labels` on masks.
+        ignore_label: further label of masks that is ignored, besides 255; d2v's own, as is the next.
+        label_values: what masks have for each class, value -> class; other values are an error. By default classes.
     """
 
     do_resize: bool = True
@@ -159,6 +189,8 @@ class ImageProcessor:
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     do_reduce_labels: bool = False
+    ignore_label: int | None = None
+    label_values: dict[str, int] | None = None
 
     def __post_init__(self):
         self.size = _as_size("size", self.size, {"height", "width"}, {"shortest_edge"})
@@ -171,9 +203,19 @@ class ImageProcessor:
             value = getattr(self, name)
             value = [value] * 3 if isinstance(value, int | float) else list(value)
             numbers = all(isinstance(n, int | float) for n in value)
-            if len(value) != 3 or not numbers or (name == "image_std" and min(value) <= 0):
-                raise InputError(f"preprocessor_config.json: {name} is {value}; must be three numbers, of std above 0")
+            if not value or not numbers or (name == "image_std" and min(value) <= 0):
+                raise InputError(f"preprocessor_config.json: {name} is {value}; must be numbers, of std above 0")
             setattr(self, name, value)
+        if len(self.image_mean) != len(self.image_std):
+            sizes = f"{len(self.image_mean)} and {len(self.image_std)}"
+            raise InputError(
+                f"preprocessor_config.json: image_mean and image_std are of {sizes} channels; must be of as many"
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many channels images have."""
+        return len(self.image_mean)
 
     def __call__(
         self, images: list[ImageSource], segmentation_maps: list[ImageSource | np.ndarray] | None = None
@@ -185,9 +227,9 @@ class ImageProcessor:
             segmentation_maps: a mask an image, as `load_mask` takes them, each of its image's size.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32; with masks also `labels` (B, H, W) int64.
+            `pixel_values` (B, channels, H, W) float32; with masks also `labels` (B, H, W) int64.
         """
-        decoded = [load_image(image) for image in images]
+        decoded = [load_image(image, self.channels) for image in images]
         batch = {"pixel_values": _stack([self._pixels(image) for image in decoded])}
         if segmentation_maps is not None:
             labels = []
@@ -200,11 +242,14 @@ class ImageProcessor:
         return batch
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
-        bands = self._fit(image, self.resample, 0).transpose(2, 0, 1)  # (3, H, W) uint8
+        if image.mode == "RGB":
+            bands = self._fit(image, self.resample, 0).transpose(2, 0, 1)  # (3, H, W) uint8
+        else:  # one by one, since Pillow would weigh colours by the fourth band
+            bands = np.stack([self._fit(band, self.resample, 0) for band in image.split()])
         # A pixel has one of 256 values, so they are computed once and looked up; rounded on the way where Hugging Face
         # rounds, to be equal to the last bit.
         values = np.arange(256) * (self.rescale_factor if self.do_rescale else 1)
-        values = np.tile(values.astype(np.float32), (3, 1))  # (3, 256)
+        values = np.tile(values.astype(np.float32), (self.channels, 1))  # (channels, 256)
         if self.do_normalize:
             mean, std = (np.array(value, np.float32)[:, None] for value in (self.image_mean, self.image_std))
             values = (values - mean) / std
@@ -255,5 +300,7 @@ class ImageProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        entries = {"image_processor_type": "BeitImageProcessor"} | asdict(self)
+        own = {"ignore_label", "label_values"}  # not in Hugging Face's, and so only written where they say something
+        kept = {key: value for key, value in asdict(self).items() if key not in own or value is not None}
+        entries = {"image_processor_type": "BeitImageProcessor"} | kept
         write_json(Path(folder) / "preprocessor_config.json", entries)

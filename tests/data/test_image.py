@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 
 from d2v.config import Data
-from d2v.data.image import ImageData, fit_processor, read_image, read_real, seeded
+from d2v.data.augment import Augment, augmenter
+from d2v.data.image import ImageData, fit_processor, image_rows, load_images, read_image, read_real, seeded
+from d2v.data.labels import Labels
 from d2v.data.load import read
 from d2v.demo.images import digits, png
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
+from tests.helpers import make_job, make_split
 
 
 def test_what_cannot_be_read_is_named_by_split_and_row():
@@ -22,6 +25,54 @@ def test_what_cannot_be_read_is_named_by_split_and_row():
         read_image({"bytes": png(Image.new("RGB", (64, 64)))[:-40], "path": None}, "train, row 3")
     with pytest.raises(InputError, match=r"^test, row 0: x.png: no such file"):
         read_image("x.png", "test, row 0")
+
+
+def test_rows_that_cannot_be_used_are_named_or_left_out():
+    good, cut = png(Image.new("RGB", (8, 8))), png(Image.new("RGB", (64, 64)))[:-40]
+    rows = [{"image": image, "where": f"test, row {i}"} for i, image in enumerate((good, cut, "x.png"))]
+    with pytest.raises(InputError, match="^test, row 1: <bytes>: damaged or cut-off image .*bad_rows skip leaves"):
+        load_images(rows, ImageData(), 3)
+    kept, images, decoded = load_images(rows, ImageData(bad_rows="skip"), 3)
+    assert kept == rows[:1] and [image.size for image in images] == [(8, 8)]
+    assert [where.partition(": ")[0] for *_, where in decoded] == ["test, row 1", "test, row 2"]
+
+    labels, split = Labels(["a", "b"], "single_label"), make_split("test", image=["0.png", "1.png", "2.png"])
+    with pytest.raises(InputError, match=r"^test, row 1: .*c.*\(--data.bad_rows skip leaves such rows out"):
+        image_rows(make_job(ImageData()), split, labels, ["a", "c", "b"])
+    rows = image_rows(make_job(ImageData(bad_rows="skip")), split, labels, ["a", "c", "b"])
+    assert rows.ids == ["0.png", "2.png"] and rows.references == ["a", "b"]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "I;16", "1"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_as_many_channels_as_the_model_takes(mode, channels):
+    values = np.arange(12 * 10, dtype=np.uint16).reshape(12, 10)
+    image = Image.fromarray(values * 256) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
+    row = {"image": image, "where": "train, row 0"}
+    processor = fit_processor(ImageProcessor(), (8, 6), None, channels)
+    if channels in (1, 3) or channels == (4 if mode == "P" else len(image.getbands())):
+        _, (loaded,), _ = load_images([row], ImageData(), channels)
+        pixels = processor([loaded])["pixel_values"]
+        assert pixels.shape == (1, channels, 8, 6) and pixels.abs().max() <= 1
+        if mode in ("L", "RGB", "I;16"):  # all channels are the same grey
+            grey = processor([Image.fromarray(values.astype(np.uint8)).convert("RGB")] if channels == 3 else [loaded])
+            assert torch.equal(pixels, grey["pixel_values"])
+        augment = Augment() if channels in (1, 3) else Augment(rand_augment=0)
+        assert augmenter(augment, processor, (8, 6))(loaded, (0, 0, 0)).shape == (channels, 8, 6)
+    else:
+        with pytest.raises(InputError, match=rf"^train, row 0: image: has .* channels, .* the model takes {channels}"):
+            load_images([row], ImageData(), channels)
+
+
+def test_channels_of_a_processor():
+    grey = fit_processor(ImageProcessor(), (4, 4), None, 1)
+    assert (grey.image_mean, grey.image_std) == ([0.5], [0.5])
+    with pytest.raises(InputError, match="image_mean and image_std are of 3 channels, the model takes 1"):
+        fit_processor(ImageProcessor(image_mean=[0.1, 0.2, 0.3]), (4, 4), None, 1)
+    with pytest.raises(InputError, match="image_mean and image_std are of 3 and 1 channels"):
+        ImageProcessor(image_std=[0.5])
+    with pytest.raises(InputError, match="for 1 or 3 channels; for 4 they should be 0"):
+        augmenter(Augment(), fit_processor(ImageProcessor(), (4, 4), None, 4), (4, 4))
 
 
 def test_random_numbers_are_a_function_of_the_seed_and_leave_no_trace():

@@ -14,9 +14,11 @@ from d2v.data.segmentation import (
     class_names,
     crop,
     file_names,
+    load_examples,
     normalise,
     pad,
     random_crop,
+    random_crops,
     read_example,
     read_mask,
     read_pairs,
@@ -28,15 +30,18 @@ from d2v.data.segmentation import (
 )
 from d2v.demo.images import SCENE_CLASSES, png, scenes
 from d2v.errors import InputError
+from d2v.models.vision import Data2VecVisionConfig
 from d2v.processors.image import ImageProcessor
 from tests.helpers import make_job, make_split
+from tests.tiny import TINY_VISION
 
 LABELS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)
 
 
 def mask(labels=LABELS, size=(3, 2), classes=3, **options):
     value = labels if isinstance(labels, bytes) else png(Image.fromarray(labels))
-    return read_mask(value, "train, row 3", size, SegmentationData(**options), classes).tolist()
+    processor = ImageProcessor(do_reduce_labels=options.pop("reduce_labels", False), **options)
+    return read_mask(value, Image.new("RGB", size), processor, classes)[0].tolist()
 
 
 def test_labels_by_hand():
@@ -66,7 +71,7 @@ def test_labels_by_hand():
     ],
 )
 def test_a_bad_label_map_is_named(labels, options, message):
-    with pytest.raises(InputError, match=r"^train, row 3: .*" + message):
+    with pytest.raises(InputError, match=message):
         mask(labels, **options)
 
 
@@ -182,31 +187,137 @@ def pairs(name="train", **options):
     return make_split(name, image=images, annotation=masks), SegmentationData(crop=(24, 24), **options)
 
 
-def test_what_is_scored_is_decoded_once_before():
+def test_rows_are_decoded_as_they_come_up(monkeypatch):
+    """No pass decodes only to check; what cannot be used is named, or left out and counted."""
     for name in ("train", "test"):
         split, data = pairs(name)
-        if name == "test":
-            with pytest.raises(InputError, match=r"^test, row 1: the label map has \(30, 9\) pixels"):
-                segmentation_rows(make_job(data), split, 2)
-        rows = segmentation_rows(make_job(data), split.select([0]) if name == "test" else split, 2)
-        assert rows.ids[0] == "0.png" and rows[0]["where"] == f"{name}, row 0" and rows.lengths[0] == 1
-    assert len(segmentation_rows(make_job(data, mode="predict"), split, 2)) == 2  # label maps are not looked at
+        with monkeypatch.context() as context:
+            context.setattr("d2v.data.segmentation.load_image", None)
+            rows = segmentation_rows(make_job(data), split)
+        assert rows.ids == ["0.png", "1.png"] and rows[0]["where"] == f"{name}, row 0" and rows.lengths == [1, 1]
+        with pytest.raises(InputError, match=rf"^{name}, row 1: the label map has \(30, 9\) pixels.*bad_rows skip"):
+            load_examples([rows[0], rows[1]], data, ImageProcessor(), 2)
+        data.bad_rows = "skip"
+        kept, images, masks, decoded = load_examples([rows[0], rows[1]], data, ImageProcessor(), 2)
+        assert [row["where"] for row in kept] == [f"{name}, row 0"] and len(images) == len(masks) == 1
+        assert [where.partition(": ")[0] for *_, where in decoded] == [f"{name}, row 1"]
+        assert (
+            len(load_examples([rows[0], rows[1]], data, ImageProcessor(), None)[0]) == 2
+        )  # label maps are not looked at
 
 
 def test_an_example_is_an_image_and_perhaps_a_label_map():
     split, data = pairs()
-    rows = segmentation_rows(make_job(data), split, 2)
-    image, labels = read_example(rows[0], data, 2)
-    assert image.size == (30, 20) and labels.shape == (20, 30) and labels.sum() == 300
-    assert read_example(rows[1], data, None)[1] is None
-    with pytest.raises(InputError, match="train, row 1: the label map has"):
-        read_example(rows[1], data, 2)
+    rows = segmentation_rows(make_job(data), split)
+    image, labels, remarks = read_example(rows[0], data, ImageProcessor(), 2)
+    assert image.size == (30, 20) and labels.shape == (20, 30) and labels.sum() == 300 and not remarks
+    assert read_example(rows[1], data, ImageProcessor(), None)[1] is None
+
+
+def turned_photo(size, orientation):
+    """A photo of this size before EXIF data of this orientation turn it."""
+    image, file = Image.new("RGB", size), io.BytesIO()
+    image.getexif()[0x0112] = orientation
+    image.save(file, "JPEG", exif=image.getexif())
+    return file.getvalue()
+
+
+def test_label_maps_of_photos_that_are_turned():
+    """Tools draw label maps on the pixels as they are stored; photos are shown upright."""
+    drawn = np.zeros((20, 30), np.uint8)
+    drawn[:, 25:] = 1  # the right edge, which is the bottom once the photo is turned a quarter to the right
+    row = {"image": turned_photo((30, 20), 6), "annotation": png(Image.fromarray(drawn)), "where": "train, row 5"}
+    _, (image,), (labels,), decoded = load_examples([row], SegmentationData(), ImageProcessor(), 2)
+    assert image.size == (20, 30) and labels.shape == (30, 20) and labels[25:].all() and labels[:25].sum() == 0
+    assert decoded == [("train", "label map turned with its photo", "train, row 5: EXIF orientation 6")]
+    upright = row | {"annotation": png(Image.fromarray(np.rot90(drawn, -1)))}
+    assert load_examples([upright], SegmentationData(), ImageProcessor(), 2)[3] == [
+        ("train", "photo turned by EXIF data, its label map is not", "train, row 5: orientation 6")
+    ]
+    for orientation in (1, 3):
+        row = {
+            "image": turned_photo((30, 20), orientation),
+            "annotation": png(Image.fromarray(drawn)),
+            "where": "a, row 0",
+        }
+        *_, (labels,), decoded = load_examples([row], SegmentationData(), ImageProcessor(), 2)
+        assert np.array_equal(labels, drawn)
+        assert [fact for _, fact, _ in decoded] == ["photo turned by EXIF data, its label map is not"] * (
+            orientation > 1
+        )
+
+
+def test_masks_of_0_and_255_are_said():
+    both = np.array([[0, 255], [0, 0]], np.uint8)
+    image = Image.new("RGB", (2, 2))
+
+    def remarks(values, **fields):
+        return read_mask(png(Image.fromarray(values)), image, ImageProcessor(**fields), 2)
+
+    labels, ((fact, detail),) = remarks(both)
+    assert (
+        labels.tolist() == both.tolist() and fact == "label map of 0 and 255 alone" and "data.values '{0: 0, " in detail
+    )
+    assert remarks(both * 0 + 255)[1][0][0] == "label map without a pixel that counts"
+    labels, said = remarks(both, label_values={"0": 0, "255": 1})
+    assert labels.tolist() == [[0, 1], [0, 0]] and not said
+    labels, said = remarks(both, label_values={"0": 1, "255": 255})
+    assert labels.tolist() == [[1, 255], [1, 1]] and not said
+    with pytest.raises(InputError, match="value 7 is none of data.values, 0, 255"):
+        remarks(both.clip(max=7), label_values={"0": 0, "255": 1})
+
+
+def processor_of(tmp_path=None, mode="train", names=("sky", "sea"), **options):
+    data = SegmentationData(crop=(32, 32), **options)
+    job = make_job(data, mode=mode, model=str(tmp_path) if tmp_path else None)
+    settings = Data2VecVisionConfig(**TINY_VISION, id2label=dict(enumerate(names)))
+    return segmentation_processor(job, settings), [fact["line"] for fact in job.facts]
+
+
+def test_values_name_classes():
+    for given in ({0: 0, 128: 1, 7: None}, {0: "sky", 128: "sea", 7: 255}):
+        processor, said = processor_of(values=given)
+        assert processor.label_values == {"0": 0, "128": 1, "7": 255} and not said
+    with pytest.raises(InputError, match="data.values: 'see' is no class; there are sky, sea, or 0 to 1"):
+        processor_of(values={0: "see"})
+    with pytest.raises(InputError, match="data.values says all; data.reduce_labels and"):
+        SegmentationData(values={0: 1}, ignore_label=3)
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [
+        ({"reduce_labels": True}, "label 0 is ignored"),
+        ({"ignore_label": 11}, "label 11 is ignored"),
+        ({"values": {0: 0, 255: 1}}, "the values are"),
+    ],
+)
+def test_label_maps_mean_in_evaluation_what_they_meant_in_training(trained, words, tmp_path):
+    learnt, _ = processor_of(**trained)
+    learnt.save_pretrained(tmp_path)
+    for mode in ("evaluate", "train"):
+        processor, said = processor_of(tmp_path, mode)
+        assert processor == learnt and len(said) == 1 and words in said[0]
+    assert not processor_of(tmp_path, "predict")[1]
+    processor, said = processor_of(tmp_path, "evaluate", reduce_labels=False, ignore_label=3)  # what is given counts
+    assert (processor.do_reduce_labels, processor.ignore_label, processor.label_values, said) == (False, 3, None, [])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (1, "RGB"), (4, "RGBA")])
+def test_images_of_other_channels(channels, mode):
+    processor = ImageProcessor(image_mean=[0.5] * channels, image_std=[0.5] * channels)
+    row = {"image": png(Image.new(mode, (30, 20))), "where": "train, row 0"}
+    data = SegmentationData(crop=(24, 24), size=16)
+    *_, (image,), _, _ = load_examples([row], data, processor, None)
+    assert to_pixels(image, data, processor).shape == (channels, 16, 24)
+    crops = random_crops([image], [torch.zeros(20, 30, dtype=torch.uint8)], [(0, 0, 0)], data, processor)
+    assert crops["pixel_values"].shape == (2, channels, 24, 24) and crops["labels"].shape == (2, 24, 24)
 
 
 def test_pixels_are_normalised_by_channel():
     split, data = pairs(size=10)
     processor = ImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.2, 0.1])
-    image, _ = read_example(segmentation_rows(make_job(data), split, 2)[0], data, 2)
+    image, *_ = read_example(segmentation_rows(make_job(data), split)[0], data, processor, 2)
     pixels = to_pixels(image, data, processor)
     expected = [(90 / 255 - 0.5) / 0.5, (120 / 255 - 0.4) / 0.2, (150 / 255 - 0.3) / 0.1]
     assert pixels.shape == (3, 10, 15) and pixels[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
@@ -215,12 +326,12 @@ def test_pixels_are_normalised_by_channel():
 
 def test_a_random_crop_is_padded_by_the_mean_and_the_ignored_label():
     split, data = pairs(scale=(0.5, 0.5), photometric=False, flip=False)  # 15 x 10 pixels of 24 x 24
-    row = segmentation_rows(make_job(data), split, 2)[0] | {"seed": (0, 0, 0)}
-    pixels, labels = random_crop(row, data, ImageProcessor(), 2)
+    image, mask, _ = read_example(segmentation_rows(make_job(data), split)[0], data, ImageProcessor(), 2)
+    pixels, labels = random_crop(image, mask, (0, 0, 0), data, ImageProcessor())
     assert pixels.shape == (3, 24, 24) and labels.shape == (24, 24) and labels.dtype == torch.int64
     assert (labels[10:] == 255).all() and (labels[:, 15:] == 255).all() and labels[:10, :15].max() == 1
     assert (pixels[:, 10:] == 0).all() and (pixels[:, :, 15:] == 0).all() and (pixels[:, :10, :15] != 0).all()
-    assert all(map(torch.equal, random_crop(row, data, ImageProcessor(), 2), (pixels, labels)))
+    assert all(map(torch.equal, random_crop(image, mask, (0, 0, 0), data, ImageProcessor()), (pixels, labels)))
 
 
 def test_the_head_has_the_classes_of_the_data_or_the_demo(tmp_path):
@@ -232,14 +343,14 @@ def test_the_head_has_the_classes_of_the_data_or_the_demo(tmp_path):
 
 
 def test_the_processor_makes_images_of_the_crops(tmp_path):
-    ImageProcessor(image_mean=[0.1, 0.2, 0.3], do_reduce_labels=True).save_pretrained(tmp_path)
-    processor = segmentation_processor(make_job(SegmentationData(crop=(24, 32)), model=str(tmp_path)), (4, 4))
+    ImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    settings = Data2VecVisionConfig(**TINY_VISION | {"patch_size": 4})
+    processor = segmentation_processor(make_job(SegmentationData(crop=(24, 32)), model=str(tmp_path)), settings)
     assert processor.size == {"height": 24, "width": 32} and not processor.do_center_crop
     assert tuple(processor.image_mean) == (0.1, 0.2, 0.3) and not processor.do_reduce_labels
-    assert segmentation_processor(make_job(SegmentationData(reduce_labels=True)), (16, 16)).do_reduce_labels
     for height, width in ((24, 30), (4, 24)):
         data = SegmentationData(crop=(height, width))
         message = rf"data.crop \[{height}, {width}\] should be whole patches of \[4, 4\], two or more a side"
         with pytest.raises(InputError, match=message):
-            segmentation_processor(make_job(data), (4, 4))
-        segmentation_processor(make_job(data, mode="predict"), (4, 4))
+            segmentation_processor(make_job(data), settings)
+        segmentation_processor(make_job(data, mode="predict"), settings)

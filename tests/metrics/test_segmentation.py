@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from d2v.errors import InputError
-from d2v.metrics.segmentation import class_metrics, pixel_counts, segmentation_metrics, write_class_table
+from d2v.metrics.segmentation import class_metrics, note_pixels, pixel_counts, segmentation_metrics, write_class_table
+from tests.helpers import make_job
 
 PREDICTIONS = torch.tensor([[[0, 0], [1, 1]], [[0, 0], [0, 0]]])
 REFERENCES = torch.tensor([[[0, 0], [1, 0]], [[0, 0], [0, 0]]])
@@ -61,3 +62,16 @@ def test_the_table_of_classes(tmp_path):
         "sea,,,0.0000",
     ]
     assert (tmp_path / "classes.csv").read_text("utf-8") == "\n".join(lines) + "\n"
+
+
+def test_ignored_pixels_and_absent_classes_are_said(capsys):
+    job = make_job()
+    counts = pixel_counts(torch.tensor([[0, 1]]), torch.tensor([[0, 255]]), 3)
+    note_pixels(job, "test", counts, 2, ["a", "b", "c"])
+    note_pixels(job, "test", counts, 2, ["a", "b", "c"])  # as after every epoch
+    assert capsys.readouterr().out.splitlines() == [
+        "test: 50.0% of the pixels are ignored",
+        "test: 2 of 3 classes have no pixel: b, c",
+    ]
+    note_pixels(job, "validation", pixel_counts(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]), 2), 2, ["a", "b"])
+    assert not capsys.readouterr().out

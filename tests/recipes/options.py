@@ -77,9 +77,9 @@ def collate_functions_pickle(run: Callable, args: list, out: Path, monkeypatch) 
     run(*args, *TWO_UPDATES, f"--run.out={out / 'plain'}")
     start, pickled = NumberedBatches.__init__, []
 
-    def copied(self, collate):
+    def copied(self, collate, source):
         pickled.append(collate)
-        start(self, pickle.loads(pickle.dumps(collate)))
+        start(self, pickle.loads(pickle.dumps(collate)), source)
 
     monkeypatch.setattr(NumberedBatches, "__init__", copied)
     run(*args, *TWO_UPDATES, f"--run.out={out / 'pickled'}")

@@ -158,6 +158,37 @@ def test_it_learns_bright_from_dark(data, tmp_path):
     assert results["mean_iou"] > 0.8
 
 
+def grey(i, image, labels):
+    """Grey images, whose label maps are black and white; the second is cut off."""
+    labels = Image.fromarray((np.asarray(labels) == 1).astype(np.uint8) * 255)
+    return png(image.convert("L"))[: 40 if i == 1 else None], png(labels)
+
+
+def test_grey_images_black_and_white_masks_and_a_bad_row(tmp_path, capsys):
+    folder = write(tmp_path / "data", change=grey)
+    (folder / "id2label.json").write_text(json.dumps({"0": "dark", "1": "bright"}), "utf-8")
+    args = [*SMALL, "--arch.num_channels=1", f"--data.path={folder}", f"--run.out={tmp_path / 'out'}"]
+    args += ["--run.max_steps=8", "--run.eval_every=8", "--data.bad_rows=skip", "--data.batch_size=1"]
+    results = run(*args, "--data.values={0: 0, 255: bright}")
+    assert results["examples"] == 3
+    printed = capsys.readouterr().out
+    assert "left out, cannot be decoded: 1 row test, row 1: test-1.png: " in printed
+    assert "ignored" not in printed and "have no pixel" not in printed
+    best = ["--mode=evaluate", f"--model={tmp_path / 'out/best'}", f"--data.path={folder}", "--data.bad_rows=skip"]
+    again = run(*best, f"--run.out={tmp_path / 'again'}")  # which the model's processor knows
+    assert again["mean_iou"] == results["mean_iou"]
+    assert "label maps: the values are {'0': 0, '255': 1} (data.values)" in capsys.readouterr().out
+
+
+def test_a_foreground_of_255_is_said(data, tmp_path, capsys):
+    folder = write(tmp_path / "data", change=lambda i, image, labels: (png(image), grey(0, image, labels)[1]))
+    (folder / "id2label.json").write_text(json.dumps({"0": "dark", "1": "bright"}), "utf-8")
+    run(*SMALL, f"--data.path={folder}", f"--run.out={tmp_path / 'out'}", "--run.max_steps=1")
+    printed = capsys.readouterr().out
+    assert "label map of 0 and 255 alone: 3 rows; the first is validation, row" in printed
+    assert "of the pixels are ignored" in printed and "validation: 1 of 2 classes have no pixel: bright" in printed
+
+
 def test_a_batch_of_one_image(tmp_path):
     folder = write(tmp_path / "data", train=5)
     few = ["--run.epochs=1", "--data.ignore_label=2", f"--run.out={tmp_path / 'out'}"]
