@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.errors import InputError, Interrupted
+from d2v.training.signals import interrupt_at_signals, watch_launcher
 
 
 def parse(config_class: type, args: list[str] | None = None, demo: Path | None = None) -> Any:
@@ -95,6 +96,8 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     """
     recipe = Path(sys.modules[config_class.__module__].__file__ or "")
     demo = recipe.parent / f"configs/{recipe.stem}/demo.yaml"
+    interrupt_at_signals()
+    watch_launcher()
     try:
         main(parse(config_class, demo=demo if demo.is_file() else None))
     except InputError as error:

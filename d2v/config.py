@@ -16,15 +16,18 @@ class Run:
         seed: seed of initial weights, dropout, masks, the order of rows and the share that is held out.
         epochs: passes over the training rows; max_steps overrides it.
         max_steps: number of updates; by default epochs decides.
-        max_minutes: minutes after which the run saves and stops; --run.resume true goes on.
+        max_minutes: minutes of this session after which the run saves and stops; --run.resume true goes on.
         resume: go on from the last checkpoint in out, exactly, or start if there is none.
         precision: fp32, bf16, fp16, or auto for bf16 where the processor has instructions for it and fp32 elsewhere; by
             default what accelerate was configured with.
         pieces: pieces that a batch is computed in, one after another; more take less memory and change no update.
         eval_every: updates from one evaluation to the next; by default one epoch.
-        save_every: updates from one checkpoint to the next; by default eval_every.
+        save_every: updates from one checkpoint to the next; by default eval_every. Evaluations save first in any case.
+        save_minutes: minutes without a checkpoint after which one is written.
         log_every: updates from one line of log.jsonl to the next.
         keep_last: number of checkpoints that are kept besides the best model.
+        metric: metric that chooses the best model, such as cer, or several, as in wer,cer, of which later ones break
+            ties; by default the recipe's first.
         patience: evaluations without a better metric after which the run stops; by default it does not.
         max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -41,8 +44,10 @@ class Run:
     pieces: int = 1
     eval_every: int | None = None
     save_every: int | None = None
+    save_minutes: float = 30.0
     log_every: int = 10
     keep_last: int = 2
+    metric: str | None = None
     patience: int | None = None
     max_nonfinite: int = 10
     gradient_checkpointing: bool = False
@@ -51,6 +56,7 @@ class Run:
     def __post_init__(self):
         counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")
         at_least(1, "run", self, (*counts, "max_nonfinite"))
+        at_least(0, "run", self, ("save_minutes",))
 
 
 @dataclass
@@ -71,7 +77,8 @@ class Optim:
         layer_decay: factor of the learning rate from each layer to the one below.
         batches: number of batches whose rows make one update, on any number of processes.
         freeze_encoder_steps: number of first updates in which the head alone is trained.
-        ema: decay of a moving average of the weights, such as 0.9999, which is evaluated and kept; 0 disables it.
+        ema: decay of a moving average of the weights, such as 0.9999, which is evaluated and kept; it begins lower and
+            rises to this; 0 disables it.
     """
 
     lr: float = 3e-5

@@ -8,5 +8,5 @@ class InputError(ValueError):
     """
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM came and the run was saved; the message says how to go on. Recipes exit with code 130."""

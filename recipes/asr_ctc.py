@@ -134,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
 
     if job.training:
         batches, keep = train_loader(job, rows["train"], batch_of), [extractor, tokenizer]
-        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="wer", higher_is_better=False)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="wer")
 
     # Test: word errors, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model, search)

@@ -116,8 +116,8 @@ def main(config: Config) -> dict[str, Any]:
 
     metric = "der" if diarization else "frame_f1"
     if job.training:
-        batches, options = train_loader(job, rows["train"], collate_rows), {"higher_is_better": not diarization}
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metric, **options)
+        batches = train_loader(job, rows["train"], collate_rows)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metric)
     if job.training and diarization:
         references = by_recording("validation", rows["validation"].references)
         threshold, size, _ = choose_threshold(predict_split(model, "validation"), references, hop)

@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
 
     if job.training:
         batches, keep = train_loader(job, rows["train"], collates["train"]), [tokenizer]
-        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="loss", higher_is_better=False)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="loss")
 
     # Test: the loss of the text, or continuations, on a split that was not used to choose the checkpoint
     split = "test" if "test" in rows else "validation"

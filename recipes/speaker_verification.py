@@ -121,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
     cohort = None
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric="eer", higher_is_better=False)
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric="eer")
         # The cohort: each training speaker's mean embedding, which center and s_norm relate the scores of the test to
         cohort = verification.speaker_means(*rows["cohort"].compare(predict_split(model, "cohort")))
         if job.is_main:

@@ -3,6 +3,7 @@
 Shapes: B batch, L labels.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,6 +81,18 @@ class NumberedBatches:
         raise InputError(str(last) if count > 1 else f"{row['where']}: the only row, and it cannot be decoded")
 
 
+def outlive_signals(worker: int) -> None:
+    """Let a worker serve on when its whole process group is asked to stop, so that the run can save first.
+
+    SIGTERM ends it half a minute later, should nobody else; the death of the run's own process ends it in any case.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+
+
 def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
     """A loader of these batches of row numbers."""
     numbered = NumberedRows(rows, job.config.run.seed)
@@ -89,6 +102,7 @@ def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
         collate_fn=NumberedBatches(collate, numbered),
         num_workers=job.config.data.workers,
         persistent_workers=job.config.data.workers > 0,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
     )

@@ -5,7 +5,10 @@ import importlib.util
 import os
 import platform
 import sys
-from dataclasses import asdict, is_dataclass
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,18 @@ import torch
 import d2v
 from d2v.config import Job
 from d2v.errors import InputError
-from d2v.pretrained import write_json
+from d2v.pretrained import read_json, write_json
+from d2v.training.identity import check_config, check_data, fingerprint, plain
 from d2v.training.resume import checkpoints
+from d2v.training.signals import LAUNCHED
 
-LAUNCHED = "ACCELERATE_MIXED_PRECISION"
-"""Environment variable that `accelerate launch` sets, whatever the precision."""
+ENGINES = {
+    "DEEPSPEED": "DeepSpeed",
+    "FSDP": "FSDP",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "its parallelism",
+}
+"""What `accelerate config` may ask for as ACCELERATE_USE_*, and the loop does not do."""
 
 
 def start(config: Any) -> Job:
@@ -28,17 +38,35 @@ def start(config: Any) -> Job:
         config: a recipe's configuration, see `d2v.config.Recipe`.
 
     Raises:
-        InputError: the mode lacks its model, the folder holds another run, or this device lacks the precision.
+        InputError: the mode lacks its model, the folder holds another run, a run that goes on has other options or
+            data, this device lacks the precision, or the processes do not share a disk.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 
-    run, out = config.run, Path(config.run.out)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
+            stream.reconfigure(errors="backslashreplace")
     if config.mode != "train" and config.model is None:
-        raise InputError(f"--mode {config.mode} needs --model, such as {run.out}/best")
-    if config.mode == "train" and checkpoints(out) and not run.resume:
-        raise InputError(f"{out}: holds a run; --run.resume true goes on with it, another --run.out begins a new one")
+        raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
+    for name, engine in ENGINES.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate is configured for {engine}, which d2v does not support; run `accelerate config`"
+            )
+    beside = config.mode != "train" and (config.run.out == type(config)().run.out or holds_training(config.run.out))
+    if beside:  # never over a run
+        config = replace(config, run=replace(config.run, out=str(Path(config.run.out, config.mode))))
+    run, out = config.run, Path(config.run.out)
+    goes_on = config.mode == "train" and run.resume and checkpoints(out)
+    if config.mode == "train" and not goes_on and (checkpoints(out) or (out / "best").is_dir()):
+        raise InputError(
+            f"{out}: holds a run; --run.resume true goes on with it, another --run.out begins a new one"
+            if checkpoints(out)
+            else f"{out}: holds a run's best/ without its checkpoints; another --run.out begins a new one"
+        )
+    changed = check_config(config, checkpoints(out)[-1]) if goes_on else []
     AcceleratorState._reset_state()  # a second run in one process, as in a notebook, may have another precision
     tracker = run.tracker
     if tracker == "auto":
@@ -48,6 +76,8 @@ def start(config: Any) -> Job:
         precision = "bf16" if has_bf16() else "fp32"
     try:
         accelerator = Accelerator(
+            # torchrun alone would start so many runs of one process where there is no GPU.
+            cpu=int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available(),
             mixed_precision={"fp32": "no"}.get(precision, precision),
             log_with=tracker if config.mode == "train" else None,
             project_dir=out,
@@ -61,18 +91,56 @@ def start(config: Any) -> Job:
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and LAUNCHED in os.environ:
         # accelerate launch gives a process on a CPU one thread unless told otherwise: half or less of the machine.
         torch.set_num_threads(max(torch.get_num_threads(), granted_cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), granted_cores()))
+    if not accelerator.is_main_process:
+        warnings.simplefilter("ignore")  # one process says what all would
     torch.set_flush_denormal(True)  # gradients too small to matter cost a CPU a tenth of its time
     set_seed(run.seed)
     # A recipe is a script, or a module that a notebook or test has loaded from its file.
     source = getattr(sys.modules.get(type(config).__module__), "__file__", None)
     job = Job(config, accelerator, Path(source).stem if source else "d2v")
+    (begun,) = broadcast_object_list([os.urandom(8).hex()])
     if job.is_main:
+        data = fingerprint(config.data.path, out) if config.mode == "train" else None
+        if goes_on:
+            check_data(config, checkpoints(out)[-1], data)
         out.mkdir(parents=True, exist_ok=True)
         print(to_yaml(config))
         (out / "config.yaml").write_text(to_yaml(config), "utf-8")
         precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-        write_json(out / "environment.json", environment() | {"precision": precision})
+        write_json(out / "environment.json", environment() | {"precision": precision, "data": data, "run": begun})
+        for line in [f"goes on with {', '.join(changed)}"] * bool(changed) + [f"results are in {out}"] * beside:
+            print(line)
+    check_disk(job, begun)
     return job
+
+
+def holds_training(folder: str) -> bool:
+    """Whether a folder is that of a training run, which other modes leave as it is."""
+    import yaml
+
+    out = Path(folder)
+    if checkpoints(out) or (out / "best").is_dir():
+        return True
+    try:
+        found = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and found.get("mode") == "train"
+
+
+def check_disk(job: Job, begun: str) -> None:
+    """Raise InputError, on all processes, if one does not see what the main process has written."""
+    from accelerate.utils import gather_object
+
+    if job.accelerator.num_processes == 1:
+        return
+    file, patience = job.out / "environment.json", time.monotonic() + 30  # network disks show a file some seconds late
+    while not (same := file.is_file() and read_json(file).get("run") == begun) and time.monotonic() < patience:
+        time.sleep(0.2)
+    blind = [name for name, sees in gather_object([(platform.node(), same)]) if not sees]
+    if blind:
+        raise InputError(f"{job.out}: {blind[0]} does not see what the first process writes there; use a shared disk")
 
 
 def has_bf16() -> bool:
@@ -84,8 +152,30 @@ def has_bf16() -> bool:
 
 
 def granted_cores() -> int:
-    """Cores that this process may use: those of its affinity mask where the system has one, else the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: by its affinity mask, its container's quota, and its Slurm task."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = [int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK",) if os.environ.get(name, "").isdigit()]
+    return max(1, min([cores, *given, *quotas()]))
+
+
+def quotas(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Cores that control groups grant this process, rounded up; none where there are none."""
+    found = []
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        lines = []
+    for _, kinds, name in (line for line in lines if len(line) == 3):
+        top = root / kinds if kinds else root  # version 2 has one tree, version 1 one a kind
+        group = top / name.lstrip("/")
+        for folder in (top, *(each for each in (group, *group.parents) if top in each.parents)):
+            with suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text().split()
+                found += [-(-int(quota) // int(period))]
+            with suppress(OSError, ValueError):
+                quota, period = ((folder / f"cpu.cfs_{each}_us").read_text() for each in ("quota", "period"))
+                found += [-(-int(quota) // int(period))]
+    return [cores for cores in found if cores > 0]  # -1 is no limit
 
 
 def environment() -> dict[str, Any]:
@@ -101,12 +191,5 @@ def environment() -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """The configuration as YAML, every value resolved, as `--config` reads it."""
     import yaml
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return plain(asdict(value))
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -23,18 +23,22 @@ class Log:
     Args:
         path: of `log.jsonl`. Lines later than `step`, from a run that was cut off, are removed.
         step: updates done before.
+        evaluated: updates before the last evaluation; lines of later ones, which are repeated, are removed too.
         total: updates of the whole run.
         unit: what batch sizes count.
         accelerator: whose trackers get the values too.
     """
 
-    def __init__(self, path: Path, step: int, total: int, unit: str, accelerator):
+    def __init__(self, path: Path, step: int, evaluated: int, total: int, unit: str, accelerator):
         from tqdm import tqdm
 
         self.path, self.unit, self.accelerator = path, unit, accelerator
         self.main = accelerator.is_main_process
         if self.main:
-            kept = [entry for entry in read_log(path) if entry["step"] <= step]
+            kept = []
+            for entry in read_log(path):
+                is_evaluation = any(key.startswith("eval_") for key in entry)
+                kept += [entry] if entry["step"] <= (evaluated if is_evaluation else step) else []
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
         # Not a terminal: no bar, only the lines of evaluations.
         self.bar = tqdm(

@@ -7,12 +7,12 @@ are the exception: batch normalisation, and MixUp's partners, are those of the r
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,15 +23,33 @@ from d2v.config import Job
 from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
+from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
+from d2v.training.identity import run_identity
 from d2v.training.log import Log
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
 from d2v.training.report import timed
-from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
+from d2v.training.resume import (
+    RandomState,
+    checkpoints,
+    load_checkpoint,
+    note_evaluation,
+    replace_folder,
+    save_checkpoint,
+    step_of,
+)
+from d2v.training.signals import hold_signals, received
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Predictions = TypeVar("Predictions")
 LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
+
+TRYING: ContextVar[bool] = ContextVar("trying", default=False)
+"""Whether `predict` is to end after two batches, see `try_evaluation`."""
+
+
+class Tried(Exception):
+    """Two batches were predicted; what follows needs all of them."""
 
 
 @dataclass
@@ -40,9 +58,11 @@ class Progress:
 
     Attributes:
         step: updates done.
-        best: best value of the metric; None before the first evaluation.
-        best_step: updates after which it was reached.
+        best: best value of the metric; None before the first one that is finite.
+        ties: the same model's other metrics that break ties.
+        best_step: updates after which the best model was reached.
         stale: evaluations since then.
+        evaluated: updates after which the model was last evaluated.
         skipped: updates whose loss or gradient was not finite.
         skipped_in_a_row: the last of these, without one that was finite in between.
         seconds: time that was spent.
@@ -50,8 +70,10 @@ class Progress:
 
     step: int = 0
     best: float | None = None
+    ties: list[float] = field(default_factory=list)
     best_step: int = 0
     stale: int = 0
+    evaluated: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     seconds: float = 0.0
@@ -65,13 +87,25 @@ class Progress:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def improves(self, value: float, *, higher_is_better: bool) -> bool:
-        """Note the metric of an evaluation; returns whether it is the best so far."""
-        if self.best is None or (value > self.best if higher_is_better else value < self.best):
-            self.best, self.best_step, self.stale = value, self.step, 0
+    def improves(self, metrics: Mapping[str, float], names: Sequence[str]) -> bool:
+        """Note an evaluation; returns whether its model is to be kept: the best so far, or one while there is none.
+
+        Args:
+            metrics: of the evaluation. One that is not finite is never the best.
+            names: the metric that chooses, then those that break ties.
+        """
+
+        def rank(values: Sequence[float]) -> list[float]:
+            signed = [value if higher_is_better(name) else -value for name, value in zip(names, values, strict=True)]
+            return [value if math.isfinite(value) else -math.inf for value in signed]
+
+        self.evaluated, values = self.step, [metrics[name] for name in names]
+        none_yet = self.best is None
+        if math.isfinite(values[0]) and (self.best is None or rank(values) > rank([self.best, *self.ties])):
+            self.best, self.ties, self.best_step, self.stale = values[0], values[1:], self.step, 0
             return True
         self.stale += 1
-        return False
+        return none_yet
 
     def count(self, *, finite: bool, looking_for_scale: bool) -> None:
         """Note an update; one that was not finite is not held against a scaler that looks for its scale."""
@@ -92,7 +126,6 @@ def fit(
     *,
     keep: Sequence[Any] = (),
     metric: str,
-    higher_is_better: bool = True,
 ) -> Model:
     """Train, and leave `checkpoints/`, `best/` and `log.jsonl` in `run.out`.
 
@@ -104,8 +137,8 @@ def fit(
         loss_fn: returns the sum of the losses and the number of items.
         evaluate: returns metrics, the same on every process.
         keep: what belongs to the model, such as its tokenizer, and is saved beside it.
-        metric: the key of `evaluate` that the best model is chosen by.
-        higher_is_better: of the metric.
+        metric: the key of `evaluate` that the best model is chosen by, unless `run.metric` names another. The next key
+            breaks ties.
 
     Returns:
         The best model, from `best/`.
@@ -121,6 +154,7 @@ def fit(
     total: int = run.max_steps or run.epochs * epoch
     eval_every = run.eval_every or epoch or total
     save_every = run.save_every or eval_every
+    made_of = run_identity(job, batches, model, keep)
     model.gradient_checkpointing_enable(run.gradient_checkpointing)
     model.to(accelerator.device).train()
     average = build_average(model, optim)
@@ -131,28 +165,45 @@ def fit(
     states = {"model": model, "optimizer": optimizer, "average": average, "batches": batches, "progress": progress}
     states["scaler"] = accelerator.scaler
     if run.resume and checkpoints(out):
-        load_checkpoint(checkpoints(out)[-1], states, accelerator, own)
-    begun = time.monotonic() - progress.seconds
-    accelerator.init_trackers("log")
-    log = Log(out / "log.jsonl", progress.step, total, job.config.data.unit, accelerator)
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        load_checkpoint(checkpoints(out)[-1], states, accelerator, own, made_of)
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(values)  # this session's learning rate, not the one before's
+    begun = saved = time.monotonic()
+    spent = progress.seconds  # in earlier sessions
+    accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
+    log = Log(out / "log.jsonl", progress.step, progress.evaluated, total, job.config.data.unit, accelerator)
 
     def evaluate_and_keep_best() -> None:
+        random = own["random"].state_dict()
         with averaged(model, average):
             metrics = {key: float(value) for key, value in evaluate(model).items()}
             model.train()
-            if progress.improves(metrics[metric], higher_is_better=higher_is_better) and job.is_main:
+            if progress.improves(metrics, chosen_metrics(run.metric or metric, metrics)) and job.is_main:
                 replace_folder(out / "best", lambda folder: save_adapted(model, folder, keep))
+        own["random"].load_state_dict(random)  # what goes on after this evaluation does not depend on it
         say_decoded(job)
-        log.say_evaluation(progress.step, metrics, f"{progress.best:.4f} at {progress.best_step}")
+        best = "none" if progress.best is None else f"{progress.best:.4f} at {progress.best_step}"
+        log.say_evaluation(progress.step, metrics, best)
+        if job.is_main:
+            note_evaluation(out, progress)
         log.reset()
 
-    def asked_to_stop() -> list[bool]:
-        return [bool(signals), run.max_minutes is not None and time.monotonic() - begun > 60 * run.max_minutes]
+    def asked() -> list[bool]:
+        now = time.monotonic()
+        out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
+        return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
 
-    with stop_signals() as signals:
+    def over() -> bool:
+        return progress.step >= total or (run.patience is not None and progress.stale >= run.patience)
+
+    with hold_signals(), interrupted_run(out), closing(log):
+        if progress.step == 0:
+            try_evaluation(evaluate, model, own["random"])
+        elif progress.evaluated < progress.step and (progress.step % eval_every == 0 or progress.step >= total):
+            evaluate_and_keep_best()  # the evaluation that was cut off
         updates = iter(batches)
-        stop, asked = progress.step >= total, [0.0, 0.0]
-        while not stop:
+        while not over():
             waited = time.monotonic()
             update = next(updates)
             waited = time.monotonic() - waited
@@ -163,7 +214,7 @@ def fit(
                 group["lr"] = group["peak_lr"] * scale
             model.freeze_encoder(progress.step < optim.freeze_encoder_steps)
 
-            loss, items, size, *asked = accumulate(prepared, update, loss_fn, accelerator, extra=asked_to_stop)
+            loss, items, size, *asked_for = accumulate(prepared, update, loss_fn, accelerator, extra=asked)
             norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
             finite = finite and math.isfinite(loss)
             if average is not None:
@@ -171,7 +222,7 @@ def fit(
 
             scaler = accelerator.scaler
             progress.count(finite=finite, looking_for_scale=scaler is not None and scaler.get_scale() >= 1)
-            progress.seconds = time.monotonic() - begun
+            progress.seconds = spent + time.monotonic() - begun
             log.add(loss if finite else 0.0, items if finite else 0.0, size, waited)
             now = progress.step
             if now % run.log_every == 0 or now == total:
@@ -183,16 +234,58 @@ def fit(
                     f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {now}: lower "
                     "optim.lr, raise optim.warmup, or look for labels that do not fit into their input"
                 )
-            out_of_time_without_a_model = asked[1] and progress.best is None
-            if now % eval_every == 0 or now == total or out_of_time_without_a_model:
+            interrupt, out_of_time, _ = asked_for
+            due = now % eval_every == 0 or now == total or (out_of_time and not progress.evaluated)
+            if due or now % save_every == 0 or any(asked_for):  # before the evaluation, which may be long or fail
+                save_checkpoint(out, now, states, accelerator, run.keep_last, own, made_of)
+                saved = time.monotonic()
+            if interrupt:
+                raise Interrupted
+            if due:
                 evaluate_and_keep_best()
-            stop = any(asked) or now == total or (run.patience is not None and progress.stale >= run.patience)
-            if now % save_every == 0 or stop:
-                save_checkpoint(out, now, states, accelerator, run.keep_last, own)
-    log.close()
-    if asked[0] and progress.step < total:
-        raise Interrupted(f"saved at update {progress.step}; --run.resume true --run.out {out} goes on")
+            if out_of_time:
+                break
     return type(model).from_pretrained(out / "best", verbose=False)
+
+
+@contextmanager
+def interrupted_run(out: Path) -> Iterator[None]:
+    """Within, a signal ends the run with a line that says where it goes on."""
+    try:
+        yield
+    except (Interrupted, RuntimeError) as error:
+        if not (received or isinstance(error, Interrupted)):
+            raise  # else another process, or a data worker, ended first
+        kept = checkpoints(out)
+        where = f"saved at update {step_of(kept[-1])}" if kept else "before the first update"
+        raise Interrupted(f"{where}; --run.resume true --run.out {out} goes on") from error
+
+
+def try_evaluation(evaluate: Callable[[Model], Any], model: Model, random: RandomState) -> None:
+    """Predict the two longest batches of validation, so that an evaluation that cannot work shows before the training.
+
+    Metrics are left out, which may need all rows. No random number is used up.
+    """
+    state, trying = random.state_dict(), TRYING.set(True)
+    try:
+        evaluate(model)
+    except Tried:
+        pass
+    finally:
+        TRYING.reset(trying)
+    random.load_state_dict(state)
+    model.train()
+
+
+def chosen_metrics(wanted: str, metrics: Mapping[str, float]) -> list[str]:
+    """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's."""
+    names = [name.strip() for name in wanted.split(",")]
+    if unknown := [name for name in names if name not in metrics]:
+        there = ", ".join(metrics)
+        raise InputError(
+            f"run.metric {unknown[0]}: evaluation gives {there}; --run.resume true goes on with one of them"
+        )
+    return names if len(names) > 1 else names + [name for name in metrics if name not in names][:1]
 
 
 def accumulate(
@@ -212,7 +305,8 @@ def accumulate(
     """
     from accelerate.utils import send_to_device
 
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    host = "cpu" if accelerator.device.type == "mps" else accelerator.device  # Apple's GPUs have no float64
+    sums = torch.zeros(3, dtype=torch.float64, device=host)
     for i, batch in enumerate(update):
         batch = send_to_device(batch, accelerator.device)
         last = i + 1 == len(update)
@@ -222,7 +316,7 @@ def accumulate(
             if not batch.get("counts", True):  # a row that another process has too, see `Updates`
                 loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
             accelerator.backward(loss)
-        sums += torch.stack([loss.detach().double(), items.double(), sums.new_tensor(batch["size"])])
+        sums += torch.stack([*(x.detach().to(host).double() for x in (loss, items)), sums.new_tensor(batch["size"])])
     return accelerator.reduce(torch.cat([sums, sums.new_tensor([float(value) for value in extra()])])).tolist()
 
 
@@ -242,27 +336,6 @@ def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator)
         optimizer.step()
     optimizer.zero_grad()
     return norm * per_item, finite
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one is no longer held back."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def receive(number, frame):
-        received.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, before[each])
-
-    before = {each: signal.signal(each, receive) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @torch.no_grad()
@@ -289,6 +362,12 @@ def predict(
         batch = send_to_device(batch, job.accelerator.device)
         with job.accelerator.autocast():
             predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
+        if received:  # in an evaluation while training, which a resumed run repeats
+            raise Interrupted
+        if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
+            raise Tried
+    if TRYING.get():
+        raise Tried
     note_decoded(job, gather_object(decoded))
     everyones = sorted(gather_object(predictions), key=lambda pair: pair[0])
     if not everyones and decoded:

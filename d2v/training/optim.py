@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v.config import Optim
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
@@ -52,10 +54,19 @@ def build_optimizer(model: PreTrainedModel, optim: Optim) -> torch.optim.AdamW:
 
 
 def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
-    """A copy of the model for the moving average of its weights and buffers, if there is to be one."""
+    """A copy of the model for the moving average of its weights and buffers, if there is to be one.
+
+    The decay rises with the updates n as (1 + n) / (10 + n), as TensorFlow's does, up to `optim.ema`: else a run that
+    is short for it would keep its initial weights.
+    """
     if not optim.ema:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema), use_buffers=True)
+
+    def average(averages: Tensors, values: Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        get_ema_multi_avg_fn(min(optim.ema, (1 + n) / (10 + n)))(averages, values, updates)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 @contextmanager

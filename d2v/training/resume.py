@@ -20,9 +20,14 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from d2v.errors import InputError
+from d2v.pretrained import read_json, write_json
+from d2v.training.identity import RUN, check_made_of
 
-FORMAT = 1
+FORMAT = 2
 """Of what `save_checkpoint` writes."""
+
+EVALUATED = "evaluated.json"
+"""In a checkpoint's folder: the counters after the evaluation there."""
 
 
 class State(Protocol):
@@ -66,8 +71,19 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(out.glob("checkpoints/step-*"))
 
 
+def step_of(checkpoint: Path) -> int:
+    """The updates after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def save_checkpoint(
-    out: Path, step: int, states: Mapping[str, State | None], accelerator, keep_last: int, own: Mapping[str, State]
+    out: Path,
+    step: int,
+    states: Mapping[str, State | None],
+    accelerator,
+    keep_last: int,
+    own: Mapping[str, State],
+    made_of: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint and delete the oldest ones; all processes call this, the main one writes.
 
@@ -78,6 +94,7 @@ def save_checkpoint(
         accelerator: from `d2v.training.job.start`.
         keep_last: how many checkpoints stay.
         own: what every process has its own of.
+        made_of: from `d2v.training.identity.run_identity`.
 
     Raises:
         InputError: the disk is full or not writable; the checkpoints before are untouched.
@@ -95,6 +112,7 @@ def save_checkpoint(
             for name, module in modules.items():
                 save_model(module, str(temporary / f"{name}.safetensors"))
             torch.save({"format": FORMAT, "states": shared, "processes": owned}, temporary / "state.pt")
+            write_json(temporary / RUN, made_of or {"config": {}})
             shutil.rmtree(path, ignore_errors=True)  # the same step again, after an interrupted run was repeated
             os.replace(temporary, path)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -107,15 +125,29 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(path: Path, states: Mapping[str, State | None], accelerator, own: Mapping[str, State]) -> None:
+def note_evaluation(out: Path, progress: Any) -> None:
+    """Keep the counters after an evaluation in the checkpoint that was written before it."""
+    kept = [each for each in checkpoints(out) if step_of(each) == progress.step]
+    if kept:
+        write_json(kept[0] / EVALUATED, progress.state_dict())
+
+
+def load_checkpoint(
+    path: Path,
+    states: Mapping[str, State | None],
+    accelerator,
+    own: Mapping[str, State],
+    made_of: Mapping[str, Any] | None = None,
+) -> None:
     """Go back to a checkpoint, on every process.
 
     Args:
         path: of the checkpoint.
-        states, accelerator, own: as `save_checkpoint` got them.
+        states, accelerator, own, made_of: as `save_checkpoint` got them.
 
     Raises:
-        InputError: another number of processes wrote it, it is damaged, or it has other states than these.
+        InputError: another number of processes wrote it, it is damaged, it has other states than these, or its run was
+            made of other things.
     """
     file = path / "state.pt"
     try:
@@ -128,12 +160,16 @@ def load_checkpoint(path: Path, states: Mapping[str, State | None], accelerator,
         raise InputError(
             f"{path}: written by {processes} processes, not {accelerator.num_processes}; use as many to resume"
         )
+    if made_of:
+        check_made_of(made_of, path)
     try:
         for name, state in states.items():
             if isinstance(state, nn.Module):
                 load_model(accelerator.unwrap_model(state), path / f"{name}.safetensors", device="cpu")
             elif state is not None:
                 state.load_state_dict(saved["states"][name])
+        if (path / EVALUATED).is_file() and (progress := states.get("progress")):
+            progress.load_state_dict(read_json(path / EVALUATED))
         for name, state in own.items():
             state.load_state_dict(saved["processes"][accelerator.process_index][name])
     except KeyError as error:

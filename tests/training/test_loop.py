@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import math
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, fields
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +23,10 @@ from d2v.data.rows import Rows
 from d2v.errors import InputError, Interrupted
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.training import loop
+from d2v.training import resume as training_resume
 from d2v.training.job import start
-from d2v.training.loop import Progress, accumulate, descend, fit, predict
+from d2v.training.loop import TRYING, Progress, Tried, accumulate, chosen_metrics, descend, fit, predict
 from d2v.training.optim import build_optimizer
 from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
 from tests.helpers import make_job, make_split
@@ -90,13 +95,16 @@ def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, ba
         return (total * batch["poison"] if "poison" in batch else total), count
 
     def evaluate(model):
-        return {"score": next(calls)}
+        if TRYING.get():
+            raise Tried
+        scores = next(calls)
+        return scores if isinstance(scores, dict) else {"score": scores}
 
     batches = batches or train_loader(job, ROWS, collate)
     best = fit(job, model, batches, loss_fn, evaluate, metric="score")
     assert not best.training
     saved = torch.load(checkpoints(out)[-1] / "state.pt", weights_only=True)
-    assert saved["format"] == 1
+    assert saved["format"] == 2
     return model, saved["states"]["progress"]
 
 
@@ -212,7 +220,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert len(before) == 2 and all(path.read_bytes() == content for path, content in before.items())
+    assert len(before) == 4 and all(path.read_bytes() == content for path, content in before.items())
     assert not (tmp_path / "checkpoints/unfinished").exists()
     _, progress = train(tmp_path, resume=True)
     assert progress["step"] == 12
@@ -340,12 +348,12 @@ def test_a_loop_with_a_teacher_is_made_of_the_same_parts(tmp_path):
 
 def test_a_checkpoint_of_other_states_is_named(tmp_path):
     train(tmp_path, max_steps=1)
-    with pytest.raises(InputError, match=r"step-00000001: has no 'average'|average.safetensors"):
+    with pytest.raises(InputError, match=r"step-00000001: a run goes on with .* optim.ema 0.9 \(was 0.0\)"):
         train(tmp_path, resume=True, optim={"ema": 0.9})
     path = checkpoints(tmp_path)[-1] / "state.pt"
     saved = torch.load(path, weights_only=True)
     torch.save(saved | {"format": 7}, path)
-    with pytest.raises(InputError, match="has format 7, not 1; it was written by another d2v"):
+    with pytest.raises(InputError, match="has format 7, not 2; it was written by another d2v"):
         train(tmp_path, resume=True)
     torch.save(saved | {"processes": saved["processes"] * 2}, path)
     with pytest.raises(InputError, match="written by 2 processes, not 1; use as many to resume"):
@@ -353,3 +361,220 @@ def test_a_checkpoint_of_other_states_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="state.pt: damaged; delete "):
         train(tmp_path, resume=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What chooses the best model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([{"score": math.nan}, {"score": 0.5}, {"score": math.nan}], (0.5, 8)),  # was the best for ever
+        ([{"score": math.inf}, {"score": 0.5}, {"score": 0.4}], (0.5, 8)),
+        ([{"score": 0.5, "f1": 0.1}, {"score": 0.5, "f1": 0.2}, {"score": 0.5, "f1": 0.2}], (0.5, 8)),
+        ([{"score": 0.5, "cer": 0.1}, {"score": 0.5, "cer": 0.2}, {"score": 0.5, "cer": 0.05}], (0.5, 12)),
+        ([{"score": 0.5, "f1": math.nan}, {"score": 0.5, "f1": 0.2}, {"score": 0.4, "f1": 0.9}], (0.5, 8)),
+    ],
+)
+def test_the_best_is_finite_and_a_second_metric_breaks_ties(tmp_path, scores, best):
+    train(tmp_path, scores=scores)
+    saved = json.loads((checkpoints(tmp_path)[-1] / "evaluated.json").read_text())
+    assert (saved["best"], saved["best_step"]) == best
+
+
+def test_a_run_whose_metric_is_never_finite_keeps_its_last_model(tmp_path):
+    last, _ = train(tmp_path, scores=[{"score": math.nan}] * 3, patience=9)
+    assert torch.equal(weights(Data2VecAudioForCTC.from_pretrained(tmp_path / "best")), weights(last))
+
+
+def test_ties_that_a_second_metric_breaks_are_not_stale(tmp_path):
+    scores = [{"wer": 1.0, "cer": 0.9 - i / 10} for i in range(5)]
+    train(tmp_path, scores=scores, metric="wer,cer", patience=2, max_steps=20)
+    assert lines(tmp_path, "eval_cer") == [pytest.approx(0.9 - i / 10) for i in range(5)]
+
+
+def test_run_metric_chooses_and_is_checked(tmp_path):
+    scores = [{"score": 0.9, "cer": 0.5}, {"score": 0.5, "cer": 0.4}, {"score": 0.7, "cer": 0.6}]
+    train(tmp_path / "a", scores=scores, metric="cer")
+    assert json.loads((checkpoints(tmp_path / "a")[-1] / "evaluated.json").read_text())["best_step"] == 8
+    with pytest.raises(InputError, match=r"run.metric mer: evaluation gives score, cer; --run.resume true"):
+        train(tmp_path / "b", scores=scores, metric="mer")
+    _, progress = train(tmp_path / "b", scores=scores, metric="cer", resume=True)
+    assert progress["step"] == 12 and lines(tmp_path / "b", "eval_cer") == [0.5, 0.4, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [("wer", ["wer", "cer"]), ("cer", ["cer", "wer"]), ("loss, wer", ["loss", "wer"])],
+)
+def test_chosen_metrics(wanted, names):
+    assert chosen_metrics(wanted, {"wer": 0.5, "cer": 0.5, "loss": 1.0}) == names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run's life
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_limit_is_of_the_session(tmp_path):
+    """Time of earlier sessions counted, so that every later one made one update."""
+    train(tmp_path, max_minutes=1e-9)
+    path = checkpoints(tmp_path)[-1] / "evaluated.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 7200.0}))
+    _, progress = train(tmp_path, resume=True, max_minutes=60)
+    assert progress["step"] == 12 and progress["seconds"] > 7200
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved", "left"), [("evaluation", 8, [1, 2]), ("saving", 9, [2]), ("the trial", 1, [0, 1, 2])]
+)
+def test_a_signal_at_another_moment_loses_nothing(tmp_path, monkeypatch, moment, saved, left):
+    straight, _ = train(tmp_path / "straight")
+
+    class Calls:
+        """Scores as they come, with a signal and an end in the middle of the second evaluation."""
+
+        def __init__(self):
+            self.count = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 2 and moment == "evaluation":
+                os.kill(os.getpid(), signal.SIGUSR1)
+                raise Interrupted  # as `predict` does when it sees the signal
+            return self.count - 1
+
+    if moment == "saving":
+        write = training_resume.save_model
+
+        def save(*args):
+            write(*args)
+            if "step-00000004" in {path.name for path in checkpoints(tmp_path / "cut")}:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(training_resume, "save_model", save)
+    if moment == "the trial":
+        monkeypatch.setattr(loop, "try_evaluation", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match=f"saved at update {saved}; --run.resume true"):
+        train(tmp_path / "cut", scores=Calls())
+    monkeypatch.undo()
+    resumed, _ = train(tmp_path / "cut", scores=left, resume=True)
+    assert torch.equal(weights(resumed), weights(straight))
+    for key in ("loss", "eval_score"):
+        assert lines(tmp_path / "cut", key) == lines(tmp_path / "straight", key)
+
+
+def test_a_failing_evaluation_is_repeated_and_costs_no_update(tmp_path):
+    """Its checkpoint is written first; what the evaluation would have consumed of random numbers is not missed."""
+    straight, _ = train(tmp_path / "straight")
+
+    def scores():
+        yield 0
+        torch.rand(7)
+        raise ValueError("a metric that fails")
+
+    with pytest.raises(ValueError, match="fails"):
+        train(tmp_path / "cut", scores=scores())
+    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-00000004", "step-00000008"]
+    resumed, _ = train(tmp_path / "cut", scores=[1, 2], resume=True)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert lines(tmp_path / "cut", "eval_score") == [0, 1, 2]
+
+
+def test_a_checkpoint_every_so_many_minutes(tmp_path):
+    train(tmp_path, save_minutes=0.0, eval_every=100, keep_last=20)
+    assert len(checkpoints(tmp_path)) == 12
+
+
+def test_another_rate_is_applied_and_said_and_another_seed_refused(tmp_path, capsys):
+    train(tmp_path, max_steps=4)
+    capsys.readouterr()
+    with pytest.raises(InputError, match=r"step-00000004: .* run.seed 1 \(was 0\); give the old values, or another"):
+        train(tmp_path, resume=True, seed=1)
+    with pytest.raises(InputError, match=r"data.batch_size 8 \(was 4\), optim.batches 2 \(was 1\)"):
+        train(tmp_path, resume=True, rows=8, optim={"batches": 2})
+    assert "seed: 0" in (tmp_path / "config.yaml").read_text()  # that of the run is untouched
+    quick, _ = train(tmp_path, resume=True, optim={"weight_decay": 0.0, "betas": (0.5, 0.6)}, eval_every=6, patience=7)
+    said = capsys.readouterr().out
+    assert "goes on with optim.betas [0.5, 0.6] (was [0.9, 0.98]), run.eval_every 6 (was 4), " in said
+    slow, _ = train(tmp_path / "slow", max_steps=4)
+    slow, _ = train(tmp_path / "slow", resume=True)
+    assert not torch.equal(weights(quick), weights(slow))
+
+
+def test_the_learning_rate_of_a_resumed_run_is_the_one_asked_for(tmp_path):
+    """The log showed the new rate, the optimiser used the old one."""
+    optim = {"schedule": "constant", "warmup": 0, "clip": 0.0, "betas": (0.0, 0.0)}
+    train(tmp_path, max_steps=1, arch=STILL, optim=optim)
+    before = weights(loaded(tmp_path))
+    run = Run(str(tmp_path), tracker=None, max_steps=2, resume=True, eval_every=4, log_every=1)
+    job = start(Recipe(data=Data(batch_size=4), optim=Optim(lr=1e-9, **optim), run=run))
+    model = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG | STILL))
+
+    def loss_fn(model, batch):
+        logits = model(batch["input_values"], batch["attention_mask"]).logits
+        return logits.square().sum(), torch.tensor(len(logits))
+
+    fit(job, model, train_loader(job, ROWS, collate), loss_fn, lambda model: {"score": 1.0}, metric="score")
+    assert (weights(loaded(tmp_path)) - before).abs().max() < 1e-8
+
+
+def loaded(out):
+    model = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG | STILL))
+    load_model(model, checkpoints(out)[-1] / "model.safetensors")
+    return model
+
+
+def test_an_evaluation_that_cannot_work_shows_before_the_first_update(tmp_path):
+    """Two batches are tried, the longest, and no random number is consumed by it."""
+    job = start(Recipe(data=Data(batch_size=4), run=Run(str(tmp_path), tracker=None, max_steps=2)))
+    model, seen, updates = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG)), [], []
+
+    def predict_fn(model, batch):
+        assert not model.training
+        seen.append(batch["attention_mask"].sum(1).tolist())
+        torch.rand(3)
+        return [None] * len(seen[-1])
+
+    def evaluate(model):
+        predict(job, model, eval_loader(job, ROWS, collate), predict_fn)
+        raise InputError("metrics")
+
+    def loss_fn(model, batch):
+        updates.append((model.training, torch.get_rng_state()))
+        raise InputError("the first update")
+
+    torch.manual_seed(0)
+    expected = torch.get_rng_state()
+    with pytest.raises(InputError, match="the first update"):
+        fit(job, model, train_loader(job, ROWS, collate), loss_fn, evaluate, metric="score")
+    assert seen == [LENGTHS[:-5:-1], LENGTHS[-5:-9:-1]]
+    assert updates[0][0] and torch.equal(updates[0][1], expected)
+
+    def broken(model, batch):
+        raise InputError("cannot work")
+
+    with pytest.raises(InputError, match="cannot work"):
+        fit(
+            *(job, model, train_loader(job, ROWS, collate), loss_fn),
+            lambda model: predict(job, model, eval_loader(job, ROWS, collate), broken),
+            metric="score",
+        )
+    assert len(updates) == 1
+
+
+def test_sums_are_taken_on_the_host_where_the_device_has_no_float64(monkeypatch):
+    """Of Apple's GPUs; `meta` stands for one, whose tensors cannot be mixed with the host's."""
+    device = SimpleNamespace(type="mps")
+    accelerator = SimpleNamespace(
+        device=device, autocast=nullcontext, no_sync=lambda model: nullcontext(), backward=lambda loss: None
+    )
+    accelerator.reduce = lambda sums: sums
+    monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device: batch)
+    sums = accumulate(None, [{"size": 2}] * 2, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
+    assert sums == [1.0, 6.0, 4.0]

@@ -214,18 +214,29 @@ def test_layers_of_the_vision_model_are_beits():
 
 
 def test_moving_average_by_hand():
-    """It begins with the first update; statistics of batch norms are averaged as weights are."""
+    """It begins with the first update, its decay rises; statistics of batch norms are averaged as weights are."""
     model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     average = build_average(model, Optim(ema=0.75))
     for value in (1.0, 5.0, 9.0):
         nn.init.constant_(model[0].weight, value)
         model[1].running_mean.fill_(10 * value)
         average.update_parameters(model)
-    expected = (1 * 0.75 + 5 * 0.25) * 0.75 + 9 * 0.25
+    expected = (1 * 2 / 11 + 5 * 9 / 11) * 3 / 12 + 9 * 9 / 12
     with averaged(model, average):
-        assert (model[0].weight.item(), model[1].running_mean.item()) == (expected, 10 * expected)
+        assert (model[0].weight.item(), model[1].running_mean.item()) == pytest.approx((expected, 10 * expected))
     assert (model[0].weight.item(), model[1].running_mean.item()) == (9, 90)
-    assert average.module[0].weight.item() == expected
+    assert average.module[0].weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("ema", "updates", "least"), [(0.9999, 30, 0.8), (0.5, 200, 0.99)])
+def test_a_short_run_does_not_keep_its_initial_weights(ema, updates, least):
+    """At 0.9999 from the start, 30 updates left 99.7 % of the average where it began."""
+    model = nn.Linear(1, 1)
+    average = build_average(model, Optim(ema=ema))
+    for value in [0.0] + [1.0] * updates:
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert least < average.module.weight.item() <= 1
 
 
 def test_without_a_decay_there_is_no_average():

@@ -27,8 +27,8 @@ class FakeAccelerator:
         self.logged.append((step, values))
 
 
-def new_log(path, step=0, total=10, main=True):
-    return log.Log(path, step, total, "audio s", FakeAccelerator(main))
+def new_log(path, step=0, total=10, main=True, evaluated=None):
+    return log.Log(path, step, evaluated or step, total, "audio s", FakeAccelerator(main))
 
 
 def end(out, mode, metrics, main=True, rows=7):
@@ -160,6 +160,14 @@ def test_resuming_drops_what_came_after(tmp_path):
     new_log(path, step=2).write(3, {"loss": 1.0})
     assert log.read_log(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.0}]
     assert log.read_log(tmp_path / "none.jsonl") == []
+
+
+def test_resuming_drops_an_evaluation_that_is_repeated(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [{"step": 2, "eval_wer": 0.5}, {"step": 4, "loss": 1.0}, {"step": 4, "eval_wer": 0.25}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    new_log(path, step=4, evaluated=2)
+    assert log.read_log(path) == lines[:2]
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):

@@ -1,0 +1,224 @@
+"""The beginning of a run: where it writes, what it refuses, what a run that goes on has to have again."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from d2v.config import Data, Recipe, Run
+from d2v.errors import InputError
+from d2v.training import identity, job
+from d2v.training.identity import RUN, check_config, check_data, fingerprint, plain
+from d2v.training.job import start
+
+
+def begin(out, mode="train", **run):
+    return start(Recipe(mode=mode, model=None if mode == "train" else "some", run=Run(str(out), tracker=None, **run)))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "predict"])
+@pytest.mark.parametrize("left", ["checkpoints/step-00000003", "best", None])
+def test_no_mode_writes_over_a_training_run(tmp_path, mode, left, capsys):
+    """Prediction without --run.out overwrote the run's config.yaml, results and predictions."""
+    begin(tmp_path)
+    if left:
+        (tmp_path / left).mkdir(parents=True)
+    before = content(tmp_path)
+    found = begin(tmp_path, mode)
+    assert found.out == tmp_path / mode and f"results are in {tmp_path / mode}\n" in capsys.readouterr().out
+    after = content(tmp_path)
+    assert all(after[path] == data for path, data in before.items())
+    assert {path.parent for path in after.keys() - before.keys()} == {tmp_path / mode}
+
+
+def test_a_folder_of_ones_own_is_used_and_the_default_one_left_to_training(tmp_path, monkeypatch):
+    assert begin(tmp_path / "mine", "evaluate").out == tmp_path / "mine"
+    assert begin(tmp_path / "mine", "predict").out == tmp_path / "mine"
+    monkeypatch.chdir(tmp_path)
+    assert begin(Run().out, "predict").config.run.out == str(Path("runs/d2v/predict"))
+    assert begin(Run().out).out.name == "d2v"  # where nothing was written that training would take for a run
+
+
+def test_a_best_model_is_not_trained_over(tmp_path):
+    (tmp_path / "best").mkdir()
+    for resume in (False, True):
+        with pytest.raises(InputError, match="holds a run's best/ without its checkpoints; another --run.out"):
+            begin(tmp_path, resume=resume)
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_engines_that_are_not_supported_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"accelerate is configured for {job.ENGINES[name]}, which d2v does not"):
+        begin(tmp_path)
+
+
+def test_a_character_that_the_terminal_lacks_does_not_end_a_run(tmp_path, monkeypatch):
+    with (tmp_path / "terminal").open("w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        begin(tmp_path / "größer")
+        print("größer")
+    assert (tmp_path / "terminal").read_text("ascii").endswith("gr\\xf6\\xdfer\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Threads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "groups", "cores"),
+    [
+        ({"cpu.max": "max 100000"}, "0::/", []),
+        ({"cpu.max": "250000 100000"}, "0::/", [3]),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, "0::/a/b", [4]),
+        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "400000 100000"}, "0::/a/b", [1, 4]),
+        ({"cpu,cpuacct/job/cpu.cfs_quota_us": "200000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, "", [2]),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, "", []),
+        ({}, "0::/a", []),
+    ],
+)
+def test_cores_of_control_groups(tmp_path, files, groups, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    table = tmp_path / "self"
+    table.write_text((groups or "4:memory:/job\n3:cpu,cpuacct:/job") + "\n")
+    assert sorted(job.quotas(tmp_path, table)) == cores
+    assert job.quotas(tmp_path, tmp_path / "none") == []
+
+
+def test_threads_are_those_that_were_granted(tmp_path, monkeypatch):
+    """A job that was given four cores of 64 ran 64 threads."""
+    monkeypatch.setattr(job, "quotas", lambda: [3])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert job.granted_cores() == 3
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert job.granted_cores() == 2
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        begin(tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run is made of
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_of_names_and_sizes(tmp_path):
+    data = tmp_path / "data"
+    (data / "train/dog").mkdir(parents=True)
+    for name, text in (("train/dog/1.wav", "ab"), ("train/dog/2.wav", "abc"), ("meta.csv", "x")):
+        (data / name).write_text(text)
+    first = fingerprint(str(data), data / "run")
+    assert (first["files"], first["bytes"]) == (3, 6)
+    # What is hidden, a run's own folder and other runs do not count; nor do times and contents.
+    for name in (".cache/a", "train/._1.wav", "run/log.jsonl", "other/config.yaml", "other/environment.json"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text("new")
+    (data / "meta.csv").write_text("y")
+    assert fingerprint(str(data), data / "run") == first
+    moved = data.rename(tmp_path / "moved")
+    assert fingerprint(str(moved), moved / "run") == first
+    (moved / "train/dog/2.wav").rename(moved / "train/2.wav")
+    assert fingerprint(str(moved), moved / "run")["sha256"] != first["sha256"]
+    file = fingerprint(str(moved / "meta.csv"), tmp_path)
+    assert (file["files"], file["bytes"]) == (1, 1)
+    assert fingerprint("owner/set-of-the-hub", tmp_path) is None and fingerprint(None, tmp_path) is None
+
+
+def written(tmp_path, config, **more):
+    folder = tmp_path / "out/checkpoints/step-00000002"
+    folder.mkdir(parents=True)
+    (folder / RUN).write_text(json.dumps({"config": plain(config)} | more))
+    return folder
+
+
+def test_options_are_compared_by_what_they_do(tmp_path):
+    config = Recipe(arch={"hidden_size": 8}, data=Data(path="a"))
+    folder = written(tmp_path, config)
+    assert check_config(config, folder) == []
+    free = replace(config, run=Run(epochs=3, patience=2), data=Data(path="b", workers=2))
+    assert check_config(free, folder) == [
+        "data.path b (was a)",
+        "data.workers 2 (was 0)",
+        "run.epochs 3 (was 10)",
+        "run.patience 2 (was None)",
+    ]
+    for other, line in (
+        (replace(config, arch={"hidden_size": 9}), "arch.hidden_size 9 (was 8)"),
+        (replace(config, arch={}), "arch.hidden_size None (was 8)"),
+        (replace(config, data=Data(path="a", validation_split="dev")), "data.validation_split dev (was validation)"),
+        (replace(config, freeze="encoder"), "freeze encoder (was nothing)"),
+        (replace(config, model="m"), "model m (was None)"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_config(other, folder)
+        assert f"here is {line}; give the old values" in str(caught.value)
+    # The metric that chooses can be mended while nothing was chosen.
+    by_cer = replace(config, run=Run(metric="cer"))
+    assert check_config(by_cer, folder) == ["run.metric cer (was None)"]
+    (tmp_path / "out/best").mkdir()
+    with pytest.raises(InputError, match="run.metric cer"):
+        check_config(by_cer, folder)
+    # An option that another version of d2v lacked is not held against the run.
+    text = json.loads((folder / RUN).read_text())
+    del text["config"]["run"]["seed"]
+    (folder / RUN).write_text(json.dumps(text))
+    assert check_config(replace(config, run=Run(seed=7)), folder) == []
+
+
+def test_data_that_grew_are_refused(tmp_path):
+    """A resumed run trained a new tokenizer of them, and its best/ did not fit."""
+    before = {"files": 3, "bytes": 6, "sha256": "a"}
+    config = Recipe(data=Data(path="sounds"))
+    folder = written(tmp_path, config, data=before)
+    check_data(config, folder, before)
+    with pytest.raises(InputError, match="sounds: .* began with 3 files of 6 bytes, here it is 4 files of 8 bytes; a"):
+        check_data(config, folder, {"files": 4, "bytes": 8, "sha256": "b"})
+    with pytest.raises(InputError, match="here it is 3 files of 6 bytes; their names or sizes differ; a run"):
+        check_data(config, folder, {"files": 3, "bytes": 6, "sha256": "b"})
+    with pytest.raises(InputError, match="here it is not there"):
+        check_data(config, folder, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"rows": 9}, r"rows to train on are no longer those of the run \(8, now 9\)"),
+        ({"kept": "c"}, "vocabulary or processor are no longer those of the run; a run goes on"),
+        ({"model": "d"}, "classes or model are no longer those of the run; a run goes on"),
+    ],
+)
+def test_a_run_keeps_its_rows_vocabulary_and_classes(tmp_path, change, what):
+    made_of = {"config": {}, "rows": 8, "kept": "a", "model": "b"}
+    (tmp_path / RUN).write_text(json.dumps(made_of))
+    identity.check_made_of(made_of, tmp_path)
+    with pytest.raises(InputError, match=what):
+        identity.check_made_of(made_of | change, tmp_path)
+
+
+def test_processes_without_a_common_disk_are_found_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda found: [("node1", True), *found])
+    monkeypatch.setattr(job.time, "monotonic", iter(range(0, 1000, 20)).__next__)
+    monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(job.platform, "node", lambda: "node2")
+    here = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), out=tmp_path)
+    (tmp_path / "environment.json").write_text('{"run": "abc"}')
+    job.check_disk(here, "abc")
+    with pytest.raises(InputError, match="node2 does not see what the first process writes there; use a shared disk"):
+        job.check_disk(here, "abd")
