@@ -116,8 +116,8 @@ def main(config: Config) -> dict[str, Any]:
 
     metric = "der" if diarization else "frame_f1"
     if job.training:
-        batches = train_loader(job, rows["train"], collate_rows)
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metric)
+        batches, keep = train_loader(job, rows["train"], collate_rows), [extractor]
+        model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric=metric)
     if job.training and diarization:
         references = by_recording("validation", rows["validation"].references)
         threshold, size, _ = choose_threshold(predict_split(model, "validation"), references, hop)
