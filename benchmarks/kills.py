@@ -151,13 +151,18 @@ def kill(recipe: str, name: str, target: str, moment: str, seed: int, root: Path
     return row | {"good": good} | ({} if good else {"error": (error + again.stderr)[-2000:]})
 
 
-def main() -> None:
-    """Draw the cases, run them, print the table."""
+def command_line() -> argparse.ArgumentParser:
+    """The command's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=60, help="number of runs")
     parser.add_argument("--seed", type=int, default=0, help="of cases and moments")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the table")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Draw the cases, run them, print the table."""
+    options = command_line().parse_args()
     cases = list(product(ARCH, SIGNALS, TARGETS, MOMENTS))
     random.Random(options.seed).shuffle(cases)
     rows = []

@@ -115,9 +115,11 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, record, speed
+    from benchmarks import agreement, kills, record, speed
 
-    assert module in [f"benchmarks.{each}" for each in ("agreement", "learning", "record", "speed")]
+    assert module in [f"benchmarks.{each}" for each in ("agreement", "kills", "learning", "record", "speed")]
+    if module == "benchmarks.kills":
+        return kills.command_line().parse_args(args).runs > 0
     if module == "benchmarks.speed":
         return speed.parse(args).task == args[0]
     if module == "benchmarks.record":
@@ -230,7 +232,7 @@ def test_data_formats(recipe):
     examples = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     rows = [json.loads(line) for example in examples for line in example.splitlines()]
     values = [getattr(data, field.name) for field in fields(data) if re.search("_columns?$", field.name)]
-    columns = {name for value in values if value for name in (value if isinstance(value, list) else [value])}
+    columns = {name for value in values if value for name in (value if isinstance(value, list) else [value])} - {"auto"}
     assert columns and (rows or "```text" in text)
     assert not rows or columns - rows[0].keys() == set()
 
