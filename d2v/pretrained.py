@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -110,11 +111,17 @@ def rename(key: str, table: Renames, *, to_ours: bool = False) -> str:
 
 @dataclass
 class Report:
-    """What loading did not find, did not use, or found in another shape, under Hugging Face's names."""
+    """What loading did not find, did not use, or found in another shape, under Hugging Face's names.
+
+    Attributes:
+        missing, unexpected, resized: names of weights.
+        rows: classes or tokens that the checkpoint's head has, where some of its rows were taken.
+    """
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    rows: int = 0
 
     def __str__(self) -> str:
         lines = (
@@ -159,11 +166,19 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_weights(model: Storable, source: str | Path) -> Report:
+def load_weights(
+    model: Storable, source: str | Path, axes: Mapping[str, int] | None = None, rows: Mapping[int, int] | None = None
+) -> Report:
     """Load a checkpoint into a model and say what did not fit.
 
     A checkpoint of the model without a head fits one with a head, and the other way round. Weights of another shape are
     left as initialised where they belong to a head; in the model itself they are an InputError.
+
+    Args:
+        model: the model.
+        source: folder or hub repository.
+        axes: weights of the head that have a row for each class or token, by our names, and the dimension of the rows.
+        rows: of these the rows that are loaded, each with its number in the checkpoint; the others stay as initialised.
     """
     base = model.base_model_prefix + "."
     has_head = hasattr(model, model.base_model_prefix)
@@ -177,6 +192,14 @@ def load_weights(model: Storable, source: str | Path) -> Report:
     own, report, fitting = model.state_dict(), Report(), {}
     if not own.keys() & found.keys():
         raise InputError(f"{source}: not one weight of {type(model).__name__} is in this checkpoint")
+    for key, axis in (axes or {}).items():
+        if key in found and (value := found[key]).ndim > axis:
+            pairs = [pair for pair in (rows or {}).items() if pair[1] < value.shape[axis]]
+            here, there = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+            taken, report.rows = value.index_select(axis, there), value.shape[axis]
+            sizes = {tuple(size for i, size in enumerate(each.shape) if i != axis) for each in (own[key], value)}
+            if len(sizes) == 1:
+                found[key] = own[key].index_copy(axis, here, taken.to(own[key].dtype))
     for key, value in found.items():
         theirs = rename(key, model.renames)
         if key not in own:

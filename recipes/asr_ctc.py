@@ -98,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Model: the waveform front end is frozen by default, as in fairseq
     blank = tokenizer.pad_token_id
-    model = build(job, Data2VecAudioForCTC, FINE_TUNING, vocab_size=len(tokenizer), pad_token_id=blank)
+    model = build(job, Data2VecAudioForCTC, FINE_TUNING, tokenizer=tokenizer)
     settings, windowed = model.config, None
     if data.chunk_seconds:
         windowed = windowed_logits(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)

@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: clips and their classes
-    splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets={"label": data.label_column})
+    splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
     metrics = choose_metrics(data.metrics, labels.problem_type)
     extractor = AudioFeatureExtractor.for_model(config.model)

@@ -76,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: running text, or prompts to continue
     splits = load(job, docs_text, inputs={"text": data.text_column})
-    texts = {name: pieces(split, data) for name, split in splits.items()} if job.labelled else {}
+    texts = {name: pieces(job, split) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
 
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
             rows[name] = stream_rows(each, len(streams[name].ids), size, ahead=1)
             collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name])
         else:
-            rows[name] = prompt_rows(each, data.text_column, tokenizer, *sampling.bounds(model.config))
+            rows[name] = prompt_rows(job, each, data.text_column, tokenizer, *sampling.bounds(model.config))
             collates[name] = partial(prompt_batch, tokenizer=tokenizer)
 
     def forward(model, batch):

@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: images and their classes
-    splits = load(job, digits, inputs={"image": data.image_column}, targets={"label": data.label_column})
+    splits = load(job, digits, inputs={"image": data.image_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
     metrics, ranked = choose_metrics(data.metrics, labels.problem_type), labels.problem_type == "single_label"
 

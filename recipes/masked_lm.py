@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: running text, or texts with gaps
     splits = load(job, docs_text, inputs={"text": data.text_column})
-    texts = {name: pieces(split, data) for name, split in splits.items()} if job.labelled else {}
+    texts = {name: pieces(job, split) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
     mask = masker(tokenizer, data.mask_share, whole_words=data.whole_words)
@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
             rows[name] = stream_rows(each, len(streams[name].ids) - 2, size - 2, special=2)
             collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name], mask=mask)
         else:
-            rows[name] = gap_rows(each, data.text_column, tokenizer, size)
+            rows[name] = gap_rows(job, each, data.text_column, tokenizer, size)
             collates[name] = partial(gap_batch, tokenizer=tokenizer)
 
     def forward(model, batch):

@@ -54,14 +54,15 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: prompts, their choices and the right one's number
     inputs = {"prompt": data.prompt_column, "start": data.start_column}
     splits = load(job, docs_next, inputs=inputs, targets={"label": data.label_column})
-    texts, labels = read_choices(job, splits)
+    splits, texts, labels = read_choices(job, splits)
     tokenizer = tokenizer_for(job, lambda: every_text(texts["train"]))
 
     # Model: one score a choice
     model = build(job, Data2VecTextForMultipleChoice, tokenizer=tokenizer)
     longest = min(data.max_length, model.config.max_tokens)
     rows = {
-        name: choice_rows(split, texts[name], labels.get(name), tokenizer, longest) for name, split in splits.items()
+        name: choice_rows(job, split, texts[name], labels.get(name), tokenizer, longest)
+        for name, split in splits.items()
     }
     collate_rows = partial(collate, tokenizer=tokenizer)
 

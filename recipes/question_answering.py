@@ -52,7 +52,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: questions, texts and answers
     columns = {"question": data.question_column, "context": data.context_column}
     splits = load(job, docs_questions, inputs=columns, targets={"answers": data.answers_column}, reader=read_questions)
-    check_questions(job, splits)
+    splits = check_questions(job, splits)
     texts = list(columns.values())
     tokenizer = tokenizer_for(job, lambda: dict.fromkeys(all_texts(splits["train"], texts)))
 

@@ -25,7 +25,6 @@ from d2v.config import Optim, Recipe, Run
 from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.rows import first_problem
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
@@ -60,10 +59,8 @@ class Config(Recipe):
 
 def collate(rows: list[dict], *, tokenizer, labels) -> dict[str, Any]:
     """A batch of texts."""
-    batch = token_batch(tokenizer, [row["ids"] for row in rows])
-    if "reference" in rows[0]:
-        batch["labels"] = labels.encode([row["reference"] for row in rows])
-    return batch
+    targets = {"labels": labels.encode([row["reference"] for row in rows])} if "reference" in rows[0] else {}
+    return token_batch(tokenizer, [row["ids"] for row in rows]) | targets
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -71,11 +68,13 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: texts or pairs of them, and their labels
-    inputs, targets = {"text": data.text_column, "pair": data.pair_column}, {"label": data.label_column}
-    splits = load(job, docs_classification, inputs=inputs, targets=targets)
+    inputs = {"text": data.text_column, "pair": data.pair_column}
+    splits = load(job, docs_classification, inputs=inputs, targets=data.targets)
     for ending, name in data.also.items() if job.labelled else ():
         other = replace(config, mode="evaluate", data=replace(data, test_split=name))
-        splits[ending] = load(replace(job, config=other), docs_classification, inputs=inputs, targets=targets)["test"]
+        splits[ending] = load(replace(job, config=other), docs_classification, inputs=inputs, targets=data.targets)[
+            "test"
+        ]
     labels, references = read_labels(job, splits)
     metrics = choose_metrics(data.metrics, labels.problem_type)
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
@@ -85,10 +84,8 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecTextForSequenceClassification, tokenizer=tokenizer, **labels.head)
     settings, rows = model.config, {}
     for name, each in splits.items():
-        if job.labelled:
-            first_problem(each, [labels.problem(label) for label in references[name]].__getitem__)
         most = min(data.max_length, settings.max_tokens)
-        rows[name] = text_rows(tokenizer, each, texts, most, references.get(name))
+        rows[name] = text_rows(job, tokenizer, each, texts, most, references.get(name), labels.problem)
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)
 
     # Loss: cross-entropy of classes, or squared error of values

@@ -10,7 +10,6 @@ Without a data option it learns to put capitals and punctuation back into Python
 
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,16 @@ from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import token_batch, tokenizer_for
 from d2v.data.token_classification import (
     TokenData,
-    check_tags,
     encode_words,
     firsts,
     inside_classes,
     piece_labels,
-    read_tags,
-    read_words,
+    tagged_rows,
 )
 from d2v.data.windows import window_rows
 from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
+from d2v.losses import IGNORE
 from d2v.metrics.classification import plot_confusion
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
@@ -53,7 +51,7 @@ def collate(rows: list[dict], *, tokenizer, numbers, inside) -> dict[str, Any]:
     batch = token_batch(tokenizer, [row["ids"] for row in rows])
     batch["firsts"] = [firsts(row["words"]) for row in rows]
     if "reference" in rows[0]:
-        labels = [np.array([numbers[name] for name in row["reference"]]) for row in rows]
+        labels = [np.array([numbers.get(name, IGNORE) for name in row["reference"]]) for row in rows]
         pieces = [piece_labels(row["words"], label, inside) for row, label in zip(rows, labels, strict=True)]
         batch["labels"] = pad_labels(pieces)
     return batch
@@ -65,19 +63,15 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: words, their labels, and each word encoded as it is after a space
     splits = load(job, docs_tagging, inputs={"tokens": data.tokens_column}, targets={"tags": data.tags_column})
-    sentences = {name: read_words(split, data.tokens_column) for name, split in splits.items()}
-    classes, tags = read_tags(job, splits)
+    splits, sentences, labels, tags = tagged_rows(job, splits)
     tokenizer = tokenizer_for(job, lambda: map(" ".join, sentences["train"]), add_prefix_space=True)
 
     # Model: one output a class for every token
-    id2label = dict(enumerate(classes))
+    id2label = dict(enumerate(labels.names))
     model = build(job, Data2VecTextForTokenClassification, tokenizer=tokenizer, id2label=id2label)
-    names, numbers, rows = model.config.id2label, model.config.label2id, {}
-    chunks = are_chunks(list(numbers))
+    names, numbers, rows, chunks = labels.names, labels.numbers, {}, are_chunks(labels.names)
+    longest = min(data.max_length, model.config.max_tokens)
     for name, each in splits.items():
-        if job.labelled:
-            check_tags(each, sentences[name], tags[name], data, numbers)
-        longest = min(data.max_length, model.config.max_tokens)
         windows = encode_words(tokenizer, sentences[name], longest, data.stride)
         rows[name] = window_rows(each, windows, tags.get(name))
     inside = inside_classes(numbers) if data.label_all_pieces else None
@@ -116,12 +110,12 @@ def main(config: Config) -> dict[str, Any]:
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     keys = ["tokens", "reference", "labels"] if job.labelled else ["tokens", "labels"]  # as conlleval reads them
     records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]
-    columns = {key: [record[key] for record in records] for key in keys}
     if job.is_main:
-        write_conll(job.out / "predictions.conll", *columns.values())
+        write_conll(job.out / "predictions.conll", records, keys)
     if job.is_main and job.labelled:
-        truth, predicted = (list(chain.from_iterable(columns[key])) for key in ("reference", "labels"))
-        plot_confusion(truth, predicted, list(numbers), job.out / "confusion.png")
+        pairs = [pair for row in records for pair in zip(row["reference"], row["labels"], strict=True) if pair[0]]
+        truth, predicted = zip(*pairs, strict=True)
+        plot_confusion(truth, predicted, names, job.out / "confusion.png")
     about: About = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
     return finish(job, metrics, records, split=split, seconds=seconds, **about)
 

@@ -83,7 +83,7 @@ def seeded(seed: tuple[int, ...]) -> Iterator[None]:
 
 
 def image_rows(job: Job, split: Split, labels: Labels, references: Sequence[Any] | None) -> Rows:
-    """The rows of a split of images.
+    """The rows of a split of images whose labels can be used.
 
     Args:
         job: whose data have the options of `ImageData`.

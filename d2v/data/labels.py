@@ -4,24 +4,33 @@ Shapes: B batch, C classes.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from d2v.config import Data, Job
+from d2v.data.class_names import (
+    Named,
+    as_list,
+    as_number,
+    distinct,
+    listed_names,
+    name_values,
+    read_indicators,
+    vector_width,
+)
+from d2v.data.facts import note
 from d2v.data.rows import Split
 from d2v.errors import InputError
 from d2v.pretrained import load_config
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 ProblemType = Literal["single_label", "multi_label", "regression"]
+Match = Literal["name", "number", "order"]
 # As a model's config.json calls them; of older checkpoints the number of outputs says it.
 MODEL_TYPES: dict[ProblemType, str] = {
     "single_label": "single_label_classification",
@@ -35,18 +44,28 @@ class LabelData(Data):
     """Data with labels.
 
     Attributes:
-        label_column: column of the labels: class names or numbers, in multi_label lists of them, in regression values.
+        label_column: column of the labels: class names or numbers, in multi_label lists of them or of a 0 or 1 for each
+            class, in regression values.
+        label_columns: instead of it, in multi_label, columns of 0 and 1, one for each class.
+        label_separator: text between the labels of a row, such as ";", where multi_label has them in one text.
         problem_type: what is predicted of a row: single_label, one class; multi_label, any number of classes;
             regression, a value.
-        match: how the labels of evaluation data are the model's classes: by name; by number; or by order, the first of
+        match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
             the data's classes being the model's first.
         metrics: names of the metrics, the first of which chooses the best checkpoint; by default the usual ones.
     """
 
     label_column: str = "label"
+    label_columns: list[str] = field(default_factory=list)
+    label_separator: str | None = None
     problem_type: ProblemType = "single_label"
-    match: Literal["name", "number", "order"] = "name"
+    match: Match = "name"
     metrics: list[str] = field(default_factory=list)
+
+    @property
+    def targets(self) -> dict[str, str | None]:
+        """The column of labels that `d2v.data.load.load` has to find; those of `label_columns` are looked for later."""
+        return {"label": None if self.label_columns else self.label_column}
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,11 @@ class Labels:
     def numbers(self) -> dict[str, int]:
         """Class name to number."""
         return {name: i for i, name in enumerate(self.names)}
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the names only say the classes' numbers, as LABEL_0 does."""
+        return self.names == [f"LABEL_{i}" for i in range(len(self.names))]
 
     @property
     def head(self) -> dict[str, Any]:
@@ -121,7 +145,8 @@ class Labels:
 def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, list[Any]]]:
     """What the model predicts, and the label of each row of each split: names of the model's classes, or values.
 
-    In training the classes are those of train; else the checkpoint's, to which `data.match` maps the data's.
+    In training the classes are those of all rows of train's files, whatever was held out or sampled; in the order of
+    the checkpoint where this has the same ones. Else they are the checkpoint's, to which `data.match` maps the data's.
 
     Args:
         job: whose data have the options of `LabelData`.
@@ -131,97 +156,107 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
         InputError: some labels are text and others numbers, or train has fewer than two classes.
     """
     data: LabelData = job.config.data
-    column = data.label_column
+    column = ", ".join(data.label_columns) or data.label_column
     labels = Labels(["LABEL_0"], data.problem_type, column)
-    if not job.training:
+    if job.config.model:
         labels = checkpoint_labels(job.config.model, column)
+        labels = replace(labels, problem_type=data.problem_type) if job.training else labels
     if not job.labelled:
         return labels, {}
     if labels.problem_type == "regression":
-        return labels, {name: split.column(column) for name, split in splits.items()}
-    values = {name: read_names(split, column) for name, split in splits.items()}
-    classes = classes_of(splits, values, column)
+        values = {name: list(map(as_number, split.column(column))) for name, split in splits.items()}
+        return (Labels(["LABEL_0"], "regression", column) if job.training else labels), values
+    columns = {name: read_names(split, data, labels.problem_type) for name, split in splits.items()}
+    return settle_classes(job, labels, columns, data.match)
+
+
+def settle_classes(
+    job: Job, labels: Labels, columns: Mapping[str, Named], match: Match
+) -> tuple[Labels, dict[str, list[Any]]]:
+    """What the model predicts, and the labels of each split by the names of its classes; what was matched is noted.
+
+    Args:
+        job: in training the classes are those of train, else the checkpoint's.
+        labels: of the checkpoint, without names if there is none.
+        columns: the labels of each split.
+        match: see `LabelData`.
+    """
+    named = {name: each.labels for name, each in columns.items()}
+    split = "train" if "train" in columns else next(iter(columns))
+    first, column = columns[split], labels.column
+    if negative := [name for name in first.classes if re.fullmatch(r"-\d+", name)]:
+        note(job, "negative labels", f"{split}: {column} {', '.join(negative)} is a class like the others")
     if job.training:
-        return Labels(check_classes(classes, column), data.problem_type, column), values
-    known = match_classes(data.match, labels.names, classes)
-    labels = replace(labels, data_names=list(known))
-    return labels, {name: [renamed(label, known, labels.names) for label in split] for name, split in values.items()}
+        check_classes(first.classes, column)
+        fewer = len(first.classes) != len(labels.names)
+        if labels.unnamed or (fewer and (first.numbered or match == "order")):
+            return replace(labels, names=first.classes), named
+    if first.numbered and len(first.classes) != len(labels.names):
+        there = f"{len(first.classes)} numbers in a row, the model has {len(labels.names)} classes"
+        raise InputError(f"{column}: {there}; should be as many")
+    known = match_classes("number" if first.numbered else match, labels.names, first.classes)
+    return matched(job, labels, first.classes, known, named)
 
 
-def checkpoint_labels(source: str, column: str) -> Labels:
+def matched(
+    job: Job, labels: Labels, classes: Sequence[str], known: Mapping[str, int], named: Mapping[str, list[Any]]
+) -> tuple[Labels, dict[str, list[Any]]]:
+    """The labels of the data as the checkpoint calls them, and what the model predicts then; a change is noted.
+
+    Args:
+        job: in training a class that the checkpoint lacks is new, and one that the data lack is dropped.
+        labels: of the checkpoint.
+        classes: of the data.
+        known: the checkpoint's number of each class, from `match_classes`.
+        named: the labels of each split.
+    """
+    changed = [(name, labels.names[known[name]]) for name in classes if name in known]
+    if others := [f"{name} is {other}" for name, other in changed if name != other]:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        note(job, "labels matched", f"{labels.column}: of the model's classes, {shown}", classes=dict(changed))
+    renamed_to = dict(changed)
+    references = {name: [renamed(label, renamed_to) for label in split] for name, split in named.items()}
+    if not job.training:
+        return replace(labels, data_names=list(known)), references
+    names = list(dict.fromkeys(renamed_to.get(name, name) for name in classes))
+    same = set(names) == set(labels.names)
+    return Labels(labels.names if same else names, labels.problem_type, labels.column), references
+
+
+def checkpoint_labels(source: str, column: str = "label") -> Labels:
     """What a checkpoint predicts."""
     config = load_config(source)
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     names = [names[i] for i in sorted(names, key=int)]
     kinds = {theirs: ours for ours, theirs in MODEL_TYPES.items()}
-    kind = kinds.get(config.get("problem_type", ""), "regression" if len(names) == 1 else "single_label")
+    kind = kinds.get(config.get("problem_type") or "", "regression" if len(names) == 1 else "single_label")
     return Labels(distinct(names), kind, column)
 
 
-def classes_of(splits: Mapping[str, Split], values: Mapping[str, list[Any]], column: str) -> list[str]:
-    """The classes of train, or of the first split: those that the column's type lists, else those that occur."""
-    name = "train" if "train" in splits else next(iter(splits))
-    listed = listed_names(splits[name].table, column)
-    if listed is not None:
-        return listed
-    found = {label for label in every_label(values[name]) if isinstance(label, str)}
-    return sorted(found, key=int if all(map(str.isdecimal, found)) else str)
-
-
-def renamed(label: Any, known: Mapping[str, int], names: Sequence[str]) -> Any:
-    """A label of the data as the name of the model's class that it is; others stay, to be named as a problem."""
-    if isinstance(label, list):
-        return [renamed(each, known, names) for each in label]
-    return names[known[label]] if isinstance(label, str) and label in known else label
-
-
-def every_label(values: Iterable[Any]) -> Iterator[Any]:
-    """The labels of a column, whose rows have one or a list of them."""
-    for value in values:
-        if isinstance(value, list):
-            yield from value
-        else:
-            yield value
-
-
-def listed_names(table: "Dataset", column: str) -> list[str] | None:
-    """The names that a column's type lists, if it does; for a column of lists, those of the items."""
-    feature = table.features[column]
-    names = getattr(getattr(feature, "feature", feature), "names", None)
-    return None if names is None else distinct(names)
-
-
-def read_names(split: Split, column: str) -> list[Any]:
-    """A column's labels as text; what is neither text nor a whole number stays, and a negative number is None.
+def read_names(split: Split, data: LabelData, problem_type: ProblemType) -> Named:
+    """The labels of a split as text, and the classes.
 
     Raises:
-        InputError: some labels are text, others numbers.
+        InputError: some labels are text, others numbers, or a column is missing.
     """
-    values, listed = split.column(column), listed_names(split.table, column)
-    names = {}  # of each distinct label: there are few
-
-    def name(value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(label) for label in value]
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            return value
-        if value not in names:
-            names[value] = name_of(value, listed)
-        return names[value]
-
-    named = [name(value) for value in values]
-    if {int, str} <= {type(value) for value in names}:
-        raise InputError(f"{split.name}: {column} has text and numbers; should be one of the two")
-    return named
+    several, column = problem_type == "multi_label", data.label_column
+    if several and data.label_columns:
+        return read_indicators(split, data.label_columns)
+    values = split.table[column][:]
+    if several:
+        values = [as_list(value, data.label_separator) for value in values]
+        width = vector_width(values) if listed_names(split.table, column) is None else 0
+        if width:
+            vectors = [[str(i) for i, value in enumerate(row) if value] for row in values]
+            return Named([vectors[i] for i in split.index], list(map(str, range(width))), numbered=True)
+    return name_values(split, column, values)
 
 
-def name_of(value: int | str, listed: Sequence[str] | None) -> str | None:
-    """The name of a label; None for the negative numbers of the hub's unlabelled tests."""
-    if isinstance(value, str):
-        return value
-    if value < 0:
-        return None
-    return listed[value] if listed and value < len(listed) else str(value)
+def renamed(label: Any, names: Mapping[str, str]) -> Any:
+    """A label of the data as the model calls it; others stay, to be named as a problem."""
+    if isinstance(label, list):
+        return [renamed(each, names) for each in label]
+    return names.get(label, label) if isinstance(label, str) else label
 
 
 def label_problem(
@@ -239,8 +274,13 @@ def label_problem(
     if isinstance(value, list) != multi_label:
         return f"{column} is {value!r}; should be {'a list of labels' if multi_label else 'a single label'}"
     for label in value if multi_label else [value]:
+        if label is None:
+            return f"{column} is empty or says that there is no label"
+        if isinstance(label, float):
+            return f"{column} is {label}; should be text or a whole number (data.problem_type regression takes others)"
         if label not in known:
-            return f"{column} {label!r} is not one of the classes {', '.join(list(shown or known)[:20])}"
+            listed = ", ".join(list(shown or known)[:20])
+            return f"{column} {label!r} is not one of the classes {listed} (see data.match)"
     return None
 
 
@@ -252,24 +292,38 @@ def check_classes(names: list[str], column: str) -> list[str]:
     return names
 
 
-def distinct(names: Iterable[str]) -> list[str]:
-    """The names, with their number after those that come twice: ImageNet's 134 and 517 are both "crane" on the hub."""
-    counts = Counter(names := list(names))
-    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+def match_classes(match: Match, names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """What each label of the data is among a model's classes; labels that are none are left out.
 
-
-def match_classes(match: Literal["name", "number", "order"], names: list[str], classes: list[str]) -> dict[str, int]:
-    """What each label of the data is among a model's classes.
+    By name, case need not be the same, numbers are the same however they are written, and LABEL_0 is called 0 too; but
+    only where this tells all classes apart.
 
     Args:
         match: labels are the names of the model's classes, their numbers, or classes in the same order.
         names: of the model's classes.
-        classes: of the data, from `classes_of`.
+        classes: of the data.
 
     Raises:
         InputError: by order there have to be as many of both.
     """
     if match == "order" and len(classes) != len(names):
         raise InputError(f"data.match order: the data have {len(classes)} classes, the model has {len(names)}")
-    labels = {"name": names, "number": map(str, range(len(names))), "order": classes}[match]
-    return {label: i for i, label in enumerate(labels)}
+    if match != "name":
+        return {label: i for i, label in enumerate(classes if match == "order" else map(str, range(len(names))))}
+    exact = {name: i for i, name in enumerate(names)}
+    if set(classes) <= set(names):
+        return exact
+    for alike in (str.casefold, plain_number):
+        theirs, ours = list(map(alike, names)), list(map(alike, classes))
+        if len(set(theirs)) == len(names) and len(set(ours)) == len(classes) and set(theirs) & set(ours):
+            return {label: theirs.index(key) for label, key in zip(classes, ours, strict=True) if key in theirs}
+    return exact
+
+
+def plain_number(name: str) -> str:
+    """A number as such, however it is written; of LABEL_0 the 0; other names in small letters."""
+    name = name.casefold()
+    number = name.removeprefix("label_")
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", number, re.ASCII):
+        return name
+    return f"{float(number):.15g}"

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from d2v.data.rows import CHUNK, Rows, Split, first_problem
-from d2v.data.text import TextData, encode_texts, token_batch
+from d2v.config import Job
+from d2v.data.facts import note
+from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.text import TextData, encode_pairs, note_cut, token_batch
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
@@ -47,13 +49,18 @@ class Stream:
     characters: int
 
 
-def pieces(split: Split, data: LanguageData) -> list[str]:
+def pieces(job: Job, split: Split) -> list[str]:
     """What is encoded by itself: each row with the separator that follows it; of documents those that are not empty.
 
+    Args:
+        job: whose data have the options of `LanguageData`.
+        split: rows of text.
+
     Raises:
-        InputError: a row is no text, or no row has any.
+        InputError: a row is no text, unless `data.bad_rows` skips it, or no row has any.
     """
-    texts = read_texts(split, data.text_column)
+    data: LanguageData = job.config.data
+    _, texts = read_texts(job, split, data.text_column)
     if not any(text.strip() for text in texts):
         raise InputError(f"{split.name}: no row has any text")
     if data.separator is None:
@@ -61,11 +68,12 @@ def pieces(split: Split, data: LanguageData) -> list[str]:
     return [*(text + data.separator for text in texts[:-1]), texts[-1]]
 
 
-def read_texts(split: Split, column: str) -> list[str]:
-    """The text of each row; InputError for the first row that has none."""
+def read_texts(job: Job, split: Split, column: str) -> tuple[Split, list[str]]:
+    """The rows that have a text, and their texts; InputError for others, unless `data.bad_rows` skips them."""
     texts = split.column(column)
-    first_problem(split, lambda i: None if isinstance(texts[i], str) else f"{texts[i]!r:.40} should be text")
-    return texts
+    wrong = [None if isinstance(text, str) else f"{column} is {text!r:.40}; should be text" for text in texts]
+    good = check_rows(job, split, wrong)
+    return split.select(good), [texts[i] for i in good]
 
 
 def read_stream(pieces: Sequence[str], tokenizer: Tokenizer, *, documents: bool) -> Stream:
@@ -200,18 +208,22 @@ def mask_tokens(
     return np.where(chosen & (fate >= 0.9), rng.choice(ordinary, len(ids)), masked), chosen
 
 
-def prompt_rows(split: Split, column: str, tokenizer: Tokenizer, room: int, new: int) -> Rows:
+def prompt_rows(job: Job, split: Split, column: str, tokenizer: Tokenizer, room: int, new: int) -> Rows:
     """Texts to continue: `prompt`, and its tokens, `ids`.
 
     Args:
+        job: from `d2v.training.job.start`.
         split: rows.
         column: of the texts.
         tokenizer: of the model.
-        room: most tokens of a prompt.
+        room: most tokens of a prompt; of longer ones the last are read, and they are counted.
         new: number of tokens that are to follow, which count in the length of a row.
     """
-    prompts = read_texts(split, column)
-    ids = encode_prompts(tokenizer, prompts, room)
+    split, prompts = read_texts(job, split, column)
+    ids, longer = encode_prompts(tokenizer, prompts, room)
+    if longer:
+        line = f"{split.name}: of {longer} of {len(ids)} prompts only the last {room} tokens are read"
+        note(job, "texts cut", line, split=split.name, rows=longer, of=len(ids))
     items = [{"prompt": prompt, "ids": row} for prompt, row in zip(prompts, ids, strict=True)]
     return Rows(split, split.ids(), [len(row) + new for row in ids], items=items)
 
@@ -221,30 +233,33 @@ def prompt_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[st
     return token_batch(tokenizer, [row["ids"] for row in rows]) | {"prompts": [row["prompt"] for row in rows]}
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list[int]]:
-    """The tokens of texts to continue, without `</s>`; of longer ones the last `room`, and the terminal says so."""
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> tuple[list[list[int]], int]:
+    """The tokens of texts to continue, without `</s>`, the last `room` of longer ones, and how many are longer."""
     ids = [encoding.ids[:-1] for encoding in tokenizer(prompts)]
-    if longer := sum(len(row) > room for row in ids):
-        print(f"of {longer} of {len(ids)} prompts only the last {room} tokens are read")
-    return [row[-room:] for row in ids]
+    return [row[-room:] for row in ids], sum(len(row) > room for row in ids)
 
 
-def gap_rows(split: Split, column: str, tokenizer: Tokenizer, max_length: int) -> Rows:
+def gap_rows(job: Job, split: Split, column: str, tokenizer: Tokenizer, max_length: int) -> Rows:
     """Texts with `<mask>`: `text`, and its tokens, `ids`.
 
     Args:
+        job: from `d2v.training.job.start`.
         split: rows.
         column: of the texts.
         tokenizer: of the model.
         max_length: most tokens of a row.
 
     Raises:
-        InputError: a row is no text, or has no gap.
+        InputError: a row is no text, or has no gap, unless `data.bad_rows` skips it.
     """
-    ids, mask = encode_texts(tokenizer, split, [column], max_length), tokenizer.special_tokens["mask_token"]
-    first_problem(split, lambda i: None if tokenizer.mask_token_id in ids[i] else f"has no {mask} to fill")
-    items = [{"text": text, "ids": row} for text, row in zip(split.column(column), ids, strict=True)]
-    return Rows(split, split.ids(), list(map(len, ids)), items=items)
+    split, texts = read_texts(job, split, column)
+    ids, cut = encode_pairs(tokenizer, [texts], max_length)
+    mask = tokenizer.special_tokens["mask_token"]
+    good = check_rows(job, split, [None if tokenizer.mask_token_id in row else f"has no {mask} to fill" for row in ids])
+    note_cut(job, split, cut, len(ids), max_length)
+    items = [{"text": texts[i], "ids": ids[i]} for i in good]
+    split = split.select(good)
+    return Rows(split, split.ids(), [len(item["ids"]) for item in items], items=items)
 
 
 def gap_batch(rows: list[dict[str, Any]], *, tokenizer: Tokenizer) -> dict[str, Any]:

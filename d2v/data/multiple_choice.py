@@ -1,12 +1,13 @@
 """Multiple choice: a prompt and what may follow it, one of which is right."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from d2v.config import Job
-from d2v.data.rows import Rows, Split, first_problem
-from d2v.data.text import TextData, encode_pairs
+from d2v.data.rows import Rows, Split, check_rows
+from d2v.data.text import TextData, encode_pairs, note_cut
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
@@ -18,8 +19,8 @@ class ChoiceData(TextData):
     Attributes:
         prompt_column: column of what comes first: a sentence, a question, a text with a question.
         start_column: column of the text that all choices of a row begin with; null for none.
-        choice_columns: columns of one choice each; or a single one of lists of choices.
-        label_column: column of the number of the right choice, from 0.
+        choice_columns: columns of one choice each; or a single one of lists of choices, or of lists `text` and `label`.
+        label_column: column of the right choice: its number, from 0, its letter, A to Z, or what `label` calls it.
     """
 
     prompt_column: str = "sent1"
@@ -28,46 +29,71 @@ class ChoiceData(TextData):
     label_column: str = "label"
 
 
-def read_choices(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[int]]]:
-    """The `prompt` and the `choices` (a list of texts) of each row of each split, and the numbers of the right ones.
+def read_choices(
+    job: Job, splits: Mapping[str, Split]
+) -> tuple[dict[str, Split], dict[str, list[dict[str, Any]]], dict[str, list[int]]]:
+    """The rows of each split that can be used, their `prompt` and `choices`, and the numbers of the right ones.
 
     Args:
         job: whose data have the options of `ChoiceData`; in prediction there are no labels.
         splits: from `d2v.data.load.load`.
 
     Raises:
-        InputError: a column of choices is missing, or a row cannot be used.
+        InputError: a column of choices is missing, or a row cannot be used, unless `data.bad_rows` skips it.
     """
     data: ChoiceData = job.config.data
-    texts, labels = {}, {}
+    kept: dict[str, Split] = {}
+    texts: dict[str, list[dict[str, Any]]] = {}
+    labels: dict[str, list[int]] = {}
     for name, split in splits.items():
-        values = split.column(data.label_column) if job.labelled else None
-        texts[name] = choice_texts(split, data, values)
-        if values is not None:
-            labels[name] = list(map(int, values))
-    return texts, labels
+        before = {column: split.column(column) for column in (data.prompt_column, data.start_column) if column}
+        listed = list(map(list_choices, choice_values(split, data.choice_columns)))
+        reasons = [
+            choices_problem({column: values[i] for column, values in before.items()}, choices, data.choice_columns)
+            for i, (choices, _) in enumerate(listed)
+        ]
+        numbers: list[int | None] = []
+        if job.labelled:
+            values = split.column(data.label_column)
+            numbers = [
+                None if reason else number_of(value, *each)
+                for reason, value, each in zip(reasons, values, listed, strict=True)
+            ]
+            reasons = [
+                reason or (None if number is not None else number_problem(value, data.label_column, *each))
+                for reason, number, value, each in zip(reasons, numbers, values, listed, strict=True)
+            ]
+        good = check_rows(job, split, reasons).tolist()
+        starts = before[data.start_column] if data.start_column else None
+        kept[name], texts[name] = split.select(good), []
+        for i in good:
+            choices = [choice if starts is None else f"{starts[i]} {choice}" for choice in listed[i][0]]
+            texts[name].append({"prompt": before[data.prompt_column][i], "choices": choices})
+        if job.labelled:
+            labels[name] = [number for i in good if (number := numbers[i]) is not None]
+    return kept, texts, labels
 
 
-def choice_texts(split: Split, data: ChoiceData, labels: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """The `prompt` and the `choices` of each row of a split, which is checked, with its labels if there are any."""
+def choice_values(split: Split, columns: Sequence[str]) -> Sequence[Any]:
+    """The choices of each row as the columns have them, several columns as lists; `a.b` is field b of column a."""
     names = split.table.column_names
-    if missing := [column for column in data.choice_columns if column not in names]:
+    columns = [column if column in names else column.partition(".")[0] for column in columns]
+    if missing := [column for column in columns if column not in names]:
         raise InputError(f"{split.name}: no column {missing[0]!r} (data.choice_columns); there are {', '.join(names)}")
-    texts = {column: split.column(column) for column in (data.prompt_column, data.start_column) if column}
-    columns = [split.column(column) for column in data.choice_columns]
-    choices = columns[0] if len(columns) == 1 else [list(row) for row in zip(*columns, strict=True)]
+    values = [split.column(column) for column in dict.fromkeys(columns)]
+    return values[0] if len(values) == 1 else [list(row) for row in zip(*values, strict=True)]
 
-    def problem(i: int) -> str | None:
-        before = {column: values[i] for column, values in texts.items()}
-        reason = choices_problem(before, choices[i], data.choice_columns)
-        return reason if reason or labels is None else number_problem(labels[i], data.label_column, choices[i])
 
-    first_problem(split, problem)
-    if data.start_column:
-        starts = texts[data.start_column]
-        choices = [[f"{start} {choice}" for choice in row] for start, row in zip(starts, choices, strict=True)]
-    prompts = texts[data.prompt_column]
-    return [{"prompt": prompt, "choices": row} for prompt, row in zip(prompts, choices, strict=True)]
+def list_choices(value: Any) -> tuple[Any, list[str]]:
+    """The choices of a row, and what they are called: lists `text` and `label`, or objects that have these.
+
+    ARC and CommonsenseQA have choices so. What is no list of choices stays, without names.
+    """
+    if isinstance(value, list) and value and all(isinstance(each, dict) and "text" in each for each in value):
+        value = {key: [each.get(key) for each in value] for key in ("text", "label")}
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        return value["text"], [str(name) for name in value.get("label") or []]
+    return value, []
 
 
 def every_text(texts: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -78,21 +104,26 @@ def every_text(texts: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def choice_rows(
-    split: Split, texts: list[dict[str, Any]], labels: Sequence[int] | None, tokenizer: Tokenizer, max_length: int
+    job: Job,
+    split: Split,
+    texts: list[dict[str, Any]],
+    labels: Sequence[int] | None,
+    tokenizer: Tokenizer,
+    max_length: int,
 ) -> Rows:
     """The rows of a split with `ids`, the tokens of the prompt with each choice; their length counts padding.
 
     Args:
+        job: from `d2v.training.job.start`.
         split: rows.
         texts, labels: from `read_choices`; no labels in prediction.
         tokenizer: of the model.
-        max_length: most tokens of a prompt with a choice; the longer of the two is cut, and counted on the terminal.
+        max_length: most tokens of a prompt with a choice; the longer of the two is cut, and counted.
     """
     prompts = [row["prompt"] for row in texts for _ in row["choices"]]
     choices = [choice for row in texts for choice in row["choices"]]
     encoded, cut = encode_pairs(tokenizer, [prompts, choices], max_length)
-    if cut:
-        print(f"{split.name}: {cut} of {len(encoded)} texts cut to {max_length} tokens")
+    note_cut(job, split, cut, len(encoded), max_length)
     ids = iter(encoded)
     items = [row | {"ids": [next(ids) for _ in row["choices"]]} for row in texts]
     lengths = [len(item["ids"]) * max(map(len, item["ids"])) for item in items]
@@ -117,9 +148,32 @@ def choices_problem(texts: dict[str, Any], choices: Any, columns: Sequence[str])
     return None
 
 
-def number_problem(value: Any, column: str, choices: list[str]) -> str | None:
-    """Why a label is not the number of a choice, or None; some sets of the hub have their numbers as text."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if (whole or (isinstance(value, str) and value.isdecimal())) and 0 <= int(value) < len(choices):
+def number_of(value: Any, choices: Sequence[str], names: Sequence[str]) -> int | None:
+    """The number of the right choice, from 0; None if the label says none.
+
+    Args:
+        value: the label: a name of a choice, a number, a letter (A is 0), or the choice itself.
+        choices: the choices.
+        names: what they are called, if they have names.
+    """
+    text = value.strip() if isinstance(value, str) else str(value)
+    if isinstance(value, bool) or value is None:
         return None
-    return f"{column} is {value!r}; should be the number of a choice, 0 to {len(choices) - 1}"
+    if text in names:
+        return names.index(text)
+    if isinstance(value, float) and value.is_integer():
+        text = str(int(value))
+    if re.fullmatch(r"\d+", text, re.ASCII) and not names:
+        number = int(text)
+    elif re.fullmatch("[A-Za-z]", text) and not names:
+        number = ord(text.upper()) - ord("A")
+    else:
+        number = choices.index(text) if list(choices).count(text) == 1 else len(choices)
+    return number if number < len(choices) else None
+
+
+def number_problem(value: Any, column: str, choices: Sequence[str], names: Sequence[str]) -> str:
+    """Why a label is not that of a choice."""
+    last = len(choices) - 1
+    wanted = ", ".join(names) if names else f"0 to {last}, or a letter, A to {chr(ord('A') + min(last, 25))}"
+    return f"{column} is {value!r}; should be the number of a choice, {wanted}"

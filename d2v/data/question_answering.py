@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2v.config import Data, Job, at_least
 from d2v.data.load import read
-from d2v.data.rows import CHUNK, Rows, Split, first_problem
+from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.data.text import TextData
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
@@ -111,17 +111,30 @@ def questions_of(articles: list[dict]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def check_questions(job: Job, splits: Mapping[str, Split]) -> None:
-    """Raise InputError for the first row that cannot be used, or whose id another one has.
+def check_questions(job: Job, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The rows of each split that can be used.
 
     Args:
         job: whose data have the options of `QuestionData`; in prediction there are no answers.
         splits: from `d2v.data.load.load`.
+
+    Raises:
+        InputError: a row cannot be used, unless `data.bad_rows` skips it, or another one has its id.
     """
+    data: QuestionData = job.config.data
+    kept = {}
     for name, split in splits.items():
         if name != "train":
             check_ids(name, split.ids())
-        check_split(split, job.config.data, labelled=job.labelled)
+        contexts = split.column(data.context_column)
+        pairs = zip(split.column(data.question_column), contexts, strict=True)
+        reasons = [question_problem(*pair) for pair in pairs]
+        if job.labelled:
+            options = {"unanswerable": data.unanswerable, "train": name == "train"}
+            rows = zip(reasons, split.column(data.answers_column), contexts, strict=True)
+            reasons = [reason or answers_problem(answers, context, **options) for reason, answers, context in rows]
+        kept[name] = split.select(check_rows(job, split, reasons))
+    return kept
 
 
 def check_ids(split: str, ids: Sequence[str]) -> None:
@@ -131,19 +144,6 @@ def check_ids(split: str, ids: Sequence[str]) -> None:
         if name in others:
             raise InputError(f"{split}: two questions have the id {name!r}; ids should differ")
         others.add(name)
-
-
-def check_split(split: Split, data: QuestionData, *, labelled: bool) -> None:
-    """Raise InputError for the first row of a split that cannot be used."""
-    questions, contexts = split.column(data.question_column), split.column(data.context_column)
-    answers = split.column(data.answers_column) if labelled else None
-    options = {"unanswerable": data.unanswerable, "train": split.name == "train"}
-
-    def problem(i: int) -> str | None:
-        reason = question_problem(questions[i], contexts[i])
-        return reason if reason or answers is None else answers_problem(answers[i], contexts[i], **options)
-
-    first_problem(split, problem)
 
 
 def question_problem(question: Any, context: Any) -> str | None:

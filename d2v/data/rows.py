@@ -221,12 +221,3 @@ def decode_rows(
     if not good:
         raise NoneDecodedError(f"not one row of a batch can be decoded; the last is {message}", left_out)
     return good, values, left_out
-
-
-def first_problem(split: Split, problem: Callable[[int], str | None]) -> None:
-    """Raise InputError for the first row of which `problem(i)` says what is wrong, and count them."""
-    bad = [(i, reason) for i in range(len(split)) if (reason := problem(i))]
-    if bad:
-        i, reason = bad[0]
-        others = f"; {len(bad)} such rows of {len(split)}" if len(bad) > 1 else ""
-        raise InputError(f"{split.where(i)}: {reason}{others}")

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from d2v.config import Data, Job, at_least
-from d2v.data.rows import CHUNK, Rows, Split
-from d2v.errors import InputError
+from d2v.data.facts import note
+from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.processors.text import Tokenizer
 
 
@@ -53,56 +53,57 @@ def tokenizer_for(job: Job, texts: Callable[[], Iterable[str]], *, add_prefix_sp
 
 
 def all_texts(split: Split, columns: Sequence[str]) -> Iterable[str]:
-    """The texts of these columns, for a tokenizer to learn from; what is no text is left to `encode_texts`."""
+    """The texts of these columns, for a tokenizer to learn from; what is no text is left to `text_rows`."""
     for column in columns:
         yield from (text for text in split.column(column) if isinstance(text, str))
 
 
 def text_rows(
-    tokenizer: Tokenizer, split: Split, columns: Sequence[str], max_length: int, references: Sequence[Any] | None = None
+    job: Job,
+    tokenizer: Tokenizer,
+    split: Split,
+    columns: Sequence[str],
+    max_length: int,
+    references: Sequence[Any] | None = None,
+    problem: Callable[[Any], str | None] = lambda reference: None,
 ) -> Rows:
-    """The rows of a split as tokens, `ids` (T,) int32.
+    """The rows of a split that can be used as tokens, `ids` (T,) int32; those that are cut are counted.
 
     Args:
+        job: from `d2v.training.job.start`.
         tokenizer: of the model.
         split: rows.
         columns: one, or two for pairs, of which the longer text is cut.
-        max_length: most tokens of a row.
+        max_length: most tokens of a row; longer ones are cut at their end.
         references: of each row.
+        problem: says why a reference cannot be used, or None.
+
+    Raises:
+        InputError: a row has no text or an unusable reference, unless `data.bad_rows` skips it.
     """
-    ids = encode_texts(tokenizer, split, columns, max_length)
-    return Rows(split, split.ids(), list(map(len, ids)), references, [{"ids": row} for row in ids])
+    texts = [split.column(column) for column in columns]
+    reasons = [text_problem(dict(zip(columns, values, strict=True))) for values in zip(*texts, strict=True)]
+    if references is not None:
+        reasons = [reason or problem(reference) for reason, reference in zip(reasons, references, strict=True)]
+    good = check_rows(job, split, reasons)
+    kept = split.select(good)
+    ids, cut = encode_pairs(tokenizer, [[column[i] for i in good] for column in texts], max_length)
+    note_cut(job, kept, cut, len(ids), max_length)
+    references = None if references is None else [references[i] for i in good]
+    return Rows(kept, kept.ids(), list(map(len, ids)), references, [{"ids": row} for row in ids])
+
+
+def note_cut(job: Job, split: Split, cut: int, texts: int, max_length: int) -> None:
+    """Note how many texts of a split were cut."""
+    if cut:
+        line = f"{split.name}: {cut} of {texts} texts cut to {max_length} tokens"
+        note(job, "texts cut", line, split=split.name, rows=cut, of=texts)
 
 
 def token_batch(tokenizer: Tokenizer, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """`input_ids` (B, T), `attention_mask` (B, T), the `lengths` of rows, on the host, and their sum as `size`."""
     lengths = list(map(len, ids))
     return tokenizer.pad(ids) | {"lengths": lengths, "size": sum(lengths)}
-
-
-def encode_texts(tokenizer: Tokenizer, split: Split, columns: Sequence[str], max_length: int) -> list[np.ndarray]:
-    """The tokens of each row's text, or pair of texts; too long ones are cut at their end and counted on the terminal.
-
-    Args:
-        tokenizer: of the model.
-        split: rows.
-        columns: one, or two for pairs, of which the longer text is cut.
-        max_length: most tokens of a row.
-
-    Returns:
-        (T,) int32 for each row.
-
-    Raises:
-        InputError: a row has no text.
-    """
-    texts = [split.column(column) for column in columns]
-    for i, values in enumerate(zip(*texts, strict=True)):
-        if problem := text_problem(dict(zip(columns, values, strict=True))):
-            raise InputError(f"{split.where(i)}: {problem}")
-    rows, cut = encode_pairs(tokenizer, texts, max_length)
-    if cut:
-        print(f"{split.name}: {cut} of {len(rows)} texts cut to {max_length} tokens")
-    return rows
 
 
 def encode_pairs(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[np.ndarray], int]:
@@ -128,7 +129,6 @@ def text_problem(texts: Mapping[str, Any]) -> str | None:
     """Why a row's columns cannot be read, or None; not all of them may be blank: QQP has pairs with an empty side."""
     for column, text in texts.items():
         if not isinstance(text, str):
-            # pandas, which reads CSV, takes words such as NA and null for nothing
             return f"{column} is {text!r}; should be text"
     if not any(text.strip() for text in texts.values()):
         return f"{' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} empty; should be text"

@@ -3,17 +3,19 @@
 Shapes: T tokens of a window, special ones counted, C classes.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.labels import check_classes, classes_of, label_problem, read_names
-from d2v.data.rows import CHUNK, Split, first_problem
+from d2v.data.class_names import as_list, name_values
+from d2v.data.labels import Labels, Match, checkpoint_labels, label_problem, settle_classes
+from d2v.data.rows import CHUNK, Split, check_rows
 from d2v.data.text import TextData
 from d2v.errors import InputError
 from d2v.losses import IGNORE
@@ -26,7 +28,9 @@ class TokenData(TextData):
 
     Attributes:
         tokens_column: column of lists of words.
-        tags_column: column of lists of the words' labels, names or numbers.
+        tags_column: column of lists of the words' labels, names or numbers; null and negative numbers do not count.
+        match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
+            the data's classes being the model's first.
         label_all_pieces: train on the labels of all tokens of a word; by default on that of its first.
         max_length: maximum number of tokens of a window; a longer sentence takes several.
         stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
@@ -34,19 +38,42 @@ class TokenData(TextData):
 
     tokens_column: str = "tokens"
     tags_column: str = "tags"
+    match: Match = "name"
     label_all_pieces: bool = False
     stride: int = 64
 
 
-def read_words(split: Split, column: str) -> list[list[str]]:
-    """The words of each row.
+NO_TAGS = (-100, -1, "-100", "-1", "")
+"""Labels of words that do not count, as other programs write them; null is another."""
+
+
+def tagged_rows(
+    job: Job, splits: Mapping[str, Split]
+) -> tuple[dict[str, Split], dict[str, list[list[str]]], Labels, dict[str, list[Any]]]:
+    """The rows of each split that can be used, their words, what the model predicts, and the labels of the words.
+
+    A word whose label is None does not count.
+
+    Args:
+        job: whose data have the options of `TokenData`; in prediction there are no labels.
+        splits: from `d2v.data.load.load`.
 
     Raises:
-        InputError: a row is not a list of words.
+        InputError: some labels are text and others numbers, train has fewer than two classes, or a row cannot be used.
     """
-    sentences = split.column(column)
-    first_problem(split, lambda i: words_problem(sentences[i], column))
-    return sentences
+    data: TokenData = job.config.data
+    labels, tags = read_tags(job, splits)
+    kept, sentences = {}, {}
+    for name, split in splits.items():
+        words = [as_list(row, None) for row in split.column(data.tokens_column)]
+        reasons = [words_problem(each, data.tokens_column) for each in words]
+        if name in tags:
+            rows = zip(reasons, words, tags[name], strict=True)
+            reasons = [reason or tags_problem(each, labels, row, data) for reason, each, row in rows]
+        good = check_rows(job, split, reasons)
+        kept[name], sentences[name] = split.select(good), [words[i] for i in good]
+        tags |= {name: [tags[name][i] for i in good]} if name in tags else {}
+    return kept, sentences, labels, tags
 
 
 def words_problem(words: Any, column: str) -> str | None:
@@ -59,46 +86,28 @@ def words_problem(words: Any, column: str) -> str | None:
     return None
 
 
-def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[list[str], dict[str, list[Any]]]:
-    """The classes of train, or of the split that is scored, and of each row the names of its words' labels.
-
-    Args:
-        job: whose data have the options of `TokenData`; in prediction there are neither classes nor labels.
-        splits: from `d2v.data.load.load`.
-
-    Raises:
-        InputError: some labels are text and others numbers, or train has fewer than two classes.
-    """
+def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, list[Any]]]:
+    """What the model predicts of a word, and of each row the names of its words' labels; see `tagged_rows`."""
+    data: TokenData = job.config.data
+    labels = Labels(["LABEL_0"], "single_label", data.tags_column)
+    if job.config.model:
+        labels = replace(checkpoint_labels(job.config.model, data.tags_column), problem_type="single_label")
     if not job.labelled:
-        return [], {}
-    column = job.config.data.tags_column
-    tags = {name: read_names(split, column) for name, split in splits.items()}
-    classes = classes_of(splits, tags, column)
-    return check_classes(classes, column) if job.training else classes, tags
+        return labels, {}
+    tables = {name: [as_list(row, None) for row in split.table[data.tags_column][:]] for name, split in splits.items()}
+    columns = {name: name_values(split, data.tags_column, tables[name], NO_TAGS) for name, split in splits.items()}
+    return settle_classes(job, labels, columns, data.match)
 
 
-def check_tags(
-    split: Split, sentences: Sequence[Sequence[str]], tags: Sequence[Any], data: TokenData, numbers: Mapping[str, int]
-) -> None:
-    """Raise InputError for the first row that has not one of the model's labels for each word.
-
-    Args:
-        split: rows.
-        sentences: their words.
-        tags: their labels.
-        data: where these are from.
-        numbers: the model's classes.
-    """
-
-    def problem(i: int) -> str | None:
-        words, labels = len(sentences[i]), tags[i]
-        reason = label_problem(labels, numbers, data.tags_column, multi_label=True)
-        if reason is None and len(labels) != words:
-            reason = f"{words} words in {data.tokens_column}, {len(labels)} labels in {data.tags_column}"
-            reason += "; should be as many"
-        return reason
-
-    first_problem(split, problem)
+def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenData) -> str | None:
+    """Why a row's labels cannot be used, or None: there is one of the model's, or None, for each word."""
+    shown = labels.data_names or labels.names
+    counting = [tag for tag in tags if tag is not None] if isinstance(tags, list) else tags
+    reason = label_problem(counting, labels.numbers, data.tags_column, shown, multi_label=True)
+    if reason is None and len(tags) != len(words):
+        reason = f"{len(words)} words in {data.tokens_column}, {len(tags)} labels in {data.tags_column}"
+        reason += "; should be as many"
+    return reason
 
 
 def encode_words(
@@ -166,14 +175,15 @@ def piece_labels(words: np.ndarray, labels: np.ndarray, inside: np.ndarray | Non
 
     Args:
         words: (T,) from `encode_words`.
-        labels: numbers of the labels of all the sentence's words.
+        labels: numbers of the labels of all the sentence's words, `IGNORE` where one does not count.
         inside: class -> class of a word's tokens after its first, from `inside_classes`; None gives these no label.
     """
     own = labels[words]
-    others = IGNORE if inside is None else np.where(words >= 0, inside[own], IGNORE)
+    others = IGNORE if inside is None else np.where((words >= 0) & (own >= 0), inside[own.clip(0)], IGNORE)
     return np.where(firsts(words), own, others)
 
 
 def inside_classes(numbers: Mapping[str, int]) -> np.ndarray:
-    """(C,) the class that goes on with each: of B- the I- of its type, of others the same."""
-    return np.array([numbers.get("I-" + name[2:], i) if name.startswith("B-") else i for name, i in numbers.items()])
+    """(C,) the class that goes on with each: of B, with or without a type, the I of its type, of others the same."""
+    begins = re.compile(r"B(?=[-_]|$)")
+    return np.array([numbers.get(begins.sub("I", name), i) for name, i in numbers.items()])

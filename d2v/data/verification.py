@@ -16,8 +16,9 @@ from typing import Any
 
 from d2v.config import Job, at_least
 from d2v.data.audio import AudioData
+from d2v.data.class_names import name_values
 from d2v.data.columns import read_columns
-from d2v.data.labels import check_classes, read_names
+from d2v.data.labels import check_classes
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
@@ -65,7 +66,8 @@ def read_speakers(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, Spli
     data: TrialData = job.config.data
     if not job.labelled or (data.trials and not job.training):
         return dict(splits), {}
-    speakers = {name: read_names(split, data.speaker_column) for name, split in splits.items()}
+    column = data.speaker_column
+    speakers = {name: name_values(split, column, split.table[column][:]).labels for name, split in splits.items()}
     held = set(data.held_out_speakers)
     if not held:
         return dict(splits), speakers

@@ -88,7 +88,7 @@ def continue_texts(
 def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
     """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
     room, _ = sampling.bounds(model.config)
-    batch = tokenizer.pad(encode_prompts(tokenizer, sampling.prompts, room))
+    batch = tokenizer.pad(encode_prompts(tokenizer, sampling.prompts, room)[0])
     batch = {name: values.to(model.device) for name, values in batch.items()}
     texts = continue_texts(model, batch, tokenizer, sampling, seed)
     for prompt, text in zip(sampling.prompts, texts, strict=True):

@@ -21,17 +21,17 @@ def join_windows(rows: Rows, predictions: Sequence[tuple[int, list[str]]]) -> li
     ]
 
 
-def write_conll(path: Path, sentences: Sequence[Sequence[str]], *columns: Sequence[Sequence[str]]) -> None:
+def write_conll(path: Path, records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
     """Write a word a line, its labels behind it, and a blank line after each sentence, as conlleval reads it.
 
     Args:
         path: file to write.
-        sentences: words; white space within one becomes an underscore.
-        columns: labels of all words; conlleval compares the last two.
+        records: sentences; white space within a word becomes an underscore, words without a reference are left out.
+        keys: of the words and of the columns of their labels; conlleval compares the last two.
     """
     with path.open("w", encoding="utf-8") as file:
-        for words, *labels in zip(sentences, *columns, strict=True):
-            file.writelines(
-                f"{' '.join(('_'.join(word.split()), *rest))}\n" for word, *rest in zip(words, *labels, strict=True)
-            )
+        for record in records:
+            for word, *labels in zip(*(record[key] for key in keys), strict=True):
+                if None not in labels:
+                    file.write(f"{' '.join(('_'.join(word.split()), *labels))}\n")
             file.write("\n")

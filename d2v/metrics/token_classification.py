@@ -7,28 +7,45 @@ from d2v.errors import InputError
 from d2v.metrics.classification import accuracy_and_f1
 
 Labels = Sequence[Sequence[str]]
-CHUNK = re.compile(r"O|[BIES]-.+", re.DOTALL)
+# B begins, I or M goes on, E or L ends, and S, U or W is all of a chunk; its type may follow, or there is only one.
+CHUNK = re.compile(r"O|([BIESLUMW])([-_].+)?", re.DOTALL)
+IOBES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+ONE_TYPE = "chunk"
 
 
 def are_chunks(classes: Sequence[str]) -> bool:
     """Whether the classes say where chunks of words begin and go on: O, and others with a prefix such as B- and I-."""
-    return "O" in classes and len(classes) > 1 and all(CHUNK.fullmatch(name) for name in classes)
+    return {"O"} < set(classes) and all(CHUNK.fullmatch(name) for name in classes)
 
 
-def token_classification_metrics(references: Labels, predictions: Labels, *, chunks: bool) -> dict[str, float]:
+def as_iobes(label: str) -> str:
+    """A label of `are_chunks` by the letters of IOBES, and with a type."""
+    if label == "O":
+        return label
+    return f"{IOBES[label[0]]}-{label[2:] or ONE_TYPE}"
+
+
+def token_classification_metrics(
+    references: Sequence[Sequence[str | None]], predictions: Labels, *, chunks: bool
+) -> dict[str, float]:
     """The metrics of labelled words.
 
     Args:
-        references: the labels of each sentence's words.
+        references: the labels of each sentence's words; a word whose label is None does not count.
         predictions: the same shape.
         chunks: as `are_chunks` says of all classes.
 
     Returns:
         `chunk_metrics`, or else `accuracy` and `macro_f1` of the words.
     """
+    pairs = [
+        [(reference, label) for reference, label in zip(*rows, strict=True) if reference is not None]
+        for rows in zip(references, predictions, strict=True)
+    ]
+    sides = [[[pair[side] for pair in row] for row in pairs if row] for side in (0, 1)]
     if chunks:
-        return chunk_metrics(references, predictions)
-    return accuracy_and_f1(*([label for labels in side for label in labels] for side in (references, predictions)))
+        return chunk_metrics(*sides)
+    return accuracy_and_f1(*([label for labels in side for label in labels] for side in sides))
 
 
 def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
@@ -38,20 +55,20 @@ def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
     takes that for no chunk.
 
     Args:
-        references: the labels of each sentence's words: IOBES if E- or S- occurs, else IOB2.
+        references: the labels of each sentence's words: IOBES, or BILOU, if an end or a single occurs, else IOB2.
         predictions: the same shape.
 
     Raises:
         InputError: no words.
     """
+    from seqeval import scheme as schemes
     from seqeval.metrics.sequence_labeling import accuracy_score, f1_score, precision_recall_fscore_support
-    from seqeval.scheme import IOB2, IOBES
 
-    references, predictions = [list(labels) for labels in references], [list(labels) for labels in predictions]
+    references, predictions = ([list(map(as_iobes, labels)) for labels in side] for side in (references, predictions))
     prefixes = {label[0] for side in (references, predictions) for labels in side for label in labels}
     if not prefixes:
         raise InputError("no word to score; a metric needs at least one")
-    scheme = IOBES if prefixes & {"E", "S"} else IOB2
+    scheme = schemes.IOBES if prefixes & {"E", "S"} else schemes.IOB2
     options = {"average": "micro", "zero_division": 0}
     precision, recall, f1, _ = precision_recall_fscore_support(references, predictions, **options)
     strict = f1_score(references, predictions, mode="strict", scheme=scheme, **options)

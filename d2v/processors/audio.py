@@ -368,6 +368,11 @@ class CTCTokenizer:
     def __len__(self) -> int:
         return len(self.vocab)
 
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens in the order of their numbers."""
+        return sorted(self.vocab, key=self.vocab.__getitem__)
+
     @classmethod
     def from_texts(cls, texts: Iterable[str], case: str = "keep", remove: str = "") -> "CTCTokenizer":
         """Build the vocabulary from transcripts; of the training set only, since nothing else is learned."""

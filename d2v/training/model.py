@@ -1,16 +1,26 @@
 """The model that a run starts from: a checkpoint's or a new one, frozen or with adapters as the options say."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
 from d2v.config import Job
+from d2v.data.facts import note
+from d2v.data.labels import MODEL_TYPES, checkpoint_labels, match_classes
 from d2v.errors import InputError
 from d2v.lora import add_lora
 from d2v.models.base import PreTrainedModel
 from d2v.models.text import Data2VecTextConfig
+from d2v.pretrained import fetch_file, load_weights
+from d2v.processors.audio import CTCTokenizer
 from d2v.processors.text import Tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+# Weights that only training has a use for: what masks are filled with, the loss of speakers, a second head.
+TRAINING_ONLY = re.compile(r"(.*\.)?(masked_spec_embed|mask_token)|(objective|auxiliary_head)\..*")
 
 
 def build(
@@ -18,33 +28,38 @@ def build(
     cls: type[Model],
     fine_tuning: Mapping[str, Any] | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | CTCTokenizer | None = None,
     always: Mapping[str, Any] | None = None,
     **task: Any,
 ) -> Model:
     """The model that a run starts from.
 
     A checkpoint keeps its configuration in evaluation and prediction. In training `fine_tuning`, the user's `arch` and
-    the task's fields change it, in this order. The fields in `always` hold whatever the mode.
+    the task's fields change it, in this order. The fields in `always` hold whatever the mode. Of a checkpoint's head
+    the rows of classes, or of characters, that the new one has too are kept, wherever they stand.
 
     Args:
         job: from `d2v.training.job.start`.
         cls: its class.
         fine_tuning: fields of the configuration that differ in fine-tuning, such as dropout.
-        tokenizer: of a text model, whose vocabulary and special tokens a new model gets.
+        tokenizer: of a text model, whose vocabulary and special tokens a new model gets; or of a CTC model, whose head
+            gets a row for each token.
         always: fields without which the model would compute something else, such as `is_decoder`.
         **task: fields that the task decides, such as `id2label`.
 
     Raises:
-        InputError: the model cannot be loaded, its tokenizer does not fit, or the options exclude each other.
+        InputError: the model cannot be loaded, has no head to evaluate or to predict with, its tokenizer does not fit,
+            or the options exclude each other.
     """
     config = job.config
     changes = {**(fine_tuning or {}), **config.arch, **task} if job.training else {}
+    if job.training and isinstance(tokenizer, CTCTokenizer):
+        changes |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     changes |= always or {}
     if config.model:
-        model = cls.from_pretrained(config.model, **changes)
+        model = load_checkpoint(job, cls, changes, tokenizer)
     else:
-        changes = changes if tokenizer is None else text_sizes(job, tokenizer, changes)
+        changes = text_sizes(job, tokenizer, changes) if isinstance(tokenizer, Tokenizer) else changes
         model = cls(cls.config_class.from_dict({}, **changes))
     settings = model.config
     if tokenizer and isinstance(settings, Data2VecTextConfig) and len(tokenizer) > settings.vocab_size:
@@ -60,6 +75,87 @@ def build(
         base = model.base_model
         (base.feature_extractor if hasattr(base, "feature_extractor") else base.embeddings).requires_grad_(False)
     return model
+
+
+def load_checkpoint(
+    job: Job, cls: type[Model], changes: Mapping[str, Any], tokenizer: Tokenizer | CTCTokenizer | None
+) -> Model:
+    """The run's checkpoint as a model of this class, in evaluation mode; what is new in it is noted.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        cls: the class.
+        changes: fields of its configuration that differ.
+        tokenizer: of a CTC model, whose head has a row for each token.
+
+    Raises:
+        InputError: it cannot be loaded, or in evaluation and prediction lacks weights.
+    """
+    source = job.config.model
+    model = cls(cls.config_class.from_pretrained(source, **changes))
+    if not job.training:
+        report = load_weights(model, source)
+        if needed := [name for name in sorted(report.missing) if not TRAINING_ONLY.fullmatch(name)]:
+            raise InputError(
+                f"{source}: lacks {shorten(needed, 4)}, without which it cannot {job.config.mode}; train it first"
+            )
+    else:
+        names, old, pairs = head_rows(job, model, tokenizer)
+        report = load_weights(model, source, row_axes(model, tokenizer), pairs)
+        kept = [i for i in range(len(names)) if pairs.get(i, report.rows) < report.rows]
+        if report.rows and [pairs.get(i) for i in range(max(report.rows, len(names)))] != list(range(report.rows)):
+            new = shorten(name for i, name in enumerate(names) if i not in kept)
+            gone = shorten(name for i, name in enumerate(old[: report.rows]) if i not in pairs.values())
+            line = f"head: {len(kept)} of {len(names)} rows are the checkpoint's, by name"
+            line += (f"; new: {new}" if new else "") + (f"; left out: {gone}" if gone else "")
+            note(job, "head", line, kept=len(kept), of=len(names))
+    for line in filter(None, str(report).splitlines()):
+        note(job, "weights", line)
+    return model.eval()
+
+
+def shorten(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many others there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def head_rows(
+    job: Job, model: PreTrainedModel, tokenizer: Tokenizer | CTCTokenizer | None
+) -> tuple[list[str], list[str], dict[int, int]]:
+    """The names of the head's rows, classes or characters, those of the checkpoint's, and which of these are which.
+
+    Args:
+        job: whose data may have `match`: without names of its own, a checkpoint's classes may be the data's in order.
+        model: the new one.
+        tokenizer: of a CTC model.
+    """
+    source = job.config.model
+    if isinstance(tokenizer, CTCTokenizer):
+        old = CTCTokenizer.from_pretrained(source).tokens if fetch_file(source, "vocab.json") else []
+        new = tokenizer.tokens
+        return new, old, {i: old.index(token) for i, token in enumerate(new) if token in old}
+    before, new = checkpoint_labels(source), list(model.config.id2label.values())
+    if (before.problem_type == "regression") != (model.config.problem_type == MODEL_TYPES["regression"]):
+        return new, before.names, {}
+    by_order = before.unnamed and getattr(job.config.data, "match", "name") == "order"
+    if by_order and len(new) != len(before.names):
+        return new, before.names, {}
+    known = match_classes("order" if by_order else "name", before.names, new)
+    return new, before.names, {i: known[name] for i, name in enumerate(new) if name in known}
+
+
+def row_axes(model: PreTrainedModel, tokenizer: Tokenizer | CTCTokenizer | None) -> dict[str, int]:
+    """The weights that grow with the number of classes, or with CTC of tokens, and in which dimension."""
+    settings = model.config
+    if isinstance(tokenizer, CTCTokenizer):
+        longer = replace(settings, vocab_size=len(tokenizer) + 1)  # type: ignore[call-arg]
+    else:
+        longer = replace(settings, id2label={**settings.id2label, settings.num_labels: ""})
+    with torch.device("meta"):  # shapes alone
+        others = {key: value.shape for key, value in type(model)(longer).state_dict().items()}
+    pairs = ((key, zip(value.shape, others[key], strict=True)) for key, value in model.state_dict().items())
+    return {key: axis for key, sizes in pairs for axis, (size, other) in enumerate(sizes) if size != other}
 
 
 def text_sizes(job: Job, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dict[str, Any]:

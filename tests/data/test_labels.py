@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.data.labels import LabelData, Labels, check_classes, distinct, match_classes, read_labels
+from d2v.data.class_names import distinct
+from d2v.data.labels import LabelData, Labels, check_classes, match_classes, read_labels
 from d2v.data.rows import Split
 from d2v.errors import InputError
 from tests.helpers import make_job, make_split
@@ -15,13 +16,19 @@ from tests.helpers import make_job, make_split
 
 def read(values, other=None, feature=None, mode="train", model=None, **options):
     """Labels, and those of each split, of columns of labels."""
+    return read_job(values, other, feature, mode, model, **options)[1]
+
+
+def read_job(values, other=None, feature=None, mode="train", model=None, **options):
+    """The job too, whose facts say what was matched."""
     splits = {}
     for name, column in (("train", values), ("validation", other)) if mode == "train" else (("test", values),):
         if column is not None:
             table = datasets.Dataset.from_dict({"label": column})
             table = table.cast_column("label", feature) if feature else table
             splits[name] = Split(name, table, np.arange(len(table)), ((name, len(table)),))
-    return read_labels(make_job(LabelData(**options), mode=mode, model=model), splits)
+    job = make_job(LabelData(**options), mode=mode, model=model)
+    return job, read_labels(job, splits)
 
 
 def test_classes_are_those_that_occur_in_train_in_order():
@@ -50,10 +57,15 @@ def test_fewer_than_two_classes_are_refused(values):
 def test_text_beside_numbers_is_refused():
     class Mixed:  # no table has such a column, but a reader of JSON once made one
         name = "train"
-        table = make_split(label=["a"]).table
+        index = [0, 1]
 
-        def column(self, name):
-            return ["a", 1]
+        class table(dict):
+            features = {"label": None}
+
+            def __getitem__(self, name):
+                return ["a", 1]
+
+        table = table()
 
     with pytest.raises(InputError, match="train: label has text and numbers; should be one of the two"):
         read_labels(make_job(LabelData()), {"train": Mixed()})
@@ -72,7 +84,8 @@ def test_a_checkpoint_says_what_it_predicts(tmp_path):
     assert references == {"test": ["dog", "eel", "cow"]} and "'cow' is not one of" in labels.problem("cow")
     labels, references = read([2, 0, 7], mode="evaluate", model=model, match="number")
     assert references == {"test": ["ant", "cat", "7"]}
-    assert labels.problem("7") == "label '7' is not one of the classes 0, 1, 2, 3" and labels.problem("ant") is None
+    assert labels.problem("7") == "label '7' is not one of the classes 0, 1, 2, 3 (see data.match)"
+    assert labels.problem("ant") is None
     four = ["n1", "n2", "n3", "n4"]
     assert read(four[::-1], mode="evaluate", model=model, match="order")[1] == {"test": labels.names[::-1]}
     with pytest.raises(InputError, match="data.match order: the data have 2 classes, the model has 4"):
@@ -105,7 +118,7 @@ def test_one_label():
     assert labels.decode([0.1, 0.7, 0.2]) == {"label": "b", "scores": {"a": 0.1, "b": 0.7, "c": 0.2}}
     assert list(labels.decode([0.1, 0.7, 0.2], most=2)["scores"]) == ["b", "c"]
     assert labels.problem(["a"]) == "kind is ['a']; should be a single label"
-    assert labels.problem("d") == "kind 'd' is not one of the classes a, b, c"
+    assert labels.problem("d") == "kind 'd' is not one of the classes a, b, c (see data.match)"
 
 
 def test_several_labels():
@@ -114,7 +127,7 @@ def test_several_labels():
     assert labels.scores(torch.zeros(1, 2)).tolist() == [[0.5, 0.5]]
     assert labels.decode([0.9, 0.4])["labels"] == ["a"]
     assert labels.problem([]) is None and labels.problem("a") == "label is 'a'; should be a list of labels"
-    assert labels.problem(["a", "x"]) == "label 'x' is not one of the classes a, b"
+    assert labels.problem(["a", "x"]) == "label 'x' is not one of the classes a, b (see data.match)"
 
 
 def test_a_value():
@@ -133,3 +146,137 @@ def test_names_that_come_twice_are_told_apart():
     assert distinct(["crane", "dog", "crane"]) == ["crane (0)", "dog", "crane (2)"]
     assert check_classes(["a", "b"], "label") == ["a", "b"]
     assert match_classes("number", ["x", "y"], []) == {"0": 0, "1": 1}
+
+
+# What users bring: labels as tables have them. A class name is the text as written.
+VALUES = {
+    "words that mean nothing elsewhere": (["None", "N/A", "null"], ["N/A", "None", "null"]),
+    "signs as text": (["-1", "0", "1"], ["-1", "0", "1"]),
+    "signs as numbers": ([-1, 0, 1], ["-1", "0", "1"]),
+    "truth as text": (["True", "False"], ["False", "True"]),
+    "truth": ([True, False], ["False", "True"]),
+    "fractions as text": (["1.0", "0.0"], ["0.0", "1.0"]),
+    "whole numbers that pandas made floats": ([1.0, 0.0, None, 10.0], ["0", "1", "10"]),
+    "blanks around": (["dog ", "dog", "cat"], ["cat", "dog"]),
+    "an empty cell": (["a", "", "b"], ["a", "b"]),
+    "numbers with zeros": (["007", "7"], ["007", "7"]),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_labels_of_tables(case):
+    values, classes = VALUES[case]
+    labels, references = read(values)
+    assert labels.names == classes and set(references["train"]) - {None} == set(classes)
+    problems = [labels.problem(label) for label in references["train"]]
+    empty = "label is empty or says that there is no label"
+    assert problems == [empty if value in ("", None) else None for value in values]
+
+
+def test_a_negative_class_is_said():
+    (fact,) = read_job([-1, 0, 1])[0].facts
+    assert fact["line"] == "train: label -1 is a class like the others"
+    assert read_job([0, 1])[0].facts == []
+
+
+SEVERAL = {
+    "vectors": ([[1, 0, 1], [0, 0, 0], [0, 1, 0]], {}, ["0", "1", "2"], [["0", "2"], [], ["1"]]),
+    "vectors of two": ([[1, 0], [0, 1], [1, 1]], {}, ["0", "1"], [["0"], ["1"], ["0", "1"]]),
+    "vectors of floats": ([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], {}, ["0", "1", "2"], [["0"], ["1", "2"]]),
+    "vectors of truth": ([[True, False, False]], {}, ["0", "1", "2"], [["0"]]),
+    "vectors in a cell": (["[1, 0, 1]", "[0, 1, 0]"], {}, ["0", "1", "2"], [["0", "2"], ["1"]]),
+    "numbers": ([[0, 2], [1], []], {}, ["0", "1", "2"], [["0", "2"], ["1"], []]),
+    "one number each": ([[0], [1]], {}, ["0", "1"], [["0"], ["1"]]),
+    "a list in a cell": (["['b', 'a']", "[]", '["c"]'], {}, ["a", "b", "c"], [["b", "a"], [], ["c"]]),
+    "a separator": (["b; a", "", "a"], {"label_separator": ";"}, ["a", "b"], [["b", "a"], [], ["a"]]),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_labels_as_data_have_them(case):
+    values, options, classes, expected = SEVERAL[case]
+    labels, references = read(values, problem_type="multi_label", **options)
+    assert labels.names == classes and references["train"] == expected
+    assert not any(map(labels.problem, references["train"]))
+
+
+def test_a_column_for_each_class():
+    data = LabelData(label_columns=["toxic", "rude"], problem_type="multi_label")
+    split = make_split(toxic=[0, 1, 1, None], rude=["1", "0", "1", "0"])
+    labels, references = read_labels(make_job(data), {"train": split})
+    assert labels.names == ["toxic", "rude"] and data.targets == {"label": None}
+    assert references["train"] == [["rude"], ["toxic"], ["toxic", "rude"], None]
+    assert labels.problem(None) == "toxic, rude is None; should be a list of labels"
+    with pytest.raises(InputError, match=r"train: no column 'mild' \(data.label_columns\); there are toxic"):
+        read_labels(make_job(LabelData(label_columns=["mild"], problem_type="multi_label")), {"train": split})
+
+
+def test_values_of_text():
+    labels, references = read(["1.5", " 2 ", "much", "", "True"], problem_type="regression")
+    assert references["train"][:3] == [1.5, 2.0, "much"]
+    assert [labels.problem(value) is None for value in references["train"]] == [True, True, False, False, False]
+
+
+def test_classes_are_those_of_the_whole_file():
+    """Whatever was held out or sampled: a class that fell into the other share is one all the same."""
+    split = make_split(label=["a", "b", "c", "c"])
+    labels, references = read_labels(make_job(LabelData()), {"train": split.select([2, 3])})
+    assert labels.names == ["a", "b", "c"] and references == {"train": ["c", "c"]}
+
+
+MATCHES = {
+    "another order": (["negative", "positive"], ["positive", "negative"], {}),
+    "another case": (["Negative", "POSITIVE"], ["negative", "positive"], {"Negative": "negative"}),
+    "numbers of LABEL_0": (["0", "1"], ["LABEL_0", "LABEL_1"], {"0": "LABEL_0"}),
+    "LABEL_0 of numbers": (["LABEL_0", "LABEL_1"], ["0", "1"], {"LABEL_1": "1"}),
+    "numbers otherwise written": (["1.0", "0.0"], ["0", "1"], {"1.0": "1", "0.0": "0"}),
+    "a subset": (["dog"], ["cat", "dog"], {}),
+}
+
+
+@pytest.mark.parametrize("case", MATCHES)
+def test_labels_are_matched_by_name_and_it_is_said(case, tmp_path):
+    values, names, others = MATCHES[case]
+    model = checkpoint(tmp_path, id2label=dict(enumerate(names)))
+    job, (labels, references) = read_job(values, mode="evaluate", model=model)
+    assert references["test"] == [others.get(value, value) if others else value for value in values] or others
+    assert not any(map(labels.problem, references["test"])) and labels.names == names
+    said = [fact["classes"] for fact in job.facts]
+    assert not others if not said else all(said[0][value] == other for value, other in others.items())
+    assert bool(said) == bool(others)
+
+
+def test_a_case_that_tells_classes_apart_is_not_ignored():
+    assert match_classes("name", ["us", "US"], ["us", "Us"]) == {"us": 0, "US": 1}
+    assert match_classes("name", ["us", "them"], ["us", "US"]) == {"us": 0, "them": 1}
+
+
+def test_numbers_do_not_meet_names_in_silence(tmp_path):
+    model = checkpoint(tmp_path, id2label={"0": "negative", "1": "positive"})
+    labels, references = read([0, 1], mode="evaluate", model=model)
+    assert "'0' is not one of the classes negative, positive (see data.match)" in labels.problem(references["test"][0])
+    job, (_, references) = read_job([1, 0], mode="evaluate", model=model, match="number")
+    assert references["test"] == ["positive", "negative"]
+    assert job.facts[0]["line"] == "label: of the model's classes, 0 is negative, 1 is positive"
+    feature = datasets.ClassLabel(names=["no", "yes"])  # numbers too, with names of their own
+    assert read([1, 0], feature=feature, mode="evaluate", model=model, match="order")[1] == references
+
+
+def test_vectors_are_a_models_classes_by_number(tmp_path):
+    model = checkpoint(tmp_path, id2label={"0": "x", "1": "y"}, problem_type="multi_label_classification")
+    assert read([[1, 0], [1, 1]], mode="evaluate", model=model)[1] == {"test": [["x"], ["x", "y"]]}
+    with pytest.raises(InputError, match="label: 3 numbers in a row, the model has 2 classes; should be as many"):
+        read([[1, 0, 0], [1, 1, 0]], mode="evaluate", model=model)
+
+
+def test_training_goes_on_with_the_models_order(tmp_path):
+    """Where the names are the same; else those of the data, by the model's names where it knows them."""
+    model = checkpoint(tmp_path, id2label={"0": "positive", "1": "Negative"})
+    assert read(["negative", "positive"], model=model)[0].names == ["positive", "Negative"]
+    assert read(["negative", "positive"], model=model)[1]["train"] == ["Negative", "positive"]
+    assert read(["mixed", "positive"], model=model)[0].names == ["mixed", "positive"]
+    assert read([1, 0], model=model, match="number")[0].names == ["positive", "Negative"]
+    assert read(["good", "poor"], model=model, match="order")[0].names == ["positive", "Negative"]
+    assert read(["good", "poor", "so"], model=model, match="order")[0].names == ["good", "poor", "so"]
+    model = checkpoint(tmp_path, num_labels=2)  # names that say nothing
+    assert read(["good", "poor"], model=model)[0].names == ["good", "poor"]

@@ -23,7 +23,7 @@ from d2v.data.language_modeling import (
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
-from tests.helpers import make_split
+from tests.helpers import make_job, make_split
 
 LINES = ["First Citizen:", "Before we proceed any further, hear me speak.", "", "All:", "Speak, speak. Zoë's £5."]
 TOKENIZER = Tokenizer.train([line + "\n" for line in LINES] * 3, 290)
@@ -31,7 +31,7 @@ BOS, EOS, MASK = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.mask_
 
 
 def cut_rows(texts: list, separator: str | None) -> list[str]:
-    return pieces(make_split(text=texts), LanguageData(separator=separator))
+    return pieces(make_job(LanguageData(separator=separator)), make_split(text=texts))
 
 
 def stream(separator: str | None = "\n"):
@@ -72,7 +72,7 @@ def test_many_rows_are_encoded_as_few(separator, monkeypatch):
 
 @pytest.mark.parametrize("separator", ["\n", None])
 def test_bad_rows(separator):
-    with pytest.raises(InputError, match="train, row 1: None should be text"):
+    with pytest.raises(InputError, match="train, row 1: text is None; should be text"):
         cut_rows(["a", None], separator)
     with pytest.raises(InputError, match="train: no row has any text"):
         cut_rows(["", " "], separator)
@@ -175,25 +175,27 @@ def test_a_short_text_has_one_token_to_guess():
 def test_prompts_have_no_end_and_of_long_ones_the_end_is_read(capsys):
     texts = ["First", "", "All: Speak, speak. All: Speak, speak."]
     whole = [encoding.ids[:-1] for encoding in TOKENIZER(texts)]
-    assert encode_prompts(TOKENIZER, texts, 100) == whole and whole[1] == [BOS]
+    assert encode_prompts(TOKENIZER, texts, 100) == (whole, 0) and whole[1] == [BOS]
     assert capsys.readouterr().out == ""
-    rows = prompt_rows(make_split("test", id=["a", "b", "c"], text=texts), "text", TOKENIZER, 3, new=7)
+    rows = prompt_rows(
+        make_job(LanguageData()), make_split("test", id=["a", "b", "c"], text=texts), "text", TOKENIZER, 3, new=7
+    )
     assert [row["ids"] for row in rows.items] == [ids[-3:] for ids in whole] and rows.ids == ["a", "b", "c"]
     assert rows.lengths == [len(row["ids"]) + 7 for row in rows.items]
     longer = sum(len(ids) > 3 for ids in whole)
-    assert capsys.readouterr().out == f"of {longer} of 3 prompts only the last 3 tokens are read\n"
+    assert capsys.readouterr().out == f"test: of {longer} of 3 prompts only the last 3 tokens are read\n"
     batch = prompt_batch([rows[0], rows[2]], tokenizer=TOKENIZER)
     assert batch["prompts"] == [texts[0], texts[2]] and batch["lengths"] == batch["attention_mask"].sum(1).tolist()
-    with pytest.raises(InputError, match="test, row 1: None should be text"):
-        prompt_rows(make_split("test", text=["a", None]), "text", TOKENIZER, 3, 7)
+    with pytest.raises(InputError, match="test, row 1: text is None; should be text"):
+        prompt_rows(make_job(LanguageData()), make_split("test", text=["a", None]), "text", TOKENIZER, 3, 7)
 
 
 def test_gaps_are_where_labels_are_not_ignored():
     split = make_split("test", text=["First<mask>", "<mask> we<mask> any further"])
-    rows = gap_rows(split, "text", TOKENIZER, 20)
+    rows = gap_rows(make_job(LanguageData()), split, "text", TOKENIZER, 20)
     batch = gap_batch([rows[0], rows[1]], tokenizer=TOKENIZER)
     assert batch["texts"] == split.column("text") and batch["size"] == sum(rows.lengths)
     assert ((batch["labels"] != IGNORE) == (batch["input_ids"] == MASK)).all()
     assert (batch["labels"] != IGNORE).sum(1).tolist() == [1, 2]
     with pytest.raises(InputError, match="test, row 1: has no <mask> to fill"):
-        gap_rows(make_split("test", text=["a<mask>", "a"]), "text", TOKENIZER, 20)
+        gap_rows(make_job(LanguageData()), make_split("test", text=["a<mask>", "a"]), "text", TOKENIZER, 20)

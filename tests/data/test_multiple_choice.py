@@ -9,14 +9,15 @@ from tests.helpers import make_job, make_split
 
 SWAG = {"sent1": "It rains.", "sent2": "We", "ending0": "stay in.", "ending1": "swim.", "label": 1}
 COLUMNS = {"prompt": "sent1", "start": "sent2", "choices": ["ending0", "ending1"], "label": "label"}
+ARC = {"prompt": "q", "start": None, "choices": ["c"], "label": "k"}
 LISTS = {"prompt": "question", "start": None, "choices": ["answers"], "label": "answer"}
 
 
-def read(rows, columns, mode="train"):
+def read(rows, columns, mode="train", **options):
     """The texts and labels of a split with these rows."""
     names = {"choice_columns" if use == "choices" else f"{use}_column": column for use, column in columns.items()}
     split = make_split(**{name: [row[name] for row in rows] for name in rows[0]})
-    texts, labels = read_choices(make_job(ChoiceData(**names), mode), {"train": split})
+    _, texts, labels = read_choices(make_job(ChoiceData(**names, **options), mode), {"train": split})
     return texts["train"], labels.get("train")
 
 
@@ -33,6 +34,33 @@ def test_lists_of_any_length_and_numbers_as_text():
     assert [len(row["choices"]) for row in texts] == [3, 2] and labels == [2, 0]
 
 
+RIGHT = {
+    "RACE": ({"q": "A?", "c": ["b", "d"], "k": "B"}, ["c"]),
+    "small letter": ({"q": "A?", "c": ["b", "d"], "k": "b"}, ["c"]),
+    "ARC": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c"]),
+    "ARC, numbers from 1": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["1", "2"]}, "k": "2"}, ["c"]),
+    "one field named": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c.text"]),
+    "both fields named": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c.text", "c.label"]),
+    "objects": ({"q": "A?", "c": [{"text": "b", "label": "X"}, {"text": "d", "label": "Y"}], "k": "Y"}, ["c"]),
+    "a float, as pandas makes it": ({"q": "A?", "c": ["b", "d"], "k": 1.0}, ["c"]),
+    "the choice itself": ({"q": "A?", "c": ["bee", "dee"], "k": "dee"}, ["c"]),
+    "a letter that is a choice too": ({"q": "A?", "c": ["B", "A"], "k": "B"}, ["c"]),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_says_the_right_choice(case):
+    row, choices = RIGHT[case]
+    columns = {"prompt": "q", "start": None, "choices": choices, "label": "k"}
+    assert read([row], columns)[1] == [1] and len(read([row], columns)[0][0]["choices"]) == 2
+
+
+def test_bad_rows_are_left_out():
+    rows = [SWAG | {"label": 7}, SWAG, SWAG | {"ending0": None}]
+    texts, labels = read(rows, COLUMNS, bad_rows="skip")
+    assert labels == [1] and texts == [{"prompt": "It rains.", "choices": ["We stay in.", "We swim."]}]
+
+
 def test_without_labels():
     texts, labels = read([{name: value for name, value in SWAG.items() if name != "label"}], COLUMNS, "predict")
     assert set(texts[0]) == {"prompt", "choices"} and labels is None
@@ -42,7 +70,17 @@ BAD = {
     "no column": (SWAG, COLUMNS | {"choices": ["ending0", "ending9"]}, "train: no column 'ending9'"),
     "too large": (SWAG | {"label": 2}, COLUMNS, r"train, row 0: label is 2; should be the number of a choice, 0 to 1"),
     "negative": (SWAG | {"label": -1}, COLUMNS, "label is -1"),
-    "a letter": (SWAG | {"label": "A"}, COLUMNS, "label is 'A'"),
+    "a letter too far": (
+        SWAG | {"label": "C"},
+        COLUMNS,
+        "label is 'C'; should be the number of a choice, 0 to 1, or a",
+    ),
+    "a share": (SWAG | {"label": 0.5}, COLUMNS, "label is 0.5"),
+    "no name": (
+        {"q": "A?", "c": {"text": ["b", "d"], "label": ["1", "2"]}, "k": "0"},
+        ARC,
+        "k is .0.; should be the number of a choice, 1, 2",
+    ),
     "none": (SWAG | {"label": None}, COLUMNS, "label is None"),
     "empty choice": (SWAG | {"ending1": " "}, COLUMNS, "train, row 0: choice 1 is ' '; should be text"),
     "no prompt": (SWAG | {"sent1": None}, COLUMNS, "sent1 is None; should be text"),
@@ -64,13 +102,13 @@ def test_tokens(capsys):
         {"prompt": "It rains.", "choices": ["We stay in.", "We", "in."]},
         {"prompt": "It", "choices": ["in", "We"]},
     ]
-    rows = choice_rows(split, texts, [2, 0], tokenizer, 64)
+    rows = choice_rows(make_job(ChoiceData()), split, texts, [2, 0], tokenizer, 64)
     assert [len(row["ids"]) for row in rows.items] == [3, 2] and rows[0]["choices"] == texts[0]["choices"]
     assert (rows.ids, rows.references) == (["a", "b"], [2, 0])
     assert tokenizer.decode(rows[0]["ids"][2], skip_special_tokens=False) == "<s>It rains.</s></s>in.</s>"
     assert rows.lengths == [len(row["ids"]) * max(map(len, row["ids"])) for row in rows.items]
     assert capsys.readouterr().out == ""
     longer = sum(len(ids) > 12 for row in rows.items for ids in row["ids"])
-    rows = choice_rows(split, texts, None, tokenizer, 12)
+    rows = choice_rows(make_job(ChoiceData()), split, texts, None, tokenizer, 12)
     assert max(len(ids) for ids in rows[0]["ids"]) == 12 and rows.references is None
     assert capsys.readouterr().out == f"train: {longer} of 5 texts cut to 12 tokens\n"

@@ -189,9 +189,9 @@ def test_files_that_cannot_be_read(tmp_path):
         read_questions(Data(path=str(tmp_path / "b.json")))
 
 
-def check(split: str, rows: datasets.Dataset, *, unanswerable: bool = False) -> None:
-    job = make_job(QuestionData(unanswerable=unanswerable))
-    check_questions(job, {split: Split(split, rows, np.arange(len(rows)), ((split, len(rows)),))})
+def check(split: str, rows: datasets.Dataset, **options) -> dict[str, Split]:
+    job = make_job(QuestionData(**options))
+    return check_questions(job, {split: Split(split, rows, np.arange(len(rows)), ((split, len(rows)),))})
 
 
 GOOD = {"question": "Who?", "context": "A cat sat.", "answers": {"text": ["cat"], "answer_start": [2]}}
@@ -220,6 +220,12 @@ def test_a_bad_row_is_named(case):
     message = message if case not in ("no list of answers", "no place") else "answers are .*; should be lists"
     with pytest.raises(InputError, match=f"train, row 1: .*{message}"):
         check("train", rows)
+
+
+def test_bad_rows_are_left_out():
+    rows = datasets.Dataset.from_list([GOOD | {"question": ""}, GOOD, GOOD | {"context": "A dog."}])
+    kept = check("train", rows, bad_rows="skip")["train"]
+    assert kept.column("question") == ["Who?"] and kept.where(0) == "train, row 1"
 
 
 def test_what_is_scored_needs_no_places():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from d2v.data.text import TextData, all_texts, encode_texts, text_rows, token_batch, tokenizer_for
+from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split, tiny_reader
@@ -18,6 +18,10 @@ def tokenizer():
 
 def rows(name="train", **columns):
     return make_split(name, **columns)
+
+
+def encode_texts(tokenizer, split, columns, max_length):
+    return [row["ids"] for row in text_rows(make_job(TextData()), tokenizer, split, columns, max_length).items]
 
 
 def test_rows_are_encoded_as_the_tokenizer_does(tokenizer):
@@ -49,14 +53,14 @@ def test_what_is_cut_is_counted(tokenizer, capsys):
     [
         ({"a": ["x", None]}, "train, row 1: a is None; should be text"),
         ({"a": ["x", " \n"]}, "train, row 1: a is empty; should be text"),
-        ({"a": [1, 2]}, "train, row 0: a is 1; should be text"),
+        ({"a": [1, 2]}, "train, row 0: a is 1; should be text; 2 such rows of 2"),
         ({"a": ["x", ""], "b": ["y", " "]}, "train, row 1: a and b are empty; should be text"),
     ],
 )
 def test_a_row_without_text_is_named(tokenizer, columns, message):
     with pytest.raises(InputError) as error:
         encode_texts(tokenizer, rows(**columns), list(columns), 9)
-    assert str(error.value) == message
+    assert str(error.value) == f"{message} (--data.bad_rows skip leaves such rows out)"
 
 
 def test_a_side_of_a_pair_may_be_empty(tokenizer):
@@ -89,11 +93,21 @@ def test_a_tokenizer_is_the_checkpoints_or_new(tmp_path):
 
 def test_rows_know_their_tokens(tokenizer):
     split = rows(text=TEXTS[:3], id=["x", "y", "z"]).select([2, 0])
-    made = text_rows(tokenizer, split, ["text"], 100, references=["b", "a"])
+    made = text_rows(make_job(TextData()), tokenizer, split, ["text"], 100, references=["b", "a"])
     assert made.ids == ["z", "x"] and made.lengths == [len(row["ids"]) for row in made.items]
     assert made[1]["reference"] == "a" and made[1]["ids"].tolist() == tokenizer(TEXTS[:1])[0].ids
     batch = token_batch(tokenizer, [row["ids"] for row in made.items])
     assert batch["lengths"] == batch["attention_mask"].sum(1).tolist() and batch["size"] == sum(made.lengths)
+
+
+def test_rows_that_cannot_be_used_are_left_out(tokenizer):
+    """A text or a reference: what is left keeps its ids, its references and its places in the file."""
+    job, split = make_job(TextData(bad_rows="skip")), rows(text=["the cat", None, TEXTS[0], " ", "the dog"])
+    made = text_rows(job, tokenizer, split, ["text"], 100, ["a", "b", "?", "c", "b"], {"?": "no class"}.get)
+    assert (made.ids, made.references, made.split.where(1)) == (["0", "4"], ["a", "b"], "train, row 4")
+    assert made.items[1]["ids"].tolist() == tokenizer(["the dog"])[0].ids
+    (fact,) = job.facts
+    assert (fact["rows"], fact["of"], fact["first"]) == (3, 5, "train, row 1: text is None; should be text")
 
 
 def test_lengths_are_positive():

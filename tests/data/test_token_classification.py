@@ -1,5 +1,6 @@
 """Words as tokens: none is lost, none counts twice, also where a sentence is longer than the model."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -9,13 +10,12 @@ from hypothesis import strategies as st
 
 from d2v.data.token_classification import (
     TokenData,
-    check_tags,
     encode_words,
     firsts,
     inside_classes,
     piece_labels,
     read_tags,
-    read_words,
+    tagged_rows,
     word_windows,
 )
 from d2v.errors import InputError
@@ -96,12 +96,17 @@ def test_labels_of_pieces():
 )
 def test_what_are_no_words(words, message):
     with pytest.raises(InputError, match=message):
-        read_words(make_split(tokens=[["a"], words]), "tokens")
+        tagged_rows(make_job(TokenData()), {"train": make_split(tokens=[["a"], words], tags=[["A"], ["B"]])})
 
 
 def test_text_is_no_list_of_words():
     with pytest.raises(InputError, match="test, row 0: tokens is 'a b'; should be a list of words"):
-        read_words(make_split("test", tokens=["a b"]), "tokens")
+        tagged_rows(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=["a b"])})
+
+
+def checkpoint(folder, *names):
+    (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
+    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -109,26 +114,48 @@ def test_text_is_no_list_of_words():
     [
         (["A"], "test, row 1: 2 words in tokens, 1 labels in tags; should be as many"),
         (["A", "C"], "test, row 1: tags 'C' is not one of the classes A, B"),
-        (["A", None], "test, row 1: tags None is not one of the classes A, B"),
         (None, "test, row 1: tags is None; should be a list of labels"),
     ],
 )
-def test_what_are_no_tags(tags, message):
-    words, data = [["a"], ["a", "b"]], TokenData()
-    split = make_split("test", tokens=words, tags=[["B"], tags])
-    _, named = read_tags(make_job(data, "evaluate", model="m"), {"test": split})
+def test_what_are_no_tags(tags, message, tmp_path):
+    split = make_split("test", tokens=[["a"], ["a", "b"]], tags=[["B"], tags])
+    model = checkpoint(tmp_path, "A", "B")
     with pytest.raises(InputError, match=message):
-        check_tags(split, words, named["test"], data, {"A": 0, "B": 1})
+        tagged_rows(make_job(TokenData(), "evaluate", model=model), {"test": split})
+    job = make_job(TokenData(bad_rows="skip"), "evaluate", model=model)
+    kept, sentences, _, named = tagged_rows(job, {"test": split})
+    assert (len(kept["test"]), sentences["test"], named["test"]) == (1, [["a"]], [["B"]])
+    assert job.facts[0]["fact"] == "rows left out" and job.facts[0]["rows"] == 1
 
 
-def test_classes_are_those_of_train():
-    splits = {"train": make_split(tags=[["B", "A"], ["A"]]), "test": make_split("test", tags=[["C"]])}
-    classes, tags = read_tags(make_job(TokenData()), splits)
-    assert classes == ["A", "B"] and tags == {"train": [["B", "A"], ["A"]], "test": [["C"]]}
+def test_classes_are_those_of_train(tmp_path):
+    words = {"tokens": [["a", "b"], ["c"]]}
+    splits = {"train": make_split(**words, tags=[["B", "A"], ["A"]]), "test": make_split("test", tags=[["C"]])}
+    labels, tags = read_tags(make_job(TokenData()), splits)
+    assert labels.names == ["A", "B"] and tags == {"train": [["B", "A"], ["A"]], "test": [["C"]]}
     with pytest.raises(InputError, match="train: tags has 1 classes: A; should have two or more"):
         read_tags(make_job(TokenData()), {"train": make_split(tags=[["A"]])})
-    assert read_tags(make_job(TokenData(), "evaluate"), {"test": make_split("test", tags=[["A"]])})[0] == ["A"]
-    assert read_tags(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=[["a"]])}) == ([], {})
+    model = checkpoint(tmp_path, "B", "A")
+    for mode, expected in (("evaluate", {"test": [["A"]]}), ("predict", {})):
+        labels, tags = read_tags(make_job(TokenData(), mode, model=model), {"test": make_split("test", tags=[["A"]])})
+        assert (labels.names, tags) == (["B", "A"], expected)
+    # training on keeps the model's order where the names are the same
+    assert read_tags(make_job(TokenData(), model=model), {"train": splits["train"]})[0].names == ["B", "A"]
+
+
+@pytest.mark.parametrize("nothing", [-100, -1, None])
+def test_words_without_a_label_are_neither_a_class_nor_a_problem(nothing):
+    split = make_split(tokens=[["a", "b", "c"]], tags=[[1, nothing, 0]])
+    _, _, labels, tags = tagged_rows(make_job(TokenData()), {"train": split})
+    assert labels.names == ["0", "1"] and tags == {"train": [["1", None, "0"]]}
+    words, numbers = np.array([-1, 0, 0, 1, 2, -1]), np.array([1, IGNORE, 0])
+    assert piece_labels(words, numbers, None).tolist() == [IGNORE, 1, IGNORE, IGNORE, 0, IGNORE]
+    assert piece_labels(words, numbers, np.array([0, 1])).tolist() == [IGNORE, 1, 1, IGNORE, 0, IGNORE]
+
+
+def test_a_type_is_not_needed_to_go_on():
+    assert inside_classes({"O": 0, "B": 1, "I": 2}).tolist() == [0, 2, 2]
+    assert inside_classes({"B_X": 0, "I_X": 1, "Brand": 2}).tolist() == [1, 1, 2]
 
 
 def test_no_room(tokenizer):

@@ -17,5 +17,7 @@ def test_a_sentence_has_the_labels_of_all_its_windows():
 
 
 def test_columns(tmp_path):
-    write_conll(tmp_path / "out", [["EU", "New\u00a0York"], ["."]], [["B-ORG", "O"], ["O"]], [["O", "O"], ["O"]])
+    records = [{"tokens": ["EU", "New\u00a0York"], "reference": ["B-ORG", "O"], "labels": ["O", "O"]}]
+    records += [{"tokens": [".", "?"], "reference": ["O", None], "labels": ["O", "O"]}]  # the last does not count
+    write_conll(tmp_path / "out", records, ["tokens", "reference", "labels"])
     assert (tmp_path / "out").read_text("utf-8") == "EU B-ORG O\nNew_York O O\n\n. O O\n\n"

@@ -68,7 +68,33 @@ def test_single_and_end_tags():
 def test_what_chunks_are():
     assert are_chunks(TAGS) and are_chunks(["O", "S-A", "E-1"])
     assert not are_chunks(["NOUN", "O"]) and not are_chunks(["B-A", "I-A"]) and not are_chunks(["O"])
-    assert not are_chunks(["O", "U-A"])  # of BILOU seqeval knows no lenient rules
+    assert are_chunks(["O", "B", "I"]) and are_chunks(["O", "B-A", "I-A", "L-A", "U-A"]) and are_chunks(["O", "B_A"])
+    assert not are_chunks(["O", "PRON"]) and not are_chunks(["O", "O"])
+
+
+@pytest.mark.parametrize(
+    "letters",
+    [{}, {"E": "L", "S": "U"}, {"I": "M", "S": "W"}, {"-": "_"}, {"-PER": ""}],
+)
+def test_other_letters_are_the_same_spans(letters):
+    """BILOU, BMEW, an underscore, or no types at all: spans as IOBES has them."""
+    rows = [["B-PER", "I-PER", "E-PER", "O", "S-PER"], ["O", "B-PER", "E-PER", "S-PER"]]
+    guesses = [["B-PER", "E-PER", "O", "O", "S-PER"], ["S-PER", "B-PER", "E-PER", "O"]]
+
+    def written(side):
+        for letter, other in letters.items():
+            side = [[label.replace(letter, other, 1) for label in row] for row in side]
+        return side
+
+    assert chunk_metrics(written(rows), written(guesses)) == chunk_metrics(rows, guesses)
+    assert chunk_metrics(rows, guesses)["f1"] == pytest.approx(2 * 2 / (4 + 4))
+
+
+def test_words_without_a_label_do_not_count():
+    found = token_classification_metrics([["X", None, "Y"], [None]], [["X", "X", "X"], ["Y"]], chunks=False)
+    assert found == token_classification_metrics([["X", "Y"]], [["X", "X"]], chunks=False)
+    found = token_classification_metrics([["B-A", "I-A", None]], [["B-A", "I-A", "B-A"]], chunks=True)
+    assert found["f1"] == found["accuracy"] == 1
 
 
 def test_parts_of_speech():

@@ -144,9 +144,9 @@ BAD_LABELS = {
     ),
     "none": (
         lambda i: None if i == 3 else ("low", "high")[i % 2],
-        "train, row 3: label None is not one of the classes",
+        "train, row 3: label is empty or says that there is no label",
     ),
-    "a fraction": (lambda i: i / 2, "label has 0 classes; should have two or more, as text or whole numbers"),
+    "a fraction": (lambda i: i / 2, "train, row 1: label is 0.5; should be text or a whole number"),
     "one class": (lambda i: "low", "train: label has 1 classes: low; should have two or more"),
     "lists": (lambda i: ["low", "high"][: 1 + i % 2], r"label is \['low'\]; should be a single label"),
 }

@@ -222,7 +222,7 @@ def test_rows_that_are_no_text(tmp_path):
     rows = {"text": ["the cat", None], "other": ["a", "b"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     args = [*SMALL, f"--data.path={tmp_path}", f"--run.out={tmp_path / 'out'}", "--data.validation_share=0.5"]
-    with pytest.raises(InputError, match="train, row 1: None should be text"):
+    with pytest.raises(InputError, match="train, row 1: text is None; should be text"):
         run(*args)
     with pytest.raises(InputError, match=r"train: no column 'story' \(data.text_column\); there are text, other"):
         run(*args, "--data.text_column=story")

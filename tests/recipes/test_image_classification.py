@@ -250,8 +250,11 @@ BAD = {
     "cut off": ({"image": lambda i: picture(i)[:-60] if i == 3 else picture(i)}, "row 3: .*damaged or cut-off image"),
     "no image": ({"image": lambda i: b"text" if i == 3 else picture(i)}, "row 3: .*not readable as an image"),
     "bomb": ({"image": lambda i: png_of_size(50_000, 50_000)}, "claims too many pixels to be opened safely"),
-    "no label": ({"label": lambda i: None if i == 3 else i % 2}, "train, row 3: label None is not one of the classes"),
-    "fraction": ({"label": lambda i: i / 2}, "label has 0 classes; should have two or more"),
+    "no label": (
+        {"label": lambda i: None if i == 3 else i % 2},
+        "train, row 3: label is empty or says that there is no label",
+    ),
+    "fraction": ({"label": lambda i: i / 2}, "train, row 1: label is 0.5; should be text or a whole number"),
     "one class": ({"label": lambda i: "a"}, "train: label has 1 classes: a; should have two or more"),
 }
 

@@ -163,7 +163,7 @@ def test_texts_without_a_gap(trained, tmp_path):
     with pytest.raises(InputError, match="test, row 1: has no <mask> to fill"):
         run(*args, f"--data.path={tmp_path / 'gaps.txt'}")
     (tmp_path / "empty.jsonl").write_text('{"text": "a<mask>"}\n{"text": " "}\n', "utf-8")
-    with pytest.raises(InputError, match="test, row 1: text is empty; should be text"):
+    with pytest.raises(InputError, match="test, row 1: has no <mask> to fill"):
         run(*args, f"--data.path={tmp_path / 'empty.jsonl'}")
 
 

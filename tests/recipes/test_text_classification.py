@@ -212,7 +212,9 @@ def test_unlabelled_test_splits_are_predicted(reader_of_mnli, mnli, tmp_path):
     run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path}")
     rows = predictions(tmp_path)
     assert [row["id"] for row in rows] == list("012345") and {row["label"] for row in rows} <= set(NLI)
-    with pytest.raises(InputError, match="test_matched, row 0: label None is not one of the classes entailment"):
+    with pytest.raises(
+        InputError, match="test_matched, row 0: label is empty or says that there is no label; 6 such rows"
+    ):
         args[2] = "--mode=evaluate"
         run(*args, "--data.test_split=test_matched", f"--run.out={tmp_path / 'b'}")
 
@@ -245,9 +247,13 @@ BAD = {
     "no label": (
         lambda i: {"text": says(i), "label": None if i == 3 else "ab"[i % 2]},
         [],
-        "train, row 3: label None is not one of the classes a, b",
+        "train, row 3: label is empty or says that there is no label",
     ),
-    "fractions": (lambda i: {"text": says(i), "label": i / 2}, [], "label has 0 classes; should have two or more"),
+    "fractions": (
+        lambda i: {"text": says(i), "label": i / 2},
+        [],
+        "train, row 1: label is 0.5; should be text or a whole number",
+    ),
     "one class": (lambda i: {"text": says(i), "label": "a"}, [], "label has 1 classes: a; should have two or more"),
     "text for a value": (
         lambda i: {"text": says(i), "label": "high"},

@@ -1,0 +1,145 @@
+"""Columns of labels as class names, whatever form they have: text, numbers, lists, zeros and ones."""
+
+import ast
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from d2v.data.rows import Split
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Named:
+    """The labels of a split by name.
+
+    Attributes:
+        labels: of each row a name, or a list of them; what cannot be named stays.
+        classes: of the whole table, in order.
+        numbered: they are known by number alone: rows have a 0 or 1 for each.
+    """
+
+    labels: list[Any]
+    classes: list[str]
+    numbered: bool = False
+
+
+def name_values(split: Split, column: str, values: Sequence[Any], ignored: Sequence[Any] = ()) -> Named:
+    """Labels as text; the classes are those that the column's type lists, else those that occur.
+
+    Args:
+        split: whose rows are wanted.
+        column: of the labels.
+        values: of the whole table: labels or lists of them.
+        ignored: labels that stand for none.
+
+    Raises:
+        InputError: some labels are text, others numbers.
+    """
+    listed = listed_names(split.table, column)
+    names: dict[tuple[type, Any], Any] = {(type(value), value): None for value in ignored}  # there are few
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(label) for label in value]
+        if not isinstance(value, str | int | float):
+            return value
+        if (key := (type(value), value)) not in names:
+            names[key] = name_of(value, listed)
+        return names[key]
+
+    whole = [name(value) for value in values]
+    kinds = {kind for (kind, _), label in names.items() if isinstance(label, str)}
+    if str in kinds and len(kinds) > 1:
+        raise InputError(f"{split.name}: {column} has text and numbers; should be one of the two")
+    found = {label for label in names.values() if isinstance(label, str)}
+    return Named([whole[i] for i in split.index], listed or in_order(found))
+
+
+def read_indicators(split: Split, columns: Sequence[str]) -> Named:
+    """The labels of rows with a column of 0 and 1 for each class; a row with something else has None."""
+    there = split.table.column_names
+    if missing := [column for column in columns if column not in there]:
+        raise InputError(f"{split.name}: no column {missing[0]!r} (data.label_columns); there are {', '.join(there)}")
+    said = {0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
+    rows = zip(*(split.column(column) for column in columns), strict=True)
+    flags = [[said.get(value) if isinstance(value, int | float | str) else None for value in row] for row in rows]
+    labels = [None if None in row else [name for name, flag in zip(columns, row, strict=True) if flag] for row in flags]
+    return Named(labels, list(columns))
+
+
+def as_list(value: Any, separator: str | None) -> Any:
+    """The labels of a row: of a text with a separator its parts, of one such as "['a', 'b']" what it lists."""
+    if not isinstance(value, str):
+        return value
+    if separator is not None:
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    if not value.strip():
+        return []
+    if value.strip().startswith("["):
+        try:
+            return list(ast.literal_eval(value.strip()))
+        except (ValueError, SyntaxError):
+            return value
+    return value
+
+
+def vector_width(rows: Sequence[Any]) -> int:
+    """The length of rows that have a 0 or 1 for each class; 0 if they are lists of classes, which do not repeat."""
+    lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    if len(lengths) != 1 or (width := lengths.pop()) < 2:
+        return 0
+    return width if all(value in (0, 1) and not isinstance(value, str) for row in rows for value in row) else 0
+
+
+def as_number(value: Any) -> Any:
+    """A value that a text, as of a CSV file, says; others stay."""
+    if not isinstance(value, str):
+        return str(value) if isinstance(value, bool) else value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Classes sorted, by number if all are numbers."""
+    names = list(names)
+    return sorted(sorted(names), key=int if all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names) else str)
+
+
+def listed_names(table: "Dataset", column: str) -> list[str] | None:
+    """The names that a column's type lists, if it does; for a column of lists, those of the items."""
+    feature = table.features[column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return None if names is None else distinct(names)
+
+
+def name_of(value: Any, listed: Sequence[str] | None) -> Any:
+    """The name of a label: text without white space around it, or a whole number; others stay, None if there is none.
+
+    Args:
+        value: the label.
+        listed: the names of numbered classes; there a negative number stands for no label, as in the hub's tests.
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, float) and value.is_integer():  # as pandas makes whole numbers where one is missing
+        value = int(value)
+    if isinstance(value, bool) or (isinstance(value, int) and listed is None):
+        return str(value)
+    if isinstance(value, int) and listed is not None:
+        return None if value < 0 else listed[value] if value < len(listed) else str(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, with their number after those that come twice: ImageNet's 134 and 517 are both "crane" on the hub."""
+    counts = Counter(names := list(names))
+    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
