@@ -47,7 +47,10 @@ def make_job(
 
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.py"))
+SCRIPTS = sorted(path.stem for path in ROOT.glob("recipes/*.py"))
+PRETRAINING = [name for name in SCRIPTS if name.startswith("pretrain_")]
+RECIPES = [name for name in SCRIPTS if name not in PRETRAINING]
+"""A recipe has a task, with labels, a head, predictions and metrics; pretraining has none of these."""
 
 
 def recipe_words(words: list[str]) -> list[str] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipe import load_recipe
-from tests.helpers import RECIPES, ROOT, parse_command
+from tests.helpers import PRETRAINING, RECIPES, ROOT, SCRIPTS, parse_command
 
 LIBRARY = sorted(ROOT.glob("d2v/**/*.py"))
 
@@ -100,9 +100,9 @@ def test_the_library_knows_neither_recipes_nor_tests():
 
 
 def test_no_recipe_imports_another():
-    for recipe in RECIPES:
+    for recipe in SCRIPTS:
         found = imports(ROOT / f"recipes/{recipe}.py")
-        assert not {module for module in found if within(module, "recipes", "tests", "benchmarks", *RECIPES)}
+        assert not {module for module in found if within(module, "recipes", "tests", "benchmarks", *SCRIPTS)}
 
 
 def test_transformers_is_not_named():
@@ -131,7 +131,7 @@ def test_one_name(name):
 
 
 def test_configurations_belong_to_recipes():
-    assert sorted(folder.name for folder in (ROOT / "recipes/configs").iterdir()) == RECIPES
+    assert sorted(folder.name for folder in (ROOT / "recipes/configs").iterdir()) == SCRIPTS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -143,6 +143,24 @@ def test_recipes_look_alike(name):
     commands = re.findall(r"^    (accelerate launch .+)$", recipe.__doc__, re.MULTILINE)
     assert f"accelerate launch recipes/{name}.py" in commands
     assert [parse_command(command)[0] for command in commands] == [name] * len(commands)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_looks_alike(name):
+    """Three scripts that differ in what they read, what is masked, and nothing else; not a third of them in common."""
+    recipe, lines = load_recipe(name), recipe_lines(name)
+    assert recipe.Config().run.out == f"runs/{name}" and recipe.Config().mode == "train"
+    assert list(inspect.signature(recipe.main).parameters) == ["config"]
+    (model,) = re.findall(r"`(Data2Vec\w+Model)`", recipe.__doc__)
+    assert inspect.getmodule(getattr(recipe, model)).__name__.startswith("d2v.models.")
+    commands = re.findall(r"^    (accelerate launch .+)$", recipe.__doc__, re.MULTILINE)
+    assert f"accelerate launch recipes/{name}.py" in commands
+    assert [parse_command(command)[0] for command in commands] == [name] * len(commands)
+    assert {"demo.yaml", "base.yaml"} <= {path.name for path in (ROOT / f"recipes/configs/{name}").iterdir()}
+    assert len(lines) <= 100 and main_lines(name) <= 45
+    parts = ["# Data and processors: ", "# Model: ", "# Loss: ", "def auxiliary_loss(", "pretrain(job, "]
+    places = ["\n".join(lines).find(part) for part in [*parts, "finish_pretraining(job, "]]
+    assert -1 not in places and places == sorted(places)
 
 
 LONG = {"asr_ctc": "transcribes in windows and with a language model too"}

@@ -18,7 +18,7 @@ import soundfile
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
 from d2v.convert import command_line
-from tests.helpers import RECIPES, ROOT, parse_command, tiny_recogniser
+from tests.helpers import PRETRAINING, RECIPES, ROOT, SCRIPTS, parse_command, tiny_recogniser
 
 PAGES = {path: (ROOT / path).read_text("utf-8") for path in ("README.md", "CONTRIBUTING.md", "recipes/README.md")}
 PAGES["benchmarks/README.md"] = (ROOT / "benchmarks/README.md").read_text("utf-8")
@@ -102,7 +102,7 @@ def test_command(page, command):
     elif module and module.startswith("benchmarks."):
         assert parse_benchmark(module, args)
     elif words[-1] == "--help":
-        assert words in [["python", f"recipes/{recipe}.py", "--help"] for recipe in RECIPES]
+        assert words in [["python", f"recipes/{recipe}.py", "--help"] for recipe in SCRIPTS]
     elif words[0] == "ruff":
         assert args in (["check", "."], ["format", "--check", "."])
     elif words[0] == "mypy":
@@ -237,10 +237,11 @@ def test_data_formats(recipe):
     assert not rows or columns - rows[0].keys() == set()
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "What is common"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "Pretraining", "What is common"])
 def test_options_exist(recipe):
     """Those that a recipe's section names; those of the last section in some recipe, or in the launcher."""
-    configs = [load_recipe(name).Config() for name in ([recipe] if recipe in RECIPES else RECIPES)]
+    sections = {"Pretraining": PRETRAINING, "What is common": RECIPES}
+    configs = [load_recipe(name).Config() for name in sections.get(recipe, [recipe])]
     text = section(recipe)
     launchers = {"multi_gpu", "num_processes", "nproc_per_node", "quiet"} if recipe not in RECIPES else set()
     known = {"config", "help"} | launchers

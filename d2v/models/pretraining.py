@@ -109,6 +109,26 @@ class Student(nn.Module):
         self.base_model.gradient_checkpointing_enable(enable)
 
 
+@torch.no_grad()
+def begin(model: PreTrainedModel) -> None:
+    """Give a new vision model tokens and positions that differ: those of zero would all be predicted alike.
+
+    BEiT draws its tokens from a normal distribution (`modeling_pretrain.py`); absolute positions, which data2vec's
+    models do not have, begin as sines and cosines of the row and of the column, a tenth of the usual size.
+    """
+    embeddings: Any = getattr(model, "embeddings", None)
+    if first_patch(model):
+        for token in (embeddings.cls_token, embeddings.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=model.config.initializer_range)
+        if embeddings.position_embeddings is not None:
+            width = embeddings.position_embeddings.shape[-1]
+            places = torch.cartesian_prod(*(torch.arange(side).float() for side in embeddings.grid))  # (P, 2)
+            waves = places[:, :, None] / 10_000 ** torch.linspace(0, 1, max(width // 4, 1))
+            waves = torch.cat((waves.sin(), waves.cos()), dim=2).flatten(1)  # (P, D, or up to 3 less)
+            embeddings.position_embeddings[0, 1:, : waves.shape[1]] = 0.1 * waves
+
+
 def first_patch(model: PreTrainedModel) -> int:
     """Positions of each row before those that can be masked: vision's class token."""
     return int(model.config.model_type == "data2vec-vision")

@@ -21,10 +21,12 @@ RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker push private"
 OPTIM_MAY = "lr betas eps weight_decay clip schedule warmup hold start_scale final_scale layer_decay"
 OPTIM_MAY += " freeze_encoder_steps ema"
 DATA_MAY = "path workers test_split max_test_samples also submission"  # another path to the same files
+ALARM_MAY = "rank unexplained deviation patience"  # of pretraining
 FREE = {
     *(f"run.{name}" for name in RUN_MAY.split()),
     *(f"optim.{name}" for name in OPTIM_MAY.split()),
     *(f"data.{name}" for name in DATA_MAY.split()),
+    *(f"alarm.{name}" for name in ALARM_MAY.split()),
 }
 """Options that a resumed run may have other values of; they hold from there on."""
 

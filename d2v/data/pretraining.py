@@ -1,0 +1,235 @@
+"""What a student sees of a row: its masks, and targets that need no teacher.
+
+Masks come from a row's seed, and of held-out rows from their number, so that they do not depend on what else is in a
+batch, on the number of processes, or on whether the run was stopped before.
+
+Shapes: B batch, S samples, T frames or tokens, P patches, M mel bins.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from d2v.config import at_least
+from d2v.data.audio import AudioData, clip_batch
+from d2v.data.image import ImageData, load_images, seeded
+from d2v.data.language_modeling import LanguageData, Stream, cut, masker
+from d2v.data.text import token_batch
+from d2v.errors import InputError
+from d2v.losses import at_least_fp32
+from d2v.models.audio import Data2VecAudioConfig
+from d2v.models.masking import block_mask, span_mask
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.text import Tokenizer
+
+EVALUATION = 0
+"""Seeds the masks of held-out rows, whatever the run's seed."""
+
+MEL_BINS = 40
+
+
+@dataclass
+class MaskedAudioData(AudioData):
+    """Data with sound; without a path the embedded demo.
+
+    Attributes:
+        crop_seconds: length of the random part that is heard of a longer clip, in seconds.
+        mask_share: share of the frames that spans would cover if none overlapped.
+        mask_length: number of frames of a span.
+    """
+
+    crop_seconds: float = 20.0
+    mask_share: float = 0.65
+    mask_length: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_share("data.mask_share", self.mask_share)
+        at_least(1, "data", self, ("mask_length",))
+
+
+@dataclass
+class MaskedTextData(LanguageData):
+    """Data with running text; without a path the embedded demo.
+
+    Attributes:
+        mask_share: share of the tokens that are masked.
+        mask_length: number of tokens of a span; with spans all are `<mask>`, single tokens are as BERT's.
+    """
+
+    mask_share: float = 0.15
+    mask_length: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_share("data.mask_share", self.mask_share)
+        at_least(1, "data", self, ("mask_length",))
+
+
+@dataclass
+class MaskedImageData(ImageData):
+    """Data with images; without a path the embedded demo.
+
+    Attributes:
+        mask_share: share of the patches that are masked.
+        mask_block: number of patches of the smallest block.
+    """
+
+    mask_share: float = 0.6
+    mask_block: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_share("data.mask_share", self.mask_share)
+        at_least(1, "data", self, ("mask_block",))
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise InputError unless the share is between 0 and 1."""
+    if not 0 < share < 1:
+        raise InputError(f"{name} should be between 0 and 1, not {share}")
+
+
+def with_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, of which those without a seed get one of their number."""
+    return [{"seed": (EVALUATION, 0, row["row"])} | row for row in rows]
+
+
+def masked_clips(
+    rows: list[dict[str, Any]],
+    *,
+    extractor: AudioFeatureExtractor,
+    data: MaskedAudioData,
+    settings: Data2VecAudioConfig,
+    auxiliary: bool,
+) -> dict[str, Any]:
+    """A batch of random parts of clips, with `masked` (B, T) and, if asked for, their log-mel bins as `auxiliary`."""
+    rows, batch = clip_batch(with_seeds(rows), extractor, data, crop_seconds=data.crop_seconds)
+    masks = []
+    for row, samples in zip(rows, batch["lengths"], strict=True):
+        frames = settings.frames(samples)
+        with seeded((*row["seed"], 2)):
+            masks.append(span_mask([frames], frames, data.mask_share, data.mask_length, 1)[0])
+    batch["masked"] = pad_sequence(masks, batch_first=True)
+    if auxiliary:
+        window, hop = settings.shortest_clip, settings.inputs_to_logits_ratio
+        clips = zip(batch["input_values"], batch["lengths"], strict=True)
+        bins = [log_mel(clip[:length], extractor.sampling_rate, window, hop) for clip, length in clips]
+        batch["auxiliary"] = pad_sequence(bins, batch_first=True)  # (B, T, M)
+    return batch
+
+
+def log_mel(clip: Tensor, rate: int, window: int, hop: int, bins: int = MEL_BINS) -> Tensor:
+    """The log energies of mel bands in what each frame of the model hears, normalised over a clip's frames.
+
+    Args:
+        clip: (S,).
+        rate: samples a second.
+        window, hop: samples that a frame hears, and from one frame to the next.
+        bins: M.
+
+    Returns:
+        (T, M) float32.
+    """
+    frames = clip.float().unfold(0, window, hop) * torch.hann_window(window)
+    power = torch.fft.rfft(frames, 2 ** (window - 1).bit_length()).abs().square()  # (T, F)
+    energy = power @ mel_bands(rate, power.shape[-1], bins)
+    levels = (energy + 1e-6).log()
+    var, mean = torch.var_mean(levels, dim=0, correction=0)
+    return (levels - mean) * (var + 1e-5).rsqrt()
+
+
+def mel_bands(rate: int, frequencies: int, bins: int) -> Tensor:
+    """(F, M) triangles, equally wide on the mel scale of HTK, from 0 to half the rate."""
+    highest = 2595 * np.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, highest, bins + 2) / 2595) - 1)
+    heard = np.linspace(0, rate / 2, frequencies)[:, None]
+    rising = (heard - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - heard) / (edges[2:] - edges[1:-1])
+    return torch.tensor(np.maximum(np.minimum(rising, falling), 0), dtype=torch.float32)
+
+
+def masked_windows(
+    rows: list[dict[str, Any]], *, tokenizer: Tokenizer, stream: Stream, mask: Callable
+) -> dict[str, Any]:
+    """A batch of windows between `<s>` and `</s>`: `input_ids`, `masked_ids`, and what is to be predicted, `masked`.
+
+    Args:
+        rows: from `d2v.data.language_modeling.stream_rows`.
+        tokenizer: of the model.
+        stream: the split's tokens.
+        mask: `mask(ids, starts, seed)`, from `text_masker`.
+    """
+    whole, seen, masks = [], [], []
+    for row in rows:
+        ids, starts = (cut(values[1:-1], row) for values in (stream.ids, stream.starts))
+        masked, hidden = mask(ids, starts, row.get("seed", (EVALUATION, row["first"])))
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        whole.append([begin, *ids, end])
+        seen.append([begin, *masked, end])
+        masks.append(torch.tensor([False, *hidden, False]))
+    batch = token_batch(tokenizer, whole)
+    seen_ids = token_batch(tokenizer, seen)["input_ids"]
+    return batch | {"masked_ids": seen_ids, "masked": pad_sequence(masks, batch_first=True)}
+
+
+def text_masker(tokenizer: Tokenizer, data: MaskedTextData) -> Callable:
+    """`mask(ids, starts, seed)` as `masker` returns it, for spans where they are asked for."""
+    if data.mask_length == 1:
+        return masker(tokenizer, data.mask_share, whole_words=False)
+    return partial(
+        span_masks, share=data.mask_share, length=data.mask_length, mask_token=int(tokenizer.mask_token_id or 0)
+    )
+
+
+def span_masks(
+    ids: np.ndarray, starts: np.ndarray, seed: Sequence[int], *, share: float, length: int, mask_token: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens (T,) with spans of `<mask>`, and where these are, (T,) bool; `starts` is not looked at."""
+    with seeded((*seed, 2)):
+        hidden = span_mask([len(ids)], len(ids), share, min(length, len(ids)), 1)[0].numpy()
+    return np.where(hidden, mask_token, ids), hidden
+
+
+def masked_images(
+    rows: list[dict[str, Any]], *, processor: Any, augmented: Any, data: MaskedImageData, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """A batch of images, those of train augmented, with `masked` (B, P).
+
+    Args:
+        rows: of a split.
+        processor: of the model.
+        augmented: from `d2v.data.augment.augmenter`.
+        data: where the images are, and how much of them is masked.
+        grid: rows and columns of patches.
+    """
+    rows, images, decoded = load_images(rows, data, processor.channels)
+    masks = []
+    for row in with_seeds(rows):
+        with seeded((*row["seed"], 2)):
+            masks.append(block_mask(grid, round(data.mask_share * grid[0] * grid[1]), data.mask_block).flatten())
+    batch = {"size": len(rows), "rows": [row["row"] for row in rows], "decoded": decoded, "masked": torch.stack(masks)}
+    if "seed" not in rows[0]:
+        return batch | processor(images)
+    seeds = [row["seed"] for row in rows]
+    pixels = [augmented(*pair) for pair in zip(images, seeds, strict=True)]
+    return batch | {"pixel_values": torch.stack(pixels)}
+
+
+def patches(pixel_values: Tensor, patch: tuple[int, int]) -> Tensor:
+    """The pixels of each patch, (B, P, pixels), normalised over the patch as masked autoencoders have them.
+
+    Args:
+        pixel_values: (B, channels, height, width).
+        patch: height and width of a patch; what is left over at the right and the bottom is not seen.
+    """
+    x = pixel_values.unfold(2, patch[0], patch[0]).unfold(3, patch[1], patch[1])  # (B, channels, rows, columns, ...)
+    x = at_least_fp32(x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2))
+    var, mean = torch.var_mean(x, dim=-1, keepdim=True)
+    return (x - mean) * (var + 1e-6).rsqrt()

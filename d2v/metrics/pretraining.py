@@ -1,0 +1,59 @@
+"""Whether a teacher's targets still say something: deviations and effective ranks.
+
+Shapes: N positions, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v.models.pretraining import PretrainingOutput
+
+
+def effective_rank(covariance: Tensor) -> float:
+    """The exponential of the entropy of the eigenvalues' shares: so many equally strong directions would have it.
+
+    Args:
+        covariance: (D, D).
+    """
+    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    shares = eigenvalues / eigenvalues.sum().clamp(min=1e-30)
+    return float(torch.exp(-(shares * shares.clamp(min=1e-30).log()).sum()))
+
+
+class Moments:
+    """First and second moments of targets, predictions and the encoder's input over batches."""
+
+    def __init__(self) -> None:
+        self.products: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, output: PretrainingOutput, counts: bool = True) -> None:
+        """Count a batch; one that does not count is none, see `d2v.data.loaders.Updates`."""
+        named = {"front": output.front}
+        if output.targets is not None and output.predictions is not None:
+            error = output.predictions.float() - output.targets.float()
+            named |= {"target": output.targets, "prediction": output.predictions, "error": error}
+        for name, values in named.items():
+            x = F.pad(values.float(), (0, 1), value=1.0)[: None if counts else 0]  # the last column counts
+            self.products[name] = self.products.get(name, 0) + x.T @ x
+
+    def figures(self) -> dict[str, float]:
+        """Of all processes: each `rank` and `deviation`, and what share of the targets' variance is `unexplained`."""
+        from accelerate.utils import gather_object
+
+        values, moments = {}, {}
+        processes = gather_object([{name: total.double().cpu() for name, total in self.products.items()}])
+        for name in {name: None for each in processes for name in each}:
+            total = torch.stack([each[name] for each in processes if name in each]).sum(0)
+            count = max(float(total[-1, -1]), 1.0)
+            mean = total[-1, :-1] / count
+            moments[name] = total[:-1, :-1] / count, mean.outer(mean)
+        for name in moments.keys() - {"error"}:
+            covariance = torch.sub(*moments[name])
+            values[f"{name}_rank"] = effective_rank(covariance)
+            values[f"{name}_deviation"] = float(covariance.diagonal().clamp(min=0).sqrt().mean())
+        if "error" in moments:
+            variance = float(torch.sub(*moments["target"]).trace())
+            values["unexplained"] = float(moments["error"][0].trace()) / max(variance, 1e-12)
+        return dict(sorted(values.items()))

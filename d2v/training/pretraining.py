@@ -1,0 +1,449 @@
+"""Pretraining: its options, a loop of the parts that `d2v.training.loop` is made of, and what it leaves.
+
+The loop differs from fine-tuning's in what the method has: a teacher that follows the student, a loss that is no
+measure of progress, since its targets move, and so figures that tell whether they still say something.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2v import losses
+from d2v.config import Data, Job, Lora, Optim, Run, at_least
+from d2v.data.facts import note_decoded, say_decoded
+from d2v.errors import InputError, Interrupted
+from d2v.metrics.pretraining import Moments
+from d2v.models.pretraining import Norm, PretrainingOutput, Student, Teacher
+from d2v.pretrained import write_json
+from d2v.training.identity import run_identity
+from d2v.training.log import Log, read_log
+from d2v.training.loop import Progress, accumulate, descend, interrupted_run
+from d2v.training.optim import build_optimizer, lr_scale
+from d2v.training.report import FILES, peak_memory_mb, write_model_card
+from d2v.training.resume import (
+    RandomState,
+    checkpoints,
+    load_checkpoint,
+    note_evaluation,
+    replace_folder,
+    save_checkpoint,
+)
+from d2v.training.signals import hold_signals, received
+
+
+@dataclass
+class Teaching:
+    """The teacher, and the loss of what the student learns from it.
+
+    Attributes:
+        weight: weight of the loss; 0 for no teacher, which leaves the auxiliary target alone to learn from.
+        layers: number of the teacher's last blocks whose outputs make the targets.
+        outputs: what of a block is an output, its feed-forward before the residual is added or the whole block.
+        layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
+        target_norm: normalisation of the mean of these outputs, likewise.
+        half_life: share of the run's updates in which the teacher forgets half of what it was, at the first update.
+        final_half_life: that share once it has risen.
+        rise: share of the run's updates in which it rises.
+        beta: difference from which the loss grows linearly; 0 for the squared difference.
+        reduction: a position's loss is the sum over the channels, that over the root of their number, or their mean.
+        head_layers: number of linear layers from the student's states to the targets.
+    """
+
+    weight: float = 1.0
+    layers: int = 8
+    outputs: Literal["feed_forward", "block"] = "feed_forward"
+    layer_norm: Norm = "layer"
+    target_norm: Norm = "none"
+    half_life: float = 0.005
+    final_half_life: float = 0.05
+    rise: float = 0.25
+    beta: float = 0.0
+    reduction: Literal["sum", "root", "mean"] = "mean"
+    head_layers: int = 1
+
+    def __post_init__(self):
+        at_least(0, "teacher", self, ("weight", "half_life", "final_half_life", "rise", "beta"))
+        at_least(1, "teacher", self, ("layers", "head_layers"))
+
+    def decay(self, step: int, total: int) -> float:
+        """What the teacher keeps of itself after an update; it rises linearly, as fairseq's `get_annealed_rate`.
+
+        Args:
+            step: updates done before.
+            total: updates of the whole run.
+        """
+        first, last = (0.5 ** (1 / max(share * total, 1e-9)) for share in (self.half_life, self.final_half_life))
+        risen = min(step / max(self.rise * total, 1), 1.0)
+        return first + (last - first) * risen
+
+
+@dataclass
+class Auxiliary:
+    """A target that needs no teacher: log-mel bins of sound, pixels of images, tokens of text.
+
+    Attributes:
+        weight: weight of its loss at the first update; 0 for none.
+        until: share of the run's updates in which the weight falls to 0; by default it stays.
+    """
+
+    weight: float = 0.0
+    until: float | None = None
+
+    def __post_init__(self):
+        at_least(0, "auxiliary", self, ("weight", "until"))
+
+    def at(self, step: int, total: int) -> float:
+        """The weight in an update."""
+        return self.weight * (1.0 if self.until is None else max(1 - step / max(self.until * total, 1), 0.0))
+
+
+@dataclass
+class Alarm:
+    """When a run stops since the targets have collapsed.
+
+    Attributes:
+        rank: effective rank of the targets below which they may have collapsed.
+        unexplained: share of the targets' variance that the student leaves unexplained, below which they then have.
+        deviation: standard deviation of the targets or predictions below which they have collapsed in any case.
+        patience: number of lines of the log in a row that have to say so; 0 never stops a run.
+    """
+
+    rank: float = 20.0
+    unexplained: float = 0.25
+    deviation: float = 0.01
+    patience: int = 5
+
+
+@dataclass
+class Pretraining:
+    """What the configuration of every pretraining recipe has.
+
+    Attributes:
+        model: hub id or folder of the model to go on with; by default pretraining starts from random weights.
+        arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
+        teacher: the teacher, and the loss of what the student learns from it.
+        auxiliary: a target that needs no teacher.
+        alarm: when a run stops since the targets have collapsed.
+        data: the data, whose labels are not looked at.
+        optim: optimisation by AdamW.
+        run: the run.
+    """
+
+    mode: ClassVar[str] = "train"
+    freeze: ClassVar[str] = "nothing"
+    lora: ClassVar[Lora] = Lora()
+
+    model: str | None = None
+    arch: dict[str, Any] = field(default_factory=dict)
+    teacher: Teaching = field(default_factory=Teaching)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    alarm: Alarm = field(default_factory=Alarm)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self):
+        if not self.teacher.weight and not self.auxiliary.weight:
+            raise InputError("teacher.weight and auxiliary.weight are 0: there is nothing to learn")
+        unused = {"run.patience": self.run.patience, "run.metric": self.run.metric, "optim.ema": self.optim.ema}
+        unused["optim.freeze_encoder_steps"] = self.optim.freeze_encoder_steps
+        for name, value in unused.items():
+            if value:
+                raise InputError(f"{name} has no meaning in pretraining, which keeps the last model; leave it out")
+
+
+def student_and_teacher(job: Job, base_model: Any, auxiliary: int) -> tuple[Student, Teacher | None]:
+    """The two networks that a run starts from.
+
+    Args:
+        job: whose configuration is a `Pretraining`.
+        base_model: from `d2v.training.model.build`.
+        auxiliary: outputs that the auxiliary target takes.
+    """
+    options: Teaching = job.config.teacher
+    layers = options.head_layers if options.weight else 0
+    student = Student(base_model, head_layers=layers, auxiliary=auxiliary if job.config.auxiliary.weight else 0)
+    if not options.weight:
+        return student, None
+    norms = {"layer_norm": options.layer_norm, "target_norm": options.target_norm}
+    return student, Teacher(student, layers=options.layers, outputs=options.outputs, **norms)
+
+
+class Vigil:
+    """How many lines of the log in a row say that the targets have collapsed."""
+
+    def __init__(self, alarm: Alarm):
+        self.alarm, self.bad = alarm, 0
+
+    def check(self, figures: dict[str, float], step: int, ready: bool = True) -> None:
+        """Raise InputError if the targets have collapsed.
+
+        Args:
+            figures: from `d2v.metrics.pretraining.Moments`.
+            step: updates done.
+            ready: False while the learning rate rises: predictions begin without any variance.
+        """
+        alarm = self.alarm
+        if not ready or not alarm.patience or "target_rank" not in figures:
+            return
+        flat = min(figures["target_deviation"], figures["prediction_deviation"]) < alarm.deviation
+        narrow = figures["target_rank"] < alarm.rank and figures["unexplained"] < alarm.unexplained
+        self.bad = self.bad + 1 if flat or narrow else 0
+        if self.bad >= alarm.patience:
+            raise InputError(
+                f"update {step}: the targets have collapsed, to an effective rank of {figures['target_rank']:.1f} with "
+                f"{figures['unexplained']:.0%} of their variance left to predict; lower optim.lr, raise optim.warmup "
+                "or teacher.half_life, normalise the targets, or begin with auxiliary.weight 1"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many there were."""
+        return {"bad": self.bad}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from there."""
+        self.bad = state["bad"]
+
+
+def pretrain(
+    job: Job,
+    student: Student,
+    teacher: Teacher | None,
+    batches: Any,
+    held_out: DataLoader,
+    auxiliary_loss: Callable[[Tensor, dict[str, Any]], Tensor],
+    *,
+    keep: Sequence[Any] = (),
+) -> dict[str, float]:
+    """Train, and leave `checkpoints/`, `best/`, `log.jsonl` and `curves.png` in `run.out`.
+
+    Args:
+        job: whose configuration is a `Pretraining`.
+        student, teacher: from `student_and_teacher`.
+        batches: from `train_loader`; batches have what `d2v.models.pretraining.views` reads.
+        held_out: from `eval_loader`, with masks that are the same each time.
+        auxiliary_loss: of the auxiliary outputs (n, C) and their batch, summed over masked places.
+        keep: what belongs to the model, such as its processor, and is saved beside it.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        InputError: the targets have collapsed, a checkpoint cannot be read or written, or the loss is not finite.
+        Interrupted: a signal came; the run is saved.
+    """
+    from accelerate.utils import gather_object, send_to_device
+
+    config, accelerator, out = job.config, job.accelerator, job.out
+    run, optim, teaching = config.run, config.optim, config.teacher
+    epoch = len(batches)  # updates
+    total: int = run.max_steps or run.epochs * epoch
+    eval_every = run.eval_every or epoch
+    save_every = run.save_every or eval_every
+    made_of = run_identity(job, batches, student.base_model, keep)
+    student.gradient_checkpointing_enable(run.gradient_checkpointing)
+    for each in (student, teacher):
+        if each is not None:
+            each.to(accelerator.device)
+    prepared, optimizer = accelerator.prepare(student.train(), build_optimizer(student, optim))  # type: ignore[arg-type]
+
+    torch.manual_seed(run.seed + accelerator.process_index)  # each process its own dropout
+    progress, vigil, moments = Progress(), Vigil(config.alarm), Moments()
+    own = {"random": RandomState()}
+    states = {"model": student, "teacher": teacher, "optimizer": optimizer, "batches": batches}
+    states |= {"progress": progress, "vigil": vigil, "scaler": accelerator.scaler}
+    if run.resume and checkpoints(out):
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        load_checkpoint(checkpoints(out)[-1], states, accelerator, own, made_of)
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(values)  # this session's learning rate, not the one before's
+    begun = saved = time.monotonic()
+    spent = progress.seconds  # in earlier sessions
+    accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
+    log = Log(out / "log.jsonl", progress.step, progress.evaluated, total, config.data.unit, accelerator)
+
+    def parts(output: PretrainingOutput, batch: dict[str, Any], weight: float) -> tuple[Tensor, Tensor]:
+        """The weighted sums of both losses over masked places; 0 for one that is not wanted."""
+        regression = auxiliary = output.front.new_zeros(())
+        if output.targets is not None and output.predictions is not None:
+            options = {"beta": teaching.beta, "reduction": teaching.reduction}
+            regression = teaching.weight * losses.regression(output.predictions, output.targets, **options)[0]
+        if weight and output.auxiliary is not None:
+            auxiliary = weight * auxiliary_loss(output.auxiliary, batch)
+        return regression, auxiliary
+
+    def loss_fn(model, batch, weight: float):
+        output = model(batch, teacher)
+        moments.add(output, batch.get("counts", True))
+        return sum(parts(output, batch, weight)), batch["masked"].sum()
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        student.eval()
+        seen, sums = Moments(), torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        decoded: list[Any] = []
+        for batch in held_out:
+            decoded += batch.pop("decoded", ())
+            if not batch["rows"]:  # none could be decoded
+                continue
+            batch = send_to_device(batch, accelerator.device)
+            with accelerator.autocast():
+                output = student(batch, teacher)
+                found = *parts(output, batch, config.auxiliary.weight), batch["masked"].sum()
+            sums += torch.stack([each.double() for each in found])
+            seen.add(output)
+        note_decoded(job, gather_object(decoded))
+        *found, count = accelerator.reduce(sums).tolist()
+        student.train()
+        wanted = {"loss": teacher is not None, "auxiliary_loss": config.auxiliary.weight > 0}
+        values = {
+            name: value / max(count, 1) for (name, there), value in zip(wanted.items(), found, strict=True) if there
+        }
+        return values | seen.figures()
+
+    def evaluate_and_keep() -> dict[str, float]:
+        metrics, progress.evaluated = evaluate(), progress.step
+        log.write(progress.step, {f"eval_{key}": value for key, value in metrics.items()})
+        if job.is_main:
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
+            log.bar.write(f"update {progress.step}: held-out {shown}")
+            replace_folder(out / "best", lambda folder: save_base(student, folder, keep))
+            note_evaluation(out, progress)
+        say_decoded(job)
+        log.reset()
+        return metrics
+
+    def asked() -> list[bool]:
+        now = time.monotonic()
+        out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
+        return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
+
+    metrics: dict[str, float] = {}
+    with hold_signals(), interrupted_run(out), closing(log):
+        if progress.evaluated < progress.step and progress.step >= total:
+            metrics = evaluate_and_keep()  # the evaluation that was cut off
+        updates = iter(batches)
+        while progress.step < total:
+            waited = time.monotonic()
+            update = next(updates)
+            waited = time.monotonic() - waited
+            for batch in update:
+                note_decoded(job, batch.pop("decoded", ()))
+            scale, weight = lr_scale(progress.step, total, optim), config.auxiliary.at(progress.step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
+            decay = teaching.decay(progress.step, total)
+
+            loss, items, size, *asked_for = accumulate(
+                prepared, update, partial(loss_fn, weight=weight), accelerator, extra=asked
+            )
+            norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
+            finite = finite and math.isfinite(loss)
+            if teacher is not None:
+                teacher.update(student, decay)
+
+            scaler = accelerator.scaler
+            progress.count(finite=finite, looking_for_scale=scaler is not None and scaler.get_scale() >= 1)
+            progress.seconds = spent + time.monotonic() - begun
+            log.add(loss if finite else 0.0, items if finite else 0.0, size, waited)
+            now = progress.step
+            if now % run.log_every == 0 or now == total:
+                figures, moments = moments.figures(), Moments()
+                values = {"epoch": now / epoch, "seconds": progress.seconds, "skipped": progress.skipped}
+                values |= {"half_life": half_life(decay), "auxiliary_weight": weight}
+                log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
+                rises = optim.warmup * total if optim.warmup < 1 else optim.warmup
+                vigil.check(figures, now, ready=now > rises)
+            if progress.skipped_in_a_row >= run.max_nonfinite:
+                raise InputError(
+                    f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {now}: lower "
+                    "optim.lr or raise optim.warmup"
+                )
+            interrupt, out_of_time, _ = asked_for
+            due = now % eval_every == 0 or now == total or out_of_time
+            if due or now % save_every == 0 or any(asked_for):
+                save_checkpoint(out, now, states, accelerator, run.keep_last, own, made_of)
+                saved = time.monotonic()
+            if interrupt:
+                raise Interrupted
+            if due:
+                metrics = evaluate_and_keep()
+            if out_of_time:
+                break
+    return metrics or evaluate()
+
+
+def half_life(decay: float) -> float:
+    """Updates in which a moving average forgets half of what it was."""
+    return math.log(0.5) / math.log(decay) if decay > 0 else 0.0
+
+
+def save_base(student: Student, folder: Path, keep: Sequence[Any]) -> None:
+    """The student without its heads, and what belongs to it: what every recipe starts from."""
+    for part in (student.base_model, *keep):
+        part.save_pretrained(folder)
+
+
+def finish_pretraining(job: Job, metrics: dict[str, float], rows: int, demo: str) -> dict[str, Any]:
+    """End a run: `results.json`, `curves.png`, a model card, and a summary.
+
+    Args:
+        job: from `d2v.training.job.start`; its main process writes.
+        metrics: of the last evaluation.
+        rows: that it was made on.
+        demo: name of the embedded data.
+
+    Returns:
+        The content of `results.json`.
+    """
+    last = read_log(job.out / "log.jsonl")[-1:]
+    results = metrics | {"split": "validation", "examples": rows, "peak_memory_mb": peak_memory_mb()}
+    results |= {"updates": last[0]["step"] if last else 0}
+    if job.is_main:
+        write_json(job.out / "results.json", results)
+        plot_pretraining(job.out)
+        data = job.config.data.path or demo
+        about = {"recipe": job.recipe, "task": "feature-extraction", "data": data}
+        write_model_card(job.out / "best", **about, results=results, metrics=list(metrics))
+        lines = [(key, f"{value:.4f}") for key, value in metrics.items()]
+        lines += [(str(job.out / name), what) for name, what in FILES.items() if (job.out / name).exists()]
+        print("\n".join(f"{left:<{max(len(each) for each, _ in lines)}}  {right}" for left, right in lines))
+    return results
+
+
+def plot_pretraining(out: Path) -> None:
+    """Draw `curves.png` from `log.jsonl`: the loss, and what tells whether it means anything."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    log = read_log(out / "log.jsonl")
+    figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    ranks = [f"{name}_rank" for name in ("target", "prediction", "front")]
+    panels = {
+        "loss (no measure of progress)": ["loss", "eval_loss"],
+        "unexplained share of the targets' variance": ["unexplained", "eval_unexplained"],
+        "effective rank": [*ranks, "eval_target_rank"],
+        "standard deviation": [name.replace("rank", "deviation") for name in ranks],
+    }
+    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+        for key in keys:
+            points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=key.replace("eval_", "held-out "))
+        axis.set(xlabel="updates", title=title, ylim=(0, None))
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    figure.savefig(out / "curves.png", dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,70 @@
+"""Pretraining on speech without labels: `Data2VecAudioModel`, by predicting a teacher's view of masked frames.
+
+    accelerate launch recipes/pretrain_audio.py
+    accelerate launch recipes/pretrain_audio.py --config recipes/configs/pretrain_audio/base.yaml
+    accelerate launch recipes/pretrain_audio.py --model facebook/data2vec-audio-base --data.path recordings
+
+What it leaves in `best/` is what the recipes for speech take as `--model`. Without a data option it hears the demo of
+asr_ctc, a few minutes on a CPU.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from d2v import losses
+from d2v.cli import run
+from d2v.config import Optim, Run
+from d2v.data.audio import clip_rows
+from d2v.data.load import load
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.pretraining import MEL_BINS, MaskedAudioData, masked_clips
+from d2v.demo.speech import number_words
+from d2v.models.audio import Data2VecAudioModel
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.training import build, start
+from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+
+PRETRAINING = {"layerdrop": 0.05, "mask_feature_prob": 0.0}  # fairseq's base_librispeech.yaml; `arch` goes before it
+
+
+@dataclass
+class Config(Pretraining):
+    """Pretraining on speech."""
+
+    teacher: Teaching = field(default_factory=lambda: Teaching(layer_norm="instance", reduction="root"))
+    data: MaskedAudioData = field(default_factory=MaskedAudioData)
+    optim: Optim = field(default_factory=lambda: Optim(lr=5e-4, eps=1e-6, weight_decay=0.01, schedule="cosine"))
+    run: Run = field(default_factory=lambda: Run(out="runs/pretrain_audio"))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Pretrain an audio model; returns the content of `results.json`."""
+    job, data = start(config), config.data
+
+    # Data and processors: clips
+    splits = load(job, number_words, inputs={"audio": data.audio_column})
+    extractor = AudioFeatureExtractor.for_model(config.model)
+
+    # Model: a student that sees masked frames, and a teacher that is its moving average and sees them all
+    base = build(job, Data2VecAudioModel, PRETRAINING)
+    student, teacher = student_and_teacher(job, base, auxiliary=MEL_BINS)
+    shortest = base.config.shortest_clip
+    rows = clip_rows(
+        job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, crop_seconds=data.crop_seconds
+    )
+    collate = partial(
+        masked_clips, extractor=extractor, data=data, settings=base.config, auxiliary=config.auxiliary.weight > 0
+    )
+
+    # Loss: of the teacher's targets, see `pretrain`; and of log-mel bins, where they are asked for
+    def auxiliary_loss(outputs, batch):
+        return losses.regression(outputs, batch["auxiliary"][batch["masked"]])[0]
+
+    batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor])
+    return finish_pretraining(job, metrics, len(rows["validation"]), demo="synthesised number words")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,73 @@
+"""Pretraining on text without labels: `Data2VecTextModel`, by predicting a teacher's view of masked tokens.
+
+    accelerate launch recipes/pretrain_text.py
+    accelerate launch recipes/pretrain_text.py --config recipes/configs/pretrain_text/base.yaml
+    accelerate launch recipes/pretrain_text.py --model facebook/data2vec-text-base --data.path corpus.txt
+
+What it leaves in `best/` is what the recipes for text take as `--model`. Without a data option it reads Python's
+documentation, a few minutes on a CPU.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from d2v import losses
+from d2v.cli import run
+from d2v.config import Optim, Run
+from d2v.data.language_modeling import pieces, read_stream, stream_rows
+from d2v.data.load import load
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
+from d2v.data.text import tokenizer_for
+from d2v.demo.text import docs_text
+from d2v.models.text import Data2VecTextModel
+from d2v.training import build, start
+from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+
+
+@dataclass
+class Config(Pretraining):
+    """Pretraining on text."""
+
+    teacher: Teaching = field(
+        default_factory=lambda: Teaching(layers=10, layer_norm="layer", beta=4.0, reduction="sum", head_layers=2)
+    )
+    data: MaskedTextData = field(default_factory=MaskedTextData)
+    optim: Optim = field(
+        default_factory=lambda: Optim(lr=2e-4, eps=1e-6, weight_decay=0.01, clip=5.0, schedule="cosine")
+    )
+    run: Run = field(default_factory=lambda: Run(out="runs/pretrain_text"))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Pretrain a text model; returns the content of `results.json`."""
+    job, data = start(config), config.data
+
+    # Data and processors: running text and its tokens
+    splits = load(job, docs_text, inputs={"text": data.text_column})
+    texts = {name: pieces(split, data) for name, split in splits.items()}
+    tokenizer = tokenizer_for(job, lambda: texts["train"])
+    mask = text_masker(tokenizer, data)
+
+    # Model: a student that sees masked tokens, and a teacher that is its moving average and sees them all
+    base = build(job, Data2VecTextModel, tokenizer=tokenizer)
+    student, teacher = student_and_teacher(job, base, auxiliary=base.config.vocab_size)
+    rows, collates, size = {}, {}, min(data.max_length, base.config.max_tokens)
+    for name in ("train", "validation"):
+        stream = read_stream(texts[name], tokenizer, documents=data.separator is None)
+        rows[name] = stream_rows(splits[name], len(stream.ids) - 2, size - 2, special=2)
+        collates[name] = partial(masked_windows, tokenizer=tokenizer, stream=stream, mask=mask)
+
+    # Loss: of the teacher's targets, see `pretrain`; and of the tokens, where they are asked for
+    def auxiliary_loss(outputs, batch):
+        return losses.cross_entropy(outputs, batch["input_ids"][batch["masked"]])[0]
+
+    batches = train_loader(job, rows["train"], collates["train"])
+    held_out = eval_loader(job, rows["validation"], collates["validation"])
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer])
+    return finish_pretraining(job, metrics, len(rows["validation"]), demo="Python's documentation")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,83 @@
+"""Pretraining on images without labels: `Data2VecVisionModel`, by predicting a teacher's view of masked patches.
+
+    accelerate launch recipes/pretrain_vision.py
+    accelerate launch recipes/pretrain_vision.py --config recipes/configs/pretrain_vision/base.yaml
+    accelerate launch recipes/pretrain_vision.py --model facebook/data2vec-vision-base --data.path photos
+
+What it leaves in `best/` is what the recipes for images take as `--model`. Without a data option it looks at
+scikit-learn's handwritten digits, a few minutes on a CPU.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from d2v import losses
+from d2v.cli import run
+from d2v.config import Optim, Run
+from d2v.data.augment import Augment, augmenter
+from d2v.data.image import fit_processor
+from d2v.data.load import load
+from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.pretraining import MaskedImageData, masked_images, patches
+from d2v.data.rows import Rows
+from d2v.demo.images import digits
+from d2v.models.pretraining import begin
+from d2v.models.vision import Data2VecVisionModel, sides
+from d2v.processors.image import ImageProcessor
+from d2v.training import build, start
+from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+
+PRETRAINING = {"use_mask_token": True}  # an embedding for masked patches; `arch` goes before it
+PLAIN: dict[str, Any] = {"rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
+
+
+@dataclass
+class Config(Pretraining):
+    """Pretraining on images.
+
+    Attributes:
+        augment: augmentation of the images of train; student and teacher see the same.
+    """
+
+    teacher: Teaching = field(
+        default_factory=lambda: Teaching(layers=6, outputs="block", layer_norm="layer", target_norm="layer", beta=2.0)
+    )
+    data: MaskedImageData = field(default_factory=lambda: MaskedImageData(batch_size=128))
+    augment: Augment = field(default_factory=lambda: Augment(color_jitter=0.4, **PLAIN))
+    optim: Optim = field(
+        default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05, clip=3.0, schedule="cosine")
+    )
+    run: Run = field(default_factory=lambda: Run(out="runs/pretrain_vision"))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Pretrain a vision model; returns the content of `results.json`."""
+    job, data = start(config), config.data
+
+    # Data and processors: images
+    splits = load(job, digits, inputs={"image": data.image_column})
+    rows = {name: Rows(split, split.ids(data.image_column), [1] * len(split)) for name, split in splits.items()}
+
+    # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
+    base = build(job, Data2VecVisionModel, PRETRAINING)
+    if not config.model:
+        begin(base)
+    grid, size, patch = base.config.grid(), sides(base.config.image_size), sides(base.config.patch_size)
+    student, teacher = student_and_teacher(job, base, auxiliary=base.config.num_channels * patch[0] * patch[1])
+    processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
+    processor = fit_processor(processor, size, data.crop_ratio, base.config.num_channels)
+    augmented = augmenter(config.augment, processor, size)
+    collate = partial(masked_images, processor=processor, augmented=augmented, data=data, grid=grid)
+
+    # Loss: of the teacher's targets, see `pretrain`; and of the patches' pixels, where they are asked for
+    def auxiliary_loss(outputs, batch):
+        return losses.regression(outputs, patches(batch["pixel_values"], patch)[batch["masked"]])[0]
+
+    batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor])
+    return finish_pretraining(job, metrics, len(rows["validation"]), demo="handwritten digits")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,112 @@
+"""Masks that are a function of a row's seed, and targets that need no teacher."""
+
+import numpy as np
+import pytest
+import torch
+
+from d2v.data.language_modeling import read_stream
+from d2v.data.pretraining import (
+    MaskedAudioData,
+    MaskedImageData,
+    MaskedTextData,
+    log_mel,
+    masked_clips,
+    masked_windows,
+    patches,
+    text_masker,
+)
+from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.text import Tokenizer
+from tests.tiny import flac, sentences, tones
+
+
+def clips(count: int, *, seed: bool = True) -> list[dict]:
+    rows = []
+    for i in range(count):
+        sound = {"bytes": flac(tones("abc ab" * (2 + i), i)), "path": None}
+        rows.append({"audio": sound, "where": f"train, row {i}", "row": i} | ({"seed": (0, 3, i)} if seed else {}))
+    return rows
+
+
+def test_masks_of_speech_depend_on_the_row_alone():
+    extractor, settings = AudioFeatureExtractor(), Data2VecAudioConfig()
+    data = MaskedAudioData(crop_seconds=1.5)
+    options = {"extractor": extractor, "data": data, "settings": settings}
+    together = masked_clips(clips(3), auxiliary=True, **options)
+    torch.rand(7)
+    alone = masked_clips(clips(3)[1:2], auxiliary=True, **options)
+    frames = alone["masked"].shape[1]
+    assert frames == settings.frames(alone["lengths"][0]) and max(together["lengths"]) == 24_000
+    assert torch.equal(together["masked"][1, :frames], alone["masked"][0])
+    assert torch.equal(together["auxiliary"][1, :frames], alone["auxiliary"][0])
+    for row, samples in zip(together["masked"], together["lengths"], strict=True):
+        assert not row[settings.frames(samples) :].any() and row.any()
+    held_out = [masked_clips(clips(3, seed=False), auxiliary=False, **options)["masked"] for _ in range(2)]
+    assert torch.equal(*held_out) and "auxiliary" not in masked_clips(clips(1), auxiliary=False, **options)
+
+
+def test_half_of_speech_is_masked_in_spans():
+    """fairseq's .65 in spans of 10 that may overlap covers about half (Baevski et al., 2020, section 4.2: 49 %)."""
+    from d2v.data.image import seeded
+    from d2v.models.masking import span_mask
+
+    with seeded((1,)):
+        masks = torch.cat([span_mask([749], 749, 0.65, 10, 1) for _ in range(50)])
+    assert 0.46 < masks.float().mean() < 0.50
+    runs = [len(run) for row in masks for run in "".join("x" if each else " " for each in row).split()]
+    assert min(runs) == 10
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_masks_of_text(length):
+    texts = sentences(40, seed=0)
+    tokenizer = Tokenizer.train(texts, 300)
+    stream = read_stream([" ".join(texts)], tokenizer, documents=False)
+    data = MaskedTextData(mask_share=0.15 if length == 1 else 0.35, mask_length=length)
+    windows = [{"start": 50 * i, "first": 50 * i, "end": 50 * i + 50} for i in range(6)]
+    rows = [window | {"row": i, "seed": (0, 1, i)} for i, window in enumerate(windows)]
+    options = {"tokenizer": tokenizer, "stream": stream, "mask": text_masker(tokenizer, data)}
+    batch = masked_windows(rows, **options)
+    masked, whole, seen = batch["masked"], batch["input_ids"], batch["masked_ids"]
+    assert masked.shape == whole.shape == seen.shape == (6, 52)
+    assert torch.equal(whole[~masked], seen[~masked]) and not masked[:, [0, -1]].any()
+    share = float(masked[:, 1:-1].float().mean())
+    hidden = float((seen[masked] == tokenizer.mask_token_id).float().mean())
+    if length == 1:
+        assert share == pytest.approx(0.15, abs=0.03) and 0.55 < hidden < 0.98
+    else:
+        assert 0.25 < share < 0.36 and hidden == 1
+        assert all(len(run) >= 4 for row in masked for run in "".join("x" if x else " " for x in row).split())
+    again = masked_windows(rows[2:3], **options)
+    assert torch.equal(again["masked_ids"][0], seen[2]) and torch.equal(again["masked"][0], masked[2])
+    held_out = [masked_windows(windows[:2], **options)["masked_ids"] for _ in range(2)]
+    assert torch.equal(*held_out)
+
+
+def test_a_tone_is_loud_in_its_own_mel_band():
+    time = np.arange(16_000) / 16_000
+    clip = torch.tensor(np.concatenate([np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 3000 * time)]))
+    bins = log_mel(clip, 16_000, 400, 320)
+    assert bins.shape == (Data2VecAudioConfig().frames(32_000), 40)
+    assert torch.allclose(bins.mean(0), torch.zeros(40), atol=1e-4)
+    assert torch.allclose(bins.std(0, correction=0), torch.ones(40), atol=1e-2)
+    # HTK's mel of 440 Hz is 549.6 of 2840; bands are 69.3 apart, so that the eighth (number 7) is at 554.2.
+    low, high = bins[5:45].mean(0), bins[55:95].mean(0)
+    assert int((low - high).argmax()) == 7 and int((high - low).argmax()) in (26, 27)
+
+
+def test_patches_are_normalised_pixels():
+    pixels = torch.arange(2 * 3 * 9 * 8).float().reshape(2, 3, 9, 8)  # a row of pixels is left over
+    found = patches(pixels, (4, 2))
+    assert found.shape == (2, 8, 24)
+    patch = pixels[1, :, 4:8, 2:4].flatten()  # of the second row, the second: number 5
+    assert torch.allclose(found[1, 5], (patch - patch.mean()) / patch.std(), atol=1e-5)
+
+
+def test_shares_of_nothing_and_of_all_are_refused():
+    for kind in (MaskedAudioData, MaskedTextData, MaskedImageData):
+        for share in (0.0, 1.0):
+            with pytest.raises(InputError, match="data.mask_share should be between 0 and 1"):
+                kind(mask_share=share)

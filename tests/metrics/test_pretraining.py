@@ -1,0 +1,39 @@
+"""Ranks and deviations of what is known."""
+
+import pytest
+import torch
+
+from d2v.metrics.pretraining import Moments, effective_rank
+from d2v.models.pretraining import PretrainingOutput
+
+
+def test_the_rank_of_equal_and_of_unequal_directions():
+    assert effective_rank(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0]).double())) == pytest.approx(3)
+    assert effective_rank(torch.diag(torch.tensor([3.0, 0.0, 0.0]).double())) == pytest.approx(1)
+    expected = torch.tensor([0.8, 0.2]).double()
+    assert effective_rank(torch.diag(expected * 7)) == pytest.approx(float((-(expected * expected.log()).sum()).exp()))
+    assert effective_rank(torch.zeros(3, 3).double()) == pytest.approx(1, abs=1)  # and no NaN
+
+
+def test_moments_are_those_of_all_batches_together():
+    torch.manual_seed(0)
+    targets, error = torch.randn(60, 4) + 3, 0.5 * torch.randn(60, 4)
+    front = torch.randn(60, 5)
+    moments = Moments()
+    for part in (slice(0, 10), slice(10, 60)):
+        moments.add(PretrainingOutput((targets + error)[part], targets[part], None, front[part]))
+    moments.add(PretrainingOutput(targets * 9, targets, None, front), counts=False)
+    figures = moments.figures()
+    assert figures["unexplained"] == pytest.approx(
+        float(error.square().sum() / (targets - targets.mean(0)).square().sum()), rel=1e-4
+    )
+    for name, values in (("target", targets), ("prediction", targets + error), ("front", front)):
+        assert figures[f"{name}_deviation"] == pytest.approx(float(values.std(0, correction=0).mean()), rel=1e-4)
+        rank = effective_rank(torch.cov(values.double().T, correction=0))
+        assert figures[f"{name}_rank"] == pytest.approx(rank, rel=1e-4)
+
+
+def test_without_a_teacher_there_is_the_front_alone():
+    moments = Moments()
+    moments.add(PretrainingOutput(None, None, torch.randn(3, 2), torch.randn(7, 5)))
+    assert moments.figures().keys() == {"front_rank", "front_deviation"}
