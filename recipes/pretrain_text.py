@@ -46,7 +46,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: running text and its tokens
     splits = load(job, docs_text, inputs={"text": data.text_column})
-    texts = {name: pieces(split, data) for name, split in splits.items()}
+    texts = {name: pieces(job, split) for name, split in splits.items()}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     mask = text_masker(tokenizer, data)
 
