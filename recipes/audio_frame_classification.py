@@ -18,8 +18,15 @@ from typing import Any, Literal
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run
-from d2v.data.audio import clip_batch, clip_rows
-from d2v.data.diarization import SegmentData, frame_head, frame_labels, read_segments, recording_names, segment_problem
+from d2v.data.audio import clip_batch
+from d2v.data.diarization import (
+    SegmentData,
+    frame_head,
+    frame_labels,
+    read_segments,
+    recording_names,
+    segment_rows,
+)
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.decode.diarization import DECISION, decode_segments, read_decision, segment_records, write_arrays, write_rttm
@@ -68,13 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecAudioForAudioFrameClassification, **head)
     settings, rate, diarization = model.config, extractor.sampling_rate, model.config.frame_loss == "pit_bce"
     names = [f"speaker_{i}" for i in settings.id2label] if diarization else list(settings.id2label.values())
-    hop, classes = settings.inputs_to_logits_ratio / rate, None if diarization else settings.label2id
-    rows = clip_rows(
-        *(job, splits, rate, settings.shortest_clip, segments),
-        learn=lambda segments, seconds: segment_problem(segments, seconds, classes, most=len(names)),
-        score=lambda segments, seconds: segment_problem(segments, seconds, classes),
-        crop_seconds=data.crop_seconds,
-    )
+    hop, rows = settings.inputs_to_logits_ratio / rate, segment_rows(job, splits, rate, settings, segments)
     collate_rows = partial(collate, extractor=extractor, data=data, settings=settings)
     recordings = {split: recording_names(rows[split].ids, split) for split in rows if split != "train"}
 
@@ -130,9 +131,10 @@ def main(config: Config) -> dict[str, Any]:
     predictions, metrics, notes = decode(probabilities), {}, dict(decision)
     if job.labelled:
         metrics, references = compute_metrics(probabilities, split), by_recording(split, rows[split].references)
+        references = {name: references[name] for name in predictions}
     if job.labelled and diarization:
         errors = baselines(references, by_recording(split, rows[split].lengths))
-        notes |= {f"der_{name}": round(error, 4) for name, error in errors.items()}
+        notes |= {f"der_{name}": None if error != error else round(error, 4) for name, error in errors.items()}
     if job.is_main:
         write_rttm(job.out / "hypothesis.rttm", predictions)
         write_arrays(job.out / "probabilities", probabilities)

@@ -25,6 +25,7 @@ from d2v.data.verification import (
     TrialData,
     choose_trials,
     cohort_clips,
+    embedded_trials,
     read_speakers,
     sampled_trials,
     shortest_clip,
@@ -116,7 +117,8 @@ def main(config: Config) -> dict[str, Any]:
 
     def evaluate(model):
         embeddings = dict(predict_split(model, "validation"))
-        return compute_metrics(validation_trials, verification.cosine_scores(embeddings, validation_trials))
+        scored, _ = embedded_trials(job, embeddings, validation_trials)
+        return compute_metrics(scored, verification.cosine_scores(embeddings, scored))
 
     cohort = None
     if job.training:
@@ -130,11 +132,9 @@ def main(config: Config) -> dict[str, Any]:
         cohort = verification.read_cohort(config.model, settings.xvector_output_dim)
 
     # Test: scores of trials, on a split that was not used to choose the checkpoint
-    def score(model):
-        embeddings = dict(predict_split(model, split))
-        return verification.score_trials(embeddings, trials, cohort, center=config.center, top=config.s_norm)
-
-    scores, seconds = timed(score, model)
+    embeddings, seconds = timed(lambda: dict(predict_split(model, split)))
+    trials, named_trials = embedded_trials(job, embeddings, trials, named_trials)
+    scores = verification.score_trials(embeddings, trials, cohort, center=config.center, top=config.s_norm)
     metrics = compute_metrics(trials, scores) if job.labelled else {}
     if job.is_main:
         verification.write_scores(job.out / "scores.txt", named_trials, scores)

@@ -15,6 +15,7 @@ from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.errors import InputError
 from d2v.processors.audio import HEADER, AudioFeatureExtractor, AudioInfo, audio_info, load_audio, plain_header
 
+Settle = Callable[[Any, float, Any], tuple[Any, Mapping[str, int]]]
 LONGEST = 30.0
 """Seconds of the longest clip that is learnt whole, where `data.max_seconds` does not say."""
 
@@ -58,6 +59,7 @@ def clip_rows(
     learn: Callable[[Any, float], str | None],
     score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
     crop_seconds: float = math.inf,
+    settle: Settle | None = None,
 ) -> dict[str, Rows]:
     """The rows of each split that can be used, with their seconds. Headers alone are read; damage shows in decoding.
 
@@ -69,6 +71,8 @@ def clip_rows(
         references: split -> what each row is trained on or scored against; none in prediction.
         learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
         crop_seconds: as `clip_batch` gets it; a longer clip of train counts as so many.
+        settle: makes references fit to what is heard: `settle(reference, seconds, part)` returns another one, and what
+            was done to it how often.
 
     Raises:
         InputError: a bad row, unless `data.bad_rows` skips it, or no good one.
@@ -82,12 +86,16 @@ def clip_rows(
         infos = read_headers(split, data.audio_column)
         parts: list[Any] = read_parts(job, split, infos) or [None] * len(split)
         seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, data.channel)
-        targets = references.get(name)
+        targets, done = references.get(name), []
+        if targets is not None and settle is not None:
+            settled = [settle(*each) for each in zip(targets, seconds, parts, strict=True)]
+            targets, done = [target for target, _ in settled], [facts for _, facts in settled]
         if targets is not None:
             problem = learn if training else score
             checked = zip(reasons, targets, seconds, strict=True)
             reasons = [reason or problem(target, length) for reason, target, length in checked]
         good = check_rows(job, split, reasons)
+        note_settled(job, split, {i: done[i] for i in good if done})
         note_headers(job, split, {i: info for i in good if not isinstance(info := infos[i], str)}, rate)
         kept, ids = split.select(good), split.ids(data.audio_column)
         named = "id" in split.table.column_names
@@ -165,6 +173,15 @@ def check_clips(
         seconds.append(length)
         reasons.append(reason)
     return seconds, reasons
+
+
+def note_settled(job: Job, split: Split, done: Mapping[int, Mapping[str, int]]) -> None:
+    """Note what was done to the references of a split's rows, how often."""
+    for fact in dict.fromkeys(fact for facts in done.values() for fact in facts):
+        rows = [i for i, facts in done.items() if fact in facts]
+        total, where = sum(done[i][fact] for i in rows), split.where(rows[0])
+        line = f"{split.name}: {fact}, {total} in {len(rows)} of {len(done)} rows; the first in {where}"
+        note(job, fact, line, split=split.name, count=total, rows=len(rows), of=len(done), first=where)
 
 
 def note_headers(job: Job, split: Split, infos: Mapping[int, AudioInfo], rate: int) -> None:

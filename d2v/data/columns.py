@@ -14,7 +14,7 @@ def read_columns(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
         InputError: no such file, not text, or only blank lines.
     """
     try:
-        lines = Path(path).read_text("utf-8").split("\n")
+        lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable text file ({error})") from error
     if not any(line.strip() for line in lines):

@@ -6,8 +6,10 @@ frames, C speakers.
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v.config import Job, at_least
-from d2v.data.audio import AudioData
+from d2v.data.audio import AudioData, clip_rows
 from d2v.data.columns import read_columns
+from d2v.data.facts import note
 from d2v.data.labels import label_problem
 from d2v.data.load import AUDIO
-from d2v.data.rows import Split
+from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.models.audio import Data2VecAudioConfig
+from d2v.processors.audio import Part
 
 Segment = tuple[float, float, str]
 TOLERANCE = 0.01
@@ -76,11 +80,27 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
             name: [parse_segments(value, column, key) for value in split.column(column)]
             for name, split in splits.items()
         }
-    recordings = read_rttm(data.rttm)
-    return {
-        name: [segments_of(recordings, clip, key) for clip in split.ids(data.audio_column)]
-        for name, split in splits.items()
-    }
+    recordings, segments = read_rttm(data.rttm, job), {}
+    for name, split in splits.items():
+        clips = split.ids(data.audio_column)
+        silent = [i for i, clip in enumerate(clips) if recording_name(clip) not in recordings]
+        if len(silent) == len(clips):  # silence alone is less likely than names that differ
+            segments[name] = [segments_of(recordings, clip, key) for clip in clips]
+            continue
+        segments[name] = [segments_of(recordings, clip, key, silence=True) for clip in clips]
+        if silent:
+            line = f"{name}: {len(silent)} of {len(clips)} recordings have no line in {data.rttm} and count as silence"
+            first = f"{split.where(silent[0])}: {recording_name(clips[silent[0]])}"
+            note(
+                job,
+                "silence",
+                f"{line}; the first is {first}",
+                split=name,
+                rows=len(silent),
+                of=len(clips),
+                first=first,
+            )
+    return segments
 
 
 def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segment] | str:
@@ -102,15 +122,20 @@ def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segme
     return segments
 
 
-def segments_of(recordings: Mapping[str, Sequence[Segment]], clip: str, label_key: str | None) -> list[Segment] | str:
+def segments_of(
+    recordings: Mapping[str, Sequence[Segment]], clip: str, label_key: str | None, *, silence: bool = False
+) -> list[Segment] | str:
     """The segments of a clip, or that the file has none of it.
 
     Args:
         recordings: from `read_rttm`.
         clip: its id or file.
         label_key: None calls all segments `UNNAMED`.
+        silence: a clip that the file does not have is one without segments.
     """
     name = recording_name(clip)
+    if silence and name not in recordings:
+        return []
     if name not in recordings:
         return f"data.rttm has no recording {name!r}; it has {', '.join(list(recordings)[:5])}, ..."
     return [(start, end, label if label_key else UNNAMED) for start, end, label in recordings[name]]
@@ -142,6 +167,33 @@ def segment_classes(recordings: Iterable[list[Segment] | str]) -> list[str]:
     return sorted(classes)
 
 
+def segment_rows(
+    job: Job,
+    splits: Mapping[str, Split],
+    rate: int,
+    settings: Data2VecAudioConfig,
+    segments: Mapping[str, Sequence[list[Segment] | str]],
+) -> dict[str, Rows]:
+    """The recordings of each split that can be used, with their segments as references.
+
+    Args:
+        job: whose data have the options of `SegmentData`.
+        splits: from `d2v.data.load.load`.
+        rate: samples a second.
+        settings: the model's configuration, whose `frame_loss` says whether it tells speakers or classes.
+        segments: from `read_segments`.
+    """
+    diarization = settings.frame_loss == "pit_bce"
+    classes = None if diarization else settings.label2id
+    return clip_rows(
+        *(job, splits, rate, settings.shortest_clip, segments),
+        learn=lambda segments, seconds: segment_problem(segments, seconds, classes, most=len(settings.id2label)),
+        score=lambda segments, seconds: segment_problem(segments, seconds, classes),
+        crop_seconds=job.config.data.crop_seconds,
+        settle=partial(settle_segments, merge=diarization),
+    )
+
+
 def segment_problem(
     segments: list[Segment] | str, seconds: float, classes: Mapping[str, int] | None = None, most: int | None = None
 ) -> str | None:
@@ -165,18 +217,46 @@ def segment_problem(
     return check_segments(segments, seconds)
 
 
-def read_rttm(path: str | os.PathLike) -> dict[str, list[Segment]]:
+OTHERS = {
+    "SEGMENT",
+    "NOSCORE",
+    "NO_RT_METADATA",
+    "LEXEME",
+    "NON-LEX",
+    "NON-SPEECH",
+    "FILLER",
+    "EDIT",
+    "IP",
+    "CB",
+    "A/P",
+}
+OTHERS |= {"SU", "SPKR-INFO"}
+"""Types of lines that an RTTM file may have besides SPEAKER."""
+
+
+def read_rttm(path: str | os.PathLike, job: Job | None = None) -> dict[str, list[Segment]]:
     """The segments of each recording in a Rich Transcription Time Marked file (NIST RT-09, appendix A).
 
+    Comments and lines of other types are passed over, and so are segments without a length.
+
+    Args:
+        path: of the file; its lines may lack the last two fields.
+        job: where to note how many lines were passed over, if anywhere.
+
     Raises:
-        InputError: a line that is no speaker's segment; the message names file and line. Lines of SPKR-INFO and
-            comments are passed over.
+        InputError: a line that is none; the message names file and line.
     """
     recordings: dict[str, list[Segment]] = {}
+    passed: Counter[str] = Counter()
     for where, fields in read_columns(path):
-        if fields[0] == "SPKR-INFO" or fields[0].startswith(";;"):
+        if fields[0].startswith(";;"):
             continue
-        if fields[0] != "SPEAKER" or len(fields) < 9:
+        if fields[0] in OTHERS:
+            passed[f"lines of type {fields[0]}"] += fields[0] != "SPKR-INFO"  # which says who speakers are
+            if len(fields) > 1 and fields[0] != "SPKR-INFO":
+                recordings.setdefault(fields[1], [])
+            continue
+        if fields[0] != "SPEAKER" or len(fields) < 8:
             raise InputError(
                 f"{where}: should be SPEAKER <recording> 1 <onset> <duration> <NA> <NA> <speaker> <NA> <NA>"
             )
@@ -184,13 +264,68 @@ def read_rttm(path: str | os.PathLike) -> dict[str, list[Segment]]:
             onset, duration = float(fields[3]), float(fields[4])
         except ValueError:
             onset = duration = math.nan
-        if not (0 <= onset < math.inf and 0 < duration < math.inf):
-            raise InputError(
-                f"{where}: onset {fields[3]}, duration {fields[4]}; should be seconds, at least 0 and above 0"
-            )
-        # Rounded, so that segments which touch in the file also do in binary.
-        recordings.setdefault(fields[1], []).append((onset, round(onset + duration, 6), fields[7]))
+        if not (0 <= onset < math.inf and 0 <= duration < math.inf):
+            raise InputError(f"{where}: onset {fields[3]}, duration {fields[4]}; should be seconds, 0 or more")
+        segments = recordings.setdefault(fields[1], [])
+        if duration:
+            # Rounded, so that segments which touch in the file also do in binary.
+            segments.append((onset, round(onset + duration, 6), fields[7]))
+        else:
+            passed["segments without a length"] += 1
+    for what, count in passed.items() if job else ():
+        if count and job:
+            note(job, f"{what} passed over", f"{path}: {count} {what} passed over", rows=count)
     return recordings
+
+
+def settle_segments(
+    segments: list[Segment] | str, seconds: float, part: Part | None, *, merge: bool
+) -> tuple[list[Segment] | str, dict[str, int]]:
+    """Segments as they fit to what is heard of a recording, and what was done to them, how often.
+
+    Those that end after the recording are cut there. Of a part of a recording those in it remain, from its beginning.
+
+    Args:
+        segments: from `read_segments`.
+        seconds: that the recording, or the part of it, lasts.
+        part: which part is heard; None for all.
+        merge: make one of a label's segments that overlap, as a speaker cannot talk twice at once.
+    """
+    if isinstance(segments, str) or any(not is_time(time) for segment in segments for time in segment[:2]):
+        return segments, {}
+    done: Counter[str] = Counter()
+    begin = part[0] if part else 0.0
+    settled: list[Segment] = []
+    for start, end, label in segments:
+        if part:
+            start, end = max(round(start - begin, 6), 0.0), min(round(end - begin, 6), seconds)
+            if start >= end:
+                continue
+        elif start == end:
+            done["segments without a length left out"] += 1
+            continue
+        elif start < seconds < end - TOLERANCE:
+            done["segments cut at the recording's end"] += 1
+            end = seconds
+        settled.append((start, end, label))
+    if not merge:
+        return settled, done
+    last: dict[str, int] = {}  # label -> its segment before
+    merged: list[Segment] = []
+    for start, end, label in sorted(settled):
+        before = last.get(label)
+        if before is not None and start < merged[before][1] - TOLERANCE:
+            done["overlapping segments of one speaker merged"] += 1
+            merged[before] = (merged[before][0], max(end, merged[before][1]), label)
+        else:
+            last[label] = len(merged)
+            merged.append((start, end, label))
+    return (merged if done["overlapping segments of one speaker merged"] else settled), +done
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value is a number of seconds from 0 on."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def check_segments(segments: Sequence[Segment], seconds: float) -> str | None:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, combinations, count
+from itertools import accumulate, combinations, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from d2v.config import Job, at_least
 from d2v.data.audio import AudioData
 from d2v.data.class_names import name_values
 from d2v.data.columns import read_columns
+from d2v.data.facts import note
 from d2v.data.labels import check_classes
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
@@ -35,8 +36,9 @@ class TrialData(AudioData):
         speaker_column: column of the speakers, names or numbers.
         crop_seconds: length of the random crops of longer clips in training, in seconds; other splits stay whole.
         held_out_speakers: speakers that are left out of train and validation, and are alone in test.
-        trials: file of the trials, lines of `1|0 enrolled tested` or `enrolled tested` with ids or files of the test
-            split; by default they are sampled from its speakers, and in prediction they are all pairs of its clips.
+        trials: file of the trials, two ids or files of the test split a line, with 1, 0, target or nontarget before or
+            after them, or without; by default they are sampled from its speakers, and in prediction they are all pairs
+            of its clips.
         sampled_trials: maximum number of sampled trials, half of them of one speaker.
     """
 
@@ -151,7 +153,7 @@ def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[NamedTrial], 
     if data.trials:
         files = [path or name for path, name in zip(rows.split.files(data.audio_column), rows.ids, strict=True)]
         clips = number_clips(files) | number_clips(rows.ids)
-        named = read_trials(data.trials, clips, labelled=job.labelled)
+        named = read_trials(data.trials, clips, labelled=job.labelled, job=job)
         trials = [(label, clips[enrol], clips[test]) for label, enrol, test in named]
         return trials, named, Path(data.trials).name
     trials = sampled_trials(job, rows) if job.labelled else all_trials(len(rows))
@@ -159,36 +161,85 @@ def choose_trials(job: Job, rows: Rows) -> tuple[list[Trial], list[NamedTrial], 
     return trials, named, f"sampled from {rows.split.name}" if job.labelled else "all pairs"
 
 
+LABELS = {"1": 1, "target": 1, "tgt": 1, "true": 1, "same": 1}
+LABELS |= {"0": 0, "nontarget": 0, "non-target": 0, "imposter": 0, "imp": 0, "false": 0, "different": 0}
+
+
 def read_trials(
-    path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False
+    path: str | os.PathLike, clips: Container[str] | None = None, *, labelled: bool = False, job: Job | None = None
 ) -> list[NamedTrial]:
     """The trials of a list as VoxCeleb has it: `1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav` a line.
 
+    Fields are separated by white space or commas. The label may come last, as in Kaldi: `a b target`; all lines may
+    lack it.
+
     Args:
-        path: of the list; all its lines may lack the label.
+        path: of the list.
         clips: what may be named; by default anything.
         labelled: the labels are needed.
+        job: if its data skip bad rows, trials of other clips are left out and counted.
 
     Raises:
         InputError: a line of another form, or that names no clip, with file and line in the message; or labels that are
             needed, but not there or all the same.
     """
+    lines = list(read_columns(path))
+    if all(line.count(",") in (1, 2) for line in (" ".join(fields) for _, fields in lines)):
+        lines = [(where, [field.strip() for field in " ".join(fields).split(",")]) for where, fields in lines]
+    threes = [fields for _, fields in lines if len(fields) == 3]
+    first, last = (sum(fields[place].lower() in LABELS for fields in threes) for place in (0, 2))
+    width = 3 if labelled or len(lines[0][1]) == 3 else 2
+    place = 2 if last > first else 0
+    expected = "<enrolment clip> <test clip>"
+    if width == 3:
+        expected = f"{expected} <1 or 0>" if place else f"<1 or 0> {expected}"
+    if clips is not None and lines[1:] and width == 3 and len(lines[0][1]) == 3:
+        head = lines[0][1]  # perhaps names of columns
+        lines = lines[1:] if head[place].lower() not in LABELS and not any(name in clips for name in head) else lines
     trials: list[NamedTrial] = []
-    width = 3 if labelled else None
-    for where, fields in read_columns(path):
-        width = width or (3 if len(fields) == 3 else 2)
-        if len(fields) != width or (width == 3 and fields[0] not in ("0", "1")):
-            label = "<1 or 0> " if width == 3 else ""
-            raise InputError(f"{where}: should be {label}<enrolment clip> <test clip>")
-        for clip in fields[-2:]:
-            if clips is not None and clip not in clips:
-                raise InputError(f"{where}: there is no clip {clip!r}")
-        trials.append((int(fields[0]) if width == 3 else None, fields[-2], fields[-1]))
+    unknown = []
+    for where, fields in lines:
+        if len(fields) != width or (width == 3 and fields[place].lower() not in LABELS):
+            raise InputError(f"{where}: should be {expected}")
+        label = LABELS[fields.pop(place).lower()] if width == 3 else None
+        enrol, test = fields
+        if missing := [clip for clip in fields if clips is not None and clip not in clips]:
+            unknown.append(f"{where}: there is no clip {missing[0]!r}")
+        else:
+            trials.append((label, enrol, test))
+    if unknown and (job is None or job.config.data.bad_rows == "refuse" or not trials):
+        raise InputError(unknown[0] + (f"; {len(unknown)} such trials of {len(lines)}" if len(unknown) > 1 else ""))
+    if unknown and job:
+        line = f"{path}: {len(unknown)} of {len(lines)} trials left out; the first is {unknown[0]}"
+        note(job, "trials left out", line, rows=len(unknown), of=len(lines), first=unknown[0])
     if labelled and len({label for label, _, _ in trials}) < 2:
         raise InputError(
             f"{path}: all trials are labelled {trials[0][0]}; some should be 1, one speaker, others 0, two"
         )
     return trials
+
+
+def embedded_trials(
+    job: Job, embeddings: Container[int], trials: Sequence[Trial], named: Sequence[NamedTrial] = ()
+) -> tuple[list[Trial], list[NamedTrial]]:
+    """The trials that have an embedding of both clips; the others, whose clips could not be decoded, are counted.
+
+    Args:
+        job: where to note how many.
+        embeddings: clips by number.
+        trials: by number.
+        named: the same trials, with names.
+
+    Raises:
+        InputError: none has.
+    """
+    kept = [enrol in embeddings and test in embeddings for _, enrol, test in trials]
+    if not all(kept):
+        line = f"{len(kept) - sum(kept)} of {len(kept)} trials left out, of clips that cannot be decoded"
+        if not any(kept):
+            raise InputError(line)
+        note(job, "trials without clips", line, rows=len(kept) - sum(kept), of=len(kept))
+    return list(compress(trials, kept)), list(compress(named, kept))
 
 
 def number_clips(names: Sequence[str]) -> dict[str, int]:
@@ -203,7 +254,8 @@ def number_clips(names: Sequence[str]) -> dict[str, int]:
         for end in ("/".join(parts[i:]) for i in range(1, len(parts))):
             if numbers.setdefault(end, number) != number:
                 shared.add(end)
-    whole = {name: number for number, name in enumerate(names)}
+    counts = Counter(names)  # several parts of a recording are of one file
+    whole = {name: number for number, name in enumerate(names) if counts[name] == 1}
     return {end: number for end, number in numbers.items() if end not in shared} | whole
 
 

@@ -3,6 +3,7 @@
 Segments are (start, end, speaker) in seconds, as in `d2v.data.diarization`. Shapes: T frames, C speakers.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -30,8 +31,11 @@ def diarization_error(references: Recordings, hypotheses: Recordings, *, collar:
         collar: seconds before and after each boundary of a reference segment that do not count: 0 in SUPERB, 0.25 in
             VoxSRC and NIST's evaluations. (pyannote's own option is the width of both sides.)
 
+    Returns:
+        The shares; NaN, which is undefined, without reference speech to score.
+
     Raises:
-        InputError: a hypothesis for no reference, or no reference speech to score.
+        InputError: a hypothesis for no reference.
     """
     from pyannote.core import Segment as Span
     from pyannote.core import Timeline
@@ -46,9 +50,8 @@ def diarization_error(references: Recordings, hypotheses: Recordings, *, collar:
             metric(annotation(reference), annotation(hypothesis), uem=Timeline([Span(0, max(ends))]))
     parts = {"miss": "missed detection", "false_alarm": "false alarm", "confusion": "confusion"}
     seconds: dict[str, Any] = {name: metric[name] for name in ("total", *parts.values())}
-    if not seconds["total"]:
-        raise InputError("no reference speech to score against; an error rate needs some")
-    shares = {ours: float(seconds[theirs] / seconds["total"]) for ours, theirs in parts.items()}
+    total = seconds["total"] or math.nan  # of silence, or of segments under the collar
+    shares = {ours: float(seconds[theirs] / total) for ours, theirs in parts.items()}
     return {"der": sum(shares.values())} | shares
 
 
@@ -105,7 +108,7 @@ def choose_threshold(
 
     Args:
         probabilities: recording -> (T, C).
-        references: recording -> who spoke when.
+        references: recording -> who spoke when; further recordings do not count.
         hop: seconds from frame to frame.
         thresholds: probabilities to try.
         filters: sizes of the median filter to try, in frames.
@@ -113,13 +116,14 @@ def choose_threshold(
     Returns:
         Threshold, size and the error rate that they give; the first of equally good ones.
     """
+    references = {recording: references[recording] for recording in probabilities}
 
     def error(threshold: float, size: int) -> float:
         names = [str(i) for i in range(next(iter(probabilities.values())).shape[1])]
         return diarization_error(references, decode_segments(probabilities, names, hop, threshold, size))["der"]
 
     tried = ((threshold, size, error(threshold, size)) for threshold, size in product(thresholds, filters))
-    return min(tried, key=lambda row: row[2])
+    return min(tried, key=lambda row: math.inf if math.isnan(row[2]) else row[2])
 
 
 def frame_f1(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> dict[str, float]:

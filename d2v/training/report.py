@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -61,7 +62,7 @@ def finish(
 
     Args:
         job: from `d2v.training.job.start`; its main process writes.
-        metrics: fractions, not per cent; none where there are no labels.
+        metrics: fractions, not per cent; NaN where undefined; none where there are no labels.
         predictions: a row for each example.
         split: that they were made on.
         seconds: that making them took.
@@ -76,7 +77,7 @@ def finish(
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
     results = (
-        {key: float(value) for key, value in metrics.items()}
+        {key: None if math.isnan(value) else float(value) for key, value in metrics.items()}  # null: undefined
         | notes
         | {
             "split": split,
@@ -92,8 +93,9 @@ def finish(
         if job.training:
             plot_curves(job.out, metric)
             data = job.config.data.path or demo
+            defined = [key for key in metrics if results[key] is not None]
             write_model_card(
-                job.out / "best", recipe=job.recipe, task=task, data=data, results=results, metrics=list(metrics)
+                job.out / "best", recipe=job.recipe, task=task, data=data, results=results, metrics=defined
             )
         print(summary(job.out, results, list(metrics), notes))
     return results
@@ -193,7 +195,7 @@ FILES = {
 
 def summary(out: Path, results: dict[str, Any], metrics: list[str], notes: dict[str, Any] | None = None) -> str:
     """The end of a run on the terminal: its metrics, how they were computed, and where everything is."""
-    rows = [(key, f"{results[key]:.4f}") for key in metrics]
+    rows = [(key, "undefined" if results[key] is None else f"{results[key]:.4f}") for key in metrics]
     rows += [(key, str(value)) for key, value in (notes or {}).items()]
     rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]
     rows += [(str(out / name), what) for name, what in FILES.items() if (out / name).exists()]

@@ -21,12 +21,15 @@ from d2v.data.diarization import (
     recording_names,
     segment_classes,
     segment_problem,
+    segment_rows,
     segments_of,
     segments_to_frames,
+    settle_segments,
 )
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from tests.helpers import make_job, make_split
+from tests.tiny import flac
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=100)
 SEGMENTS = [{"start": 0.5, "end": 1, "what": "dog  bark"}, {"start": 0.0, "end": 0.7, "what": 3}]
@@ -75,8 +78,12 @@ def test_segments_are_read_split_by_split(tmp_path):
     assert read_segments(job, splits) == {"train": [wrong, [(0.0, 2.0, "anna")]], "test": [[(0.0, 1.0, "anna")]]}
     (tmp_path / "a.rttm").write_text("SPEAKER one 1 0 1 <NA> <NA> carl <NA>\nSPEAKER two 1 0 3 <NA> <NA> carl <NA>\n")
     job = make_job(SegmentData(rttm=str(tmp_path / "a.rttm")))
-    missing = "data.rttm has no recording 'gone'; it has one, two, ..."
-    assert read_segments(job, splits) == {"train": [missing, [(0.0, 3.0, "carl")]], "test": [[(0.0, 3.0, "carl")]]}
+    assert read_segments(job, splits) == {"train": [[], [(0.0, 3.0, "carl")]], "test": [[(0.0, 3.0, "carl")]]}
+    (line,) = [fact["line"] for fact in job.facts]
+    assert line.startswith(f"train: 1 of 2 recordings have no line in {tmp_path / 'a.rttm'} and count as silence")
+    assert line.endswith("; the first is train, row 2: gone")
+    (tmp_path / "a.rttm").write_text("SPEAKER other 1 0 1 <NA> <NA> carl <NA>\n")
+    assert read_segments(job, splits)["train"][1] == "data.rttm has no recording 'two'; it has other, ..."
     assert read_segments(make_job(SegmentData(), mode="predict"), splits) == {}
 
 
@@ -100,7 +107,7 @@ def test_classes_are_what_can_be_read():
 def test_segments_of_one_class_may_overlap_but_not_those_of_one_speaker():
     segments = [(0.0, 1.0, "a"), (0.5, 2.0, "a")]
     assert segment_problem(segments, 2.0, {"a": 0}) is None
-    assert segment_problem(segments, 2.0, {"b": 0}) == "segment 'a' is not one of the classes b"
+    assert segment_problem(segments, 2.0, {"b": 0}) == "segment 'a' is not one of the classes b (see data.match)"
     assert "two segments of speaker a overlap" in segment_problem(segments, 2.0)
     assert "the clip ends at 1.5 s" in segment_problem(segments, 1.5, {"a": 0})
     segments[1] = (0.5, 2.0, "b")
@@ -155,6 +162,69 @@ def test_a_part_is_labelled_as_the_whole(start, length, first):
     assert (segments_to_frames(segments, ["a"], 20, 0.02, begin=0.6) == whole[30:50]).all()
 
 
+@pytest.mark.parametrize(
+    ("segments", "settled", "done"),
+    [
+        ([(0.0, 1.0, "a"), (0.5, 2.0, "b")], None, {}),
+        ([(0.0, 2.02, "a")], [(0.0, 2.0, "a")], {"segments cut at the recording's end": 1}),
+        ([(0.0, 2.009, "a"), (0.5, 0.509, "b")], None, {}),  # rounded to 10 ms
+        ([(0.0, 1.0, "a"), (0.4, 1.5, "a")], [(0.0, 1.5, "a")], {"overlapping segments of one speaker merged": 1}),
+        (
+            [(1.0, 1.2, "a"), (0.0, 1.1, "a"), (0.5, 0.6, "a"), (0.2, 1.9, "b"), (1.15, 2.5, "a")],
+            [(0.0, 2.0, "a"), (0.2, 1.9, "b")],
+            {"overlapping segments of one speaker merged": 3, "segments cut at the recording's end": 1},
+        ),
+        ([(1.0, 2.0, "a"), (0.0, 1.0, "a")], None, {}),  # they touch
+        ([(0.5, 0.5, "a"), (0.0, 1.0, "a")], [(0.0, 1.0, "a")], {"segments without a length left out": 1}),
+        ([], None, {}),
+        ([(2.5, 3.0, "a")], None, {}),  # these are named as they are
+        ([(0.0, None, "a")], None, {}),
+        ([(-1.0, 1.0, "a")], None, {}),
+        ([(0.0, float("inf"), "a")], None, {}),
+        ("what is wrong", None, {}),
+    ],
+)
+def test_segments_are_cut_and_merged_and_counted(segments, settled, done):
+    found = settle_segments(segments, 2.0, None, merge=True)
+    assert found == (segments if settled is None else settled, done)
+    if settled is not None:
+        assert check_segments(found[0], 2.0) is None
+
+
+def test_segments_of_a_part_begin_with_it():
+    segments = [(0.0, 1.0, "a"), (10.5, 11.0, "a"), (9.0, 10.2, "b"), (11.5, 14.0, "b"), (12.0, 13.0, "a")]
+    settled = [(0.5, 1.0, "a"), (0.0, 0.2, "b"), (1.5, 2.0, "b")]
+    assert settle_segments(segments, 2.0, (10.0, 12.0), merge=True) == (settled, {})
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 60), st.sampled_from("ab")), max_size=8),
+    st.integers(1, 250),
+)
+@SEEDED
+def test_settled_segments_speak_in_the_same_frames(segments, hundredths):
+    seconds = hundredths / 100
+    segments = [(start / 100, (start + length) / 100, who) for start, length, who in segments if start < hundredths]
+    settled, _ = settle_segments(segments, seconds, None, merge=True)
+    frames = [segments_to_frames(each, ["a", "b"], hundredths, 0.01) for each in (segments, settled)]
+    assert check_segments(settled, seconds) is None and np.array_equal(*frames)
+
+
+@pytest.mark.parametrize("loss", ["pit_bce", "cross_entropy"])
+def test_rows_of_segments_say_what_was_done(loss, capsys):
+    config = Data2VecAudioConfig(frame_loss=loss, id2label={0: "x", 1: "y"})
+    clip = flac(np.zeros(32_000, np.float32))
+    split = make_split("train", audio=[{"bytes": clip, "path": f"{i}.wav"} for i in range(4)])
+    segments = [[(0.0, 2.02, "x")], [], [(0.0, 1.5, "x"), (1.0, 2.0, "x"), (0.0, 2.5, "y")], [(0.0, 1.0, "y")]]
+    job = make_job(SegmentData())
+    rows = segment_rows(job, {"train": split}, 16_000, config, {"train": segments})["train"]
+    said = {fact["fact"]: (fact["count"], fact["rows"]) for fact in job.facts}
+    assert said["segments cut at the recording's end"] == (2, 2) and rows.references[0] == [(0.0, 2.0, "x")]
+    assert ("overlapping segments of one speaker merged" in said) == (loss == "pit_bce")
+    line = "train: segments cut at the recording's end, 2 in 2 of 4 rows; the first in train, row 0"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 RTTM = """\
 ;; made by hand
 SPKR-INFO rec1 1 <NA> <NA> <NA> unknown anna <NA> <NA>
@@ -172,13 +242,32 @@ def test_read_rttm(tmp_path):
     assert read_rttm(tmp_path / "a.rttm") == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_rttm_as_others_write_it(encoding, tmp_path):
+    """With a mark of byte order, eight fields, other types of lines, and segments of no length."""
+    lines = ["SPEAKER a 1 0.0 1.0 <NA> <NA> ann", "SPEAKER a 1 0.5 0.00 <NA> <NA> bob <NA> <NA>"]
+    lines += [
+        "NOSCORE a 1 3 1 <NA> <NA> <NA> <NA>",
+        "LEXEME a 1 3 1 hello lex ann <NA>",
+        "SEGMENT c 1 0 9 <NA> eval <NA>",
+    ]
+    (tmp_path / "a.rttm").write_text("\r\n".join(lines), encoding)
+    job = make_job()
+    assert read_rttm(tmp_path / "a.rttm", job) == {"a": [(0.0, 1.0, "ann")], "c": []}
+    assert [fact["line"].partition(": ")[2] for fact in job.facts] == [
+        "1 segments without a length passed over",
+        "1 lines of type NOSCORE passed over",
+        "1 lines of type LEXEME passed over",
+        "1 lines of type SEGMENT passed over",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("SPEAKER rec 1 0.0 1.0 <NA> <NA> a", "should be SPEAKER <recording>"),
+        ("SPEAKER rec 1 0.0 1.0 <NA> a", "should be SPEAKER <recording>"),
         ("SPEKER rec 1 0.0 1.0 <NA> <NA> a <NA> <NA>", "should be SPEAKER <recording>"),
         ("SPEAKER rec 1 -0.1 1.0 <NA> <NA> a <NA> <NA>", r"onset -0\.1, duration 1\.0"),
-        ("SPEAKER rec 1 0.0 0.000 <NA> <NA> a <NA> <NA>", r"onset 0\.0, duration 0\.000"),
         ("SPEAKER rec 1 0.0 -2 <NA> <NA> a <NA> <NA>", "duration -2"),
         ("SPEAKER rec 1 zero 1.0 <NA> <NA> a <NA> <NA>", "onset zero"),
         ("SPEAKER rec 1 0.0 nan <NA> <NA> a <NA> <NA>", "duration nan"),

@@ -11,6 +11,7 @@ from d2v.data.verification import (
     TrialData,
     choose_trials,
     cohort_clips,
+    embedded_trials,
     first_clips,
     number_clips,
     read_speakers,
@@ -39,11 +40,53 @@ def test_a_list_of_trials(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n",
+        "\ufefftarget a/1.wav a/2.wav\nnontarget a/1.wav b/1.wav\n",
+        "a/1.wav a/2.wav target\na/1.wav b/1.wav nontarget\n",
+        "a/1.wav\ta/2.wav\t1\r\na/1.wav\tb/1.wav\t0\r\n",
+        "1,a/1.wav,a/2.wav\n0,a/1.wav,b/1.wav\n",
+        "a/1.wav, a/2.wav, tgt\na/1.wav, b/1.wav, imp\n",
+        "enrol,test,label\na/1.wav,a/2.wav,1\na/1.wav,b/1.wav,0\n",
+        "label enrol test\nTRUE a/1.wav a/2.wav\nFALSE a/1.wav b/1.wav\n",
+    ],
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_trials_as_others_write_them(text, labelled, tmp_path):
+    (tmp_path / "trials.txt").write_text(text, "utf-8")
+    clips = {"a/1.wav", "a/2.wav", "b/1.wav"}
+    assert read_trials(tmp_path / "trials.txt", clips, labelled=labelled) == TRIALS
+
+
+def test_trials_of_clips_that_were_left_out(tmp_path, capsys):
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n1 c.wav a/1.wav\n0 a/1.wav d.wav\n")
+    clips = {"a/1.wav", "a/2.wav", "b/1.wav"}
+    with pytest.raises(InputError, match=r"trials\.txt, line 3: there is no clip 'c.wav'; 2 such trials of 4"):
+        read_trials(path, clips, job=make_job(TrialData()))
+    assert read_trials(path, clips, job=make_job(TrialData(bad_rows="skip"))) == TRIALS
+    assert "2 of 4 trials left out; the first is" in capsys.readouterr().out
+
+    trials, job = [(1, 0, 1), (0, 0, 2), (0, 1, 2)], make_job(TrialData())
+    assert embedded_trials(job, {0, 1, 2}, trials, TRIALS[:1] * 3) == (trials, TRIALS[:1] * 3) and not job.facts
+    assert embedded_trials(job, {0, 1}, trials) == (trials[:1], [])
+    assert job.facts[0]["line"] == "2 of 3 trials left out, of clips that cannot be decoded"
+    with pytest.raises(InputError, match="3 of 3 trials left out"):
+        embedded_trials(job, {2}, trials)
+
+
+def test_parts_of_one_file_go_by_their_own_names():
+    assert number_clips(["x/a.wav", "x/a.wav", "x/b.wav"]).keys() == {"x/b.wav", "b.wav"}
+
+
+@pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ("1 a.wav b.wav", "a.wav b.wav", "should be <1 or 0> <enrolment clip> <test clip>"),
         ("1 a.wav b.wav", "1 a.wav b.wav c.wav", "should be <1 or 0>"),
-        ("1 a.wav b.wav", "target a.wav b.wav", "should be <1 or 0>"),
+        ("a.wav b.wav target", "a.wav b.wav maybe", "should be <enrolment clip> <test clip> <1 or 0>"),
+        ("a.wav,b.wav,1", "a.wav,b.wav", "should be <enrolment clip> <test clip> <1 or 0>"),
         ("1 a.wav b.wav", "2 a.wav b.wav", "should be <1 or 0>"),
         ("a.wav b.wav", "1 a.wav b.wav", "should be <enrolment clip> <test clip>"),
         ("a.wav b.wav", "a.wav", "should be <enrolment clip> <test clip>"),

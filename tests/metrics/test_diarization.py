@@ -128,12 +128,27 @@ def test_silence():
     references = {"talk": [(0.0, 2.0, "a")], "silence": []}
     assert diarization_error(references, {"talk": [(0.0, 2.0, "1")]})["der"] == 0
     assert diarization_error(references, {"silence": [(0.0, 1.0, "1")]})["false_alarm"] == pytest.approx(0.5)
-    with pytest.raises(InputError, match="no reference speech"):
-        diarization_error({"silence": []}, {"silence": [(0.0, 1.0, "1")]})
-    with pytest.raises(InputError, match="no reference speech"):  # all of it within the collars
-        diarization_error({"r": [(1.0, 1.4, "a")]}, {}, collar=0.25)
+    for undefined in (
+        diarization_error({"silence": []}, {"silence": [(0.0, 1.0, "1")]}),
+        diarization_error({"r": [(1.0, 1.4, "a")]}, {}, collar=0.25),  # all of it within the collars
+    ):
+        assert len(undefined) == 4 and all(np.isnan(value) for value in undefined.values())
     with pytest.raises(InputError, match="recording 'tak' has no reference; there are talk, silence"):
         diarization_error(references, {"tak": []})
+
+
+def test_a_metric_that_is_undefined_leaves_the_others():
+    references, frames = {"r": [(1.0, 1.4, "a")], "silence": []}, {"r": 100, "silence": 50}
+    hypotheses = {"r": [(1.0, 1.4, "1")], "silence": []}
+    metrics = diarization_metrics(references, hypotheses, frames, 0.02, free_names=True)
+    assert metrics["der"] == 0 and metrics["frame_f1"] == 1 and np.isnan(metrics["der_collar_025"])
+    metrics = diarization_metrics(
+        {"silence": []}, {"silence": [(0.0, 0.1, "1")]}, {"silence": 50}, 0.02, free_names=True
+    )
+    assert np.isnan(metrics["der"]) and metrics["frame_f1"] == 0
+    assert np.isnan(baselines({"silence": []}, {"silence": 1.0})["always_one"])
+    probabilities = {"silence": np.full((50, 2), 0.45, np.float32)}
+    assert choose_threshold(probabilities, {"silence": [], "left out": [(0.0, 1.0, "a")]}, 0.02)[:2] == (0.3, 1)
 
 
 def test_baselines():

@@ -253,8 +253,7 @@ def changed(**values):
 BAD_TURNS = {
     "negative": (changed(start=-0.5), "row 1: a segment from -0.5 to 1.7 s; should begin at 0 or later"),
     "end before start": (changed(end=0.5), "row 1: a segment from 0.7 to 0.5 s; should .* end after that"),
-    "beyond the clip": (changed(end=2.5), "row 1: a segment from 0.7 to 2.5 s; the clip ends at 2 s"),
-    "overlap": (changed(speaker="low"), "row 1: two segments of speaker low overlap at 0.7 s"),
+    "beyond the clip": (changed(start=2.1, end=2.5), "row 1: a segment from 2.1 to 2.5 s; the clip ends at 2 s"),
     "three speakers": (
         lambda i: [*turns(i), {"speaker": "third", "start": 1.0, "end": 1.2}][: 3 if i == 1 else 2],
         r"row 1: 3 speakers; the model has 2 \(arch.num_labels\)",
@@ -279,6 +278,15 @@ def test_bad_turns_are_named_or_left_out(case, tmp_path, capsys):
     assert "train: 1 of 5 rows left out" in capsys.readouterr().out
 
 
+def test_silence_has_no_error_rate_and_short_turns_none_with_a_collar(trained, tmp_path):
+    for name, who in {"silence": lambda i: [], "short": lambda i: [{"speaker": "a", "start": 1.0, "end": 1.4}]}.items():
+        data, out = write(tmp_path / name, who=who), tmp_path / f"{name}-out"
+        results = run("--mode=evaluate", f"--model={trained[0] / 'best'}", f"--data.path={data}", f"--run.out={out}")
+        assert results["der_collar_025"] is None and 0 <= results["frame_f1"] <= 1
+        assert (results["der"] is None) == (name == "silence") == (results["der_always_one"] is None)
+        assert json.loads((out / "results.json").read_text("utf-8")) == results
+
+
 def test_more_speakers_than_the_model_has_can_be_scored(trained, tmp_path):
     data = write(tmp_path / "data", who=lambda i: [*turns(i), {"speaker": "third", "start": 1.0, "end": 1.5}])
     results = run(
@@ -288,10 +296,11 @@ def test_more_speakers_than_the_model_has_can_be_scored(trained, tmp_path):
 
 
 def test_bad_options_are_named(data, tmp_path):
-    rttm = write_rttm(tmp_path / "short.rttm", train=7)
+    rttm = tmp_path / "other.rttm"
+    rttm.write_text(write_rttm(tmp_path / "short.rttm", train=7).read_text().replace("train-", "other-"))
     (tmp_path / "bad.rttm").write_text(rttm.read_text() + "SPEAKER train-7 1 0.0 one <NA> <NA> low <NA> <NA>\n")
     cases = {
-        f"--data.rttm={rttm}": "train, row 7: data.rttm has no recording 'train-7'; it has train-0, train-1",
+        f"--data.rttm={rttm}": "train, row 0: data.rttm has no recording 'train-0'; it has other-0, other-1",
         f"--data.rttm={tmp_path / 'bad.rttm'}": "bad.rttm, line 29: onset 0.0, duration one; should be seconds",
         "--data.rttm=nowhere.rttm": "nowhere.rttm: not a readable text file",
         "--data.label_key=name": "train, row 0: turns has .*; a segment has start, end, name .data.label_key.",

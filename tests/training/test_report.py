@@ -1,6 +1,7 @@
 """What a run leaves and says: results, predictions, curves, model card, log."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,16 @@ def test_the_end_of_an_evaluation(tmp_path, capsys):
     assert len(lines) == 7 and json.loads(lines[6]) == {"id": 6, "text": "größer"} and "größer" in lines[0]
     assert capsys.readouterr().out == report.summary(tmp_path, results, ["wer"]) + "\n"
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "predictions.jsonl"}
+
+
+def test_an_undefined_metric_is_null(tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    results = end(tmp_path, "train", {"wer": 0.5, "der": float("nan")})
+    assert results["der"] is None and results["wer"] == 0.5
+    assert json.loads((tmp_path / "results.json").read_text())["der"] is None
+    card = (tmp_path / "best/README.md").read_text()
+    assert "wer 0.5000" in card and "nan" not in card and "None" not in card
+    assert re.search(r"^der +undefined$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_end_of_training_and_of_the_other_processes(tmp_path, capsys):
