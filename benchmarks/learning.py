@@ -28,7 +28,8 @@ from d2v.cli import parse
 from d2v.data.load import choose_splits, read
 from d2v.data.loaders import pad_labels
 from d2v.metrics.asr import error_rates
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, load_audio
+from d2v.processors.audio import AudioFeatureExtractor, load_audio
+from d2v.processors.ctc import CTCTokenizer
 
 
 def transformers_asr_ctc(recipe, config) -> dict[str, float]:

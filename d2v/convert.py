@@ -25,7 +25,8 @@ from d2v.models.audio import AudioPreTrainedModel
 from d2v.models.base import PreTrainedModel
 from d2v.models.vision import VisionPreTrainedModel, sides
 from d2v.pretrained import rename, write_json
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.image import ImageProcessor
 
 Weights = dict[str, Tensor]

@@ -20,8 +20,8 @@ import torch
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
-from d2v.data.audio import AudioData, clip_batch
-from d2v.data.ctc import ctc_tokenizer, speech_rows
+from d2v.data.audio import clip_batch
+from d2v.data.ctc import TranscriptData, ctc_tokenizer, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.decode.ctc import transcribe, windowed_logits
@@ -40,21 +40,15 @@ SCALES: dict[str, Any] = {"start_scale": 0.01, "final_scale": 0.05}  # of the le
 
 
 @dataclass
-class SpeechData(AudioData):
+class SpeechData(TranscriptData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        text_column: column of the transcripts.
-        case: case of the vocabulary and the references.
-        remove: characters to delete from transcripts.
         normalizer: compute wer_normalized too, after Whisper's normaliser of English, as the Open ASR Leaderboard does.
         chunk_seconds: length of the windows that longer recordings are transcribed in, in seconds; by default none.
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window.
     """
 
-    text_column: str = "text"
-    case: Literal["keep", "lower", "upper"] = "keep"
-    remove: str = ""
     normalizer: Literal["none", "whisper"] = "none"
     chunk_seconds: float | None = None
     stride_seconds: float | None = None

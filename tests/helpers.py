@@ -20,7 +20,8 @@ from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.image import ImageProcessor
 from d2v.processors.text import Tokenizer
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences

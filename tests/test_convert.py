@@ -18,7 +18,8 @@ import transformers
 import d2v
 from d2v import convert
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.image import ImageProcessor
 from tests.helpers import ROOT
 from tests.parity import EXACT, apart, assert_as_close, exact, pair, widened

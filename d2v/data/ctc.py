@@ -1,31 +1,110 @@
 """Transcripts for CTC: the vocabulary of a run, and which transcripts cannot be used."""
 
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
+from typing import Any, Literal
+
+import numpy as np
 
 from d2v.config import Job
-from d2v.data.audio import clip_rows
+from d2v.data.audio import AudioData, clip_rows
+from d2v.data.facts import note
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.pretrained import fetch_file
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.ctc import CTCTokenizer
+
+RARE = 10
+"""A character that the transcripts of train have less often is hardly learnt."""
+
+
+@dataclass
+class TranscriptData(AudioData):
+    """Data with sound and transcripts; without a path the embedded demo.
+
+    Attributes:
+        text_column: column of the transcripts.
+        vocabulary: characters that are written: those of the model if it has any; those and what else train's
+            transcripts have (extend); or those of train's transcripts alone (train).
+        case: case of the vocabulary and the references; by default the model's, or as they are.
+        remove: characters to delete from transcripts; by default what the model was trained without.
+        replace: texts to replace in transcripts, such as '{"--": " "}'; by default what the model was trained with.
+        form: Unicode's normalisation form of transcripts; NFKC also makes of ligatures, raised letters and full-width
+            signs the plain ones. By default the model's, or NFC.
+        ignore_references: transcripts that do not count, such as ignore_time_segment_in_scoring; their rows are left
+            out and counted.
+    """
+
+    text_column: str = "text"
+    vocabulary: Literal["model", "extend", "train"] = "model"
+    case: Literal["keep", "lower", "upper"] | None = None
+    remove: str | None = None
+    replace: dict[str, str] | None = None
+    form: Literal["NFC", "NFKC"] | None = None
+    ignore_references: list[str] = field(default_factory=list)
 
 
 def ctc_tokenizer(job: Job, splits: Mapping[str, Split]) -> CTCTokenizer:
-    """The tokenizer of the run's model, or in training one of the characters of train where the model has none.
+    """The tokenizer of the run's model, with what the options change, or in training one of the characters of train.
 
     Raises:
         InputError: the model has no vocabulary, and is not trained.
     """
     data, model = job.config.data, job.config.model
-    if model and fetch_file(model, "vocab.json"):
-        return CTCTokenizer.from_pretrained(model)
+    given = {name: getattr(data, name) for name in ("case", "remove", "replace", "form")}
+    options = {name: value for name, value in given.items() if value is not None}
+    known = bool(model and fetch_file(model, "vocab.json"))
+    if known and (data.vocabulary == "model" or not job.training):
+        return replace(CTCTokenizer.from_pretrained(model), **options)
     if not job.training:
         raise InputError(f"{model}: no vocab.json, so it cannot write yet; --mode train teaches it")
-    texts = (text for text in splits["train"].column(data.text_column) if isinstance(text, str))
-    return CTCTokenizer.from_texts(texts, case=data.case, remove=data.remove)
+    column = splits["train"].column(data.text_column)
+    texts = [text for text in column if isinstance(text, str) and text.strip() not in data.ignore_references]
+    if known and data.vocabulary == "extend":
+        tokenizer = replace(CTCTokenizer.from_pretrained(model), **options)
+        more = sorted(set().union(*map(tokenizer.unknown, texts)))
+        if more:
+            line = f"vocabulary: the model's {len(tokenizer)} tokens and {len(more)} of train: {' '.join(more)}"
+            note(job, "vocabulary", line, added=more)
+        return replace(tokenizer, vocab=tokenizer.vocab | {c: i for i, c in enumerate(more, len(tokenizer))})
+    tokenizer = CTCTokenizer.from_texts(texts, **options)
+    note_vocabulary(job, tokenizer, texts)
+    return tokenizer
+
+
+def note_vocabulary(job: Job, tokenizer: CTCTokenizer, texts: Iterable[str]) -> None:
+    """Note how many characters a new vocabulary has, and which are rare."""
+    counts = Counter(chain.from_iterable(map(tokenizer.normalize, texts)))
+    counts.pop(" ", None)
+    rare = sorted(character for character, count in counts.items() if count < RARE)
+    line = f"vocabulary: {len(counts)} characters of train's transcripts"
+    if rare:
+        line += f", of which {len(rare)} are there fewer than {RARE} times: {' '.join(rare)}"
+        line += " (data.case, data.remove, data.replace and data.form change it)"
+    note(job, "vocabulary", line, characters=len(counts), rare=rare)
+
+
+def count_references(job: Job, split: Split) -> Split:
+    """The rows whose transcripts count, of which the empty ones are noted."""
+    data = job.config.data
+    texts = [text.strip() if isinstance(text, str) else text for text in split.column(data.text_column)]
+    ignored = np.array([text in data.ignore_references if isinstance(text, str) else False for text in texts], bool)
+    if ignored.any():
+        line = f"{split.name}: {ignored.sum()} of {len(split)} rows left out, whose transcripts do not count"
+        note(job, "ignored references", line, split=split.name, rows=int(ignored.sum()), of=len(split))
+    spoken = [text for text in texts if isinstance(text, str) and len(text) >= 10]
+    if split.name != "train" and spoken and sum(" " in text for text in spoken) < len(spoken) / 10:
+        line = f"{split.name}: transcripts have no spaces, so a word error is one of the whole line; --run.metric cer"
+        note(job, "no spaces", f"{line} chooses by characters", split=split.name)
+    empty = texts.count("")
+    if empty and split.name != "train":  # where an empty one is refused
+        line = f"{split.name}: {empty} of {len(split)} transcripts are empty: every word recognised there is an error"
+        note(job, "empty transcripts", line, split=split.name, rows=empty, of=len(split))
+    return split.select(np.flatnonzero(~ignored))
 
 
 def speech_rows(
@@ -38,13 +117,14 @@ def speech_rows(
     """The clips of each split that can be used, with their transcripts, normalised, as references.
 
     Args:
-        job: whose data have a `text_column`.
+        job: whose data have the options of `TranscriptData`.
         splits: from `d2v.data.load.load`.
         extractor, tokenizer: of the model.
         settings: the model's configuration, which says how many frames a clip has.
     """
     column, rate = job.config.data.text_column, extractor.sampling_rate
     texts: dict[str, list[Any]] = {}
+    splits = {name: count_references(job, split) for name, split in splits.items()} if job.labelled else splits
     for name, split in splits.items() if job.labelled else ():
         # What is no text stays, to be named as a problem.
         texts[name] = [tokenizer.normalize(text) if isinstance(text, str) else text for text in split.column(column)]
@@ -69,7 +149,8 @@ def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str |
     if reason := text_problem(text):
         return reason
     if unknown := tokenizer.unknown(text):
-        return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see data.case and data.remove"
+        options = "data.case, data.remove, data.replace and data.vocabulary"
+        return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see {options}"
     labels = tokenizer.encode(text)
     if not labels:
         return "empty transcript"

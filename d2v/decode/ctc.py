@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
+
+NEVER = -1e4  # a log probability far below all others, but finite: hypotheses that have it still differ by the rest
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
@@ -43,7 +46,7 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
     for token, group in groupby([*frames, tokenizer.word_delimiter_token_id]):
         length = len(list(group))
         if token == tokenizer.word_delimiter_token_id:
-            if word := tokenizer.decode(characters, group=False):
+            if word := tokenizer.normalize(tokenizer.decode(characters, group=False)):
                 times = {"start": round(begin * seconds_per_frame, 3), "end": round(end * seconds_per_frame, 3)}
                 words.append({"word": word} | times)
             characters = []
@@ -53,6 +56,14 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
             end = position + length
         position += length
     return words
+
+
+def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
+    """Logits (B, T, C) for the tokens of a vocabulary, (B, T, size).
+
+    A row of the head that has no token is never written, and neither is a token that has no row.
+    """
+    return F.pad(logits[..., :size], (0, max(size - logits.shape[-1], 0)), value=NEVER)
 
 
 def transcribe(
@@ -71,8 +82,11 @@ def transcribe(
         hop: seconds from one frame to the next.
         search: beam search with a language model, whose text is `text_lm`.
     """
+    logits = fit_vocabulary(logits, len(tokenizer))
     rows = greedy(logits, frames)
-    found = [{"text": tokenizer.decode(row), "words": words_with_times(row, tokenizer, hop)} for row in rows]
+    texts = [tokenizer.normalize(tokenizer.decode(row)) for row in rows]  # as references are
+    words = [words_with_times(row, tokenizer, hop) for row in rows]
+    found: list[dict[str, Any]] = [{"text": text, "words": each} for text, each in zip(texts, words, strict=True)]
     if search is None:
         return found
     return [row | {"text_lm": text} for row, text in zip(found, search(logits, frames), strict=True)]

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.config import at_least
+from d2v.decode.ctc import NEVER
 from d2v.errors import InputError
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
 
 # The defaults of fairseq's examples/speech_recognition/new/decoders/decoder_config.py; examples/wav2vec/README.md there
 # decodes LibriSpeech with the first two. Papers tune them on the validation set.
 LM_WEIGHT, WORD_SCORE, BEAM, BEAM_THRESHOLD = 2.0, -1.0, 50, 50.0
-NEVER = -1e4  # a log probability far below all others, but finite: hypotheses that have it still differ by the rest
 
 Lexicon = list[tuple[str, list[int]]]  # words and their labels, the delimiter at the end
 

@@ -1,4 +1,4 @@
-"""Sound files to batches of waveforms, and transcripts to CTC labels and back.
+"""Sound files to batches of waveforms.
 
 Shapes: B batch, S samples.
 """
@@ -7,10 +7,7 @@ import io
 import os
 import re
 import struct
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +21,6 @@ from d2v.errors import InputError
 from d2v.pretrained import fetch_file, read_json, write_json
 
 AudioSource = str | os.PathLike | bytes | dict[str, Any]
-# What Hugging Face's tokenizer assumes where tokenizer_config.json is silent.
-DEFAULT_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
-DEFAULT_TOKENS |= {"bos_token": "<s>", "eos_token": "</s>"}
-CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
 
 # libsndfile shortens a cut-off WAV, AIFF, AU or Ogg file without an error; only its log tells. Programs that write to a
 # pipe cannot know the size and claim 2 GiB or more (eSpeak 0x7ffff000, FFmpeg 0xffffffff); such files are whole.
@@ -322,120 +315,3 @@ class AudioFeatureExtractor:
         processor = {"processor_class": "Wav2Vec2Processor", "feature_extractor": entries}
         write_json(Path(folder) / "preprocessor_config.json", entries)
         write_json(Path(folder) / "processor_config.json", processor)
-
-
-@dataclass
-class CTCTokenizer:
-    """Characters to label numbers and back, with the text normalisation that the vocabulary was built with.
-
-    Attributes:
-        vocab: token to number, 0 to len - 1. Tokens of one character can be written, the others are special.
-        pad_token: the CTC blank, and the padding of labels.
-        unk_token: stands for characters that are not in the vocabulary, and is written as it is.
-        word_delimiter_token: the space between words.
-        bos_token, eos_token: in some vocabularies, never written; CTC has no use for them.
-        case: "keep", "lower" or "upper".
-        remove: the characters to delete from texts.
-    """
-
-    vocab: dict[str, int]
-    pad_token: str = "<pad>"
-    unk_token: str = "<unk>"
-    word_delimiter_token: str = "|"
-    bos_token: str | None = None
-    eos_token: str | None = None
-    case: str = "keep"
-    remove: str = ""
-
-    def __post_init__(self):
-        if self.case not in CASES:
-            raise InputError(f"case is {self.case!r}; must be {', '.join(CASES)}")
-        numbers = self.vocab.values()
-        if any(type(i) is not int for i in numbers) or set(numbers) != set(range(len(numbers))):
-            raise InputError(f"vocab.json: must map {len(numbers)} tokens to the numbers 0 to {len(numbers) - 1}")
-        for token in (self.pad_token, self.unk_token, self.word_delimiter_token):
-            if token not in self.vocab:
-                raise InputError(f"vocab.json: no {token!r}; pad, unk and word delimiter token must be in it")
-        self.pad_token_id = self.vocab[self.pad_token]
-        self.unk_token_id = self.vocab[self.unk_token]
-        self.word_delimiter_token_id = self.vocab[self.word_delimiter_token]
-        silent = dict.fromkeys((self.pad_token, self.bos_token, self.eos_token), "")
-        written = silent | {self.word_delimiter_token: " "}
-        self._text = {i: written.get(token, token) for token, i in self.vocab.items()}
-        self._id = {token: i for token, i in self.vocab.items() if token not in written}
-        self._id[" "] = self.word_delimiter_token_id
-
-    def __len__(self) -> int:
-        return len(self.vocab)
-
-    @property
-    def tokens(self) -> list[str]:
-        """The tokens in the order of their numbers."""
-        return sorted(self.vocab, key=self.vocab.__getitem__)
-
-    @classmethod
-    def from_texts(cls, texts: Iterable[str], case: str = "keep", remove: str = "") -> "CTCTokenizer":
-        """Build the vocabulary from transcripts; of the training set only, since nothing else is learned."""
-        vocab = {"<pad>": 0, "<unk>": 1, "|": 2}
-        normalize = cls(vocab, case=case, remove=remove).normalize
-        characters = sorted(set().union(*map(normalize, texts)) - {" "})
-        if not characters:
-            raise InputError("the training transcripts hold no characters; a vocabulary needs some")
-        return cls(vocab | {c: i for i, c in enumerate(characters, len(vocab))}, case=case, remove=remove)
-
-    def normalize(self, text: str) -> str:
-        """Unicode NFKC, case, removal; white space collapsed. The word delimiter in a text is a space."""
-        # Delete before NFKC too, since it turns "…" into three full stops and an acute accent alone into a space with
-        # one; and normalise after casing too, since "ΐ" in upper case is three code points, which compose to two.
-        delete = dict.fromkeys(map(ord, self.remove))
-        text = unicodedata.normalize("NFKC", text.translate(delete))
-        text = unicodedata.normalize("NFKC", CASES[self.case](text)).translate(delete)
-        return " ".join(text.replace(self.word_delimiter_token, " ").split())
-
-    def encode(self, text: str) -> list[int]:
-        """The labels of a text, normalised first; no delimiter at the end."""
-        return [self._id.get(c, self.unk_token_id) for c in self.normalize(text)]
-
-    def unknown(self, text: str) -> set[str]:
-        """The characters of a text, normalised first, that the vocabulary lacks."""
-        return set(self.normalize(text)) - self._id.keys()
-
-    def decode(self, ids: Sequence[int] | Tensor, *, group: bool = True) -> str:
-        """The text of CTC output (`group`: repeats are one, blanks vanish) or of labels; -100 is padding."""
-        ids = [i for i in torch.as_tensor(ids).tolist() if i != -100]
-        if group:
-            ids = [i for i, _ in groupby(ids)]
-        try:
-            return " ".join("".join([self._text[i] for i in ids]).split())
-        except KeyError as error:
-            raise InputError(f"label {error} is not in the vocabulary, which has 0 to {len(self) - 1}") from error
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> "CTCTokenizer":
-        """From `vocab.json` and `tokenizer_config.json` of a folder or hub repository."""
-        if not (path := fetch_file(source, "vocab.json")):
-            raise InputError(f"{source}: no vocab.json; a CTC tokenizer is vocab.json and tokenizer_config.json")
-        vocab = read_json(path)
-        config_path = fetch_file(source, "tokenizer_config.json")
-        config = read_json(config_path) if config_path else {}
-        tokens = {name: config.get(name, default) for name, default in DEFAULT_TOKENS.items()}
-        tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
-        for token in (tokens["bos_token"], tokens["eos_token"]):
-            if token is not None:
-                vocab.setdefault(token, len(vocab))  # as Hugging Face does on loading; heads were sized by the sum
-        # Only our own files say how texts were cased. In a vocabulary of one case the other would come out as <unk>:
-        # facebook/data2vec-audio-base-960h has capitals only, most transcripts are in small letters.
-        letters = "".join(token for token in vocab if len(token) == 1)
-        case = "upper" if letters.isupper() else "lower" if letters.islower() else "keep"
-        return cls(vocab, **tokens, case=config.get("case", case), remove=config.get("remove", ""))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `vocab.json` and `tokenizer_config.json`; Hugging Face's tokenizer leaves `case` and `remove` alone."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        entries = {key: value for key, value in asdict(self).items() if key != "vocab"}
-        # do_lower_case would read texts in capitals but write them in small letters, which is none of our cases;
-        # clean_up_tokenization_spaces, on by default in older versions, would join " 's" and " ." to the word before.
-        entries |= {"do_lower_case": False, "clean_up_tokenization_spaces": False}
-        entries |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "processor_class": "Wav2Vec2Processor"}
-        write_json(Path(folder) / "vocab.json", self.vocab)
-        write_json(Path(folder) / "tokenizer_config.json", entries)

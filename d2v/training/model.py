@@ -15,7 +15,7 @@ from d2v.lora import add_lora
 from d2v.models.base import PreTrainedModel
 from d2v.models.text import Data2VecTextConfig
 from d2v.pretrained import fetch_file, load_weights
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)

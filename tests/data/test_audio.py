@@ -19,7 +19,8 @@ from d2v.data.audio import (
 from d2v.data.ctc import text_problem, transcript_problem
 from d2v.data.rows import NoneDecodedError
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer
+from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.ctc import CTCTokenizer
 from tests.helpers import make_job, make_split
 from tests.tiny import flac, tones
 
@@ -223,8 +224,16 @@ def test_no_good_row_is_an_error(bad_rows):
         ("a b", 3, None),
         ("  ", 9, "empty transcript"),
         ("", 9, "empty transcript"),
-        ("axbz", 9, "characters 'xz' are not in the vocabulary; see data.case and data.remove"),
-        ("ABC", 9, "characters 'ABC' are not in the vocabulary; see data.case and data.remove"),
+        (
+            "axbz",
+            9,
+            "characters 'xz' are not in the vocabulary; see data.case, data.remove, data.replace and data.vocabulary",
+        ),
+        (
+            "ABC",
+            9,
+            "characters 'ABC' are not in the vocabulary; see data.case, data.remove, data.replace and data.vocabulary",
+        ),
         (None, 9, "a transcript should be text, not None"),
         (7, 9, "a transcript should be text, not 7"),
     ],

@@ -11,7 +11,7 @@ from d2v.decode.ctc import greedy, windowed_logits, windows, words_with_times
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
 from tests.tiny import TINY_AUDIO
 
 TOKENS = {"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4, "c": 5}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from d2v.decode.ctc import greedy
 from d2v.decode.ctc_lm import BEAM, LM_WEIGHT, WORD_SCORE, Decoding, beam_search
 from d2v.errors import InputError
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
 from tests.tiny import arpa
 
 TOKENS = {"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4, "c": 5}

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, CTCTokenizer, audio_info, load_audio
+from d2v.processors.audio import AudioFeatureExtractor, audio_info, load_audio
+from d2v.processors.ctc import CTCTokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -319,8 +320,8 @@ def test_characters_to_remove_are_no_pattern():
 
 
 def test_normalisation_by_hand():
-    def normalize(text, case="keep", remove=""):
-        return CTCTokenizer.from_texts(["a"], case=case, remove=remove).normalize(text)
+    def normalize(text, **options):
+        return CTCTokenizer.from_texts(["a"], form="NFKC", **options).normalize(text)
 
     assert normalize("e\N{COMBINING ACUTE ACCENT}") == "é"
     assert normalize("\N{FULLWIDTH LATIN CAPITAL LETTER A}\u00a0\u3000b") == "A b"
@@ -331,6 +332,52 @@ def test_normalisation_by_hand():
     assert normalize("a|b | c") == "a b c"
     with pytest.raises(InputError, match="case is 'title'; must be keep, lower, upper"):
         normalize("", case="title")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("t\u02b0a", "tha"),  # aspirated: another sound
+        ("\u0e19\u0e49\u0e33", "\u0e19\u0e49\u0e4d\u0e32"),  # Thai sara am
+        ("\u3131", "\u1100"),  # a jamo by itself
+        ("\ufb01", "fi"),
+    ],
+)
+def test_letters_are_kept_apart_unless_asked(text, plain):
+    """By NFC; a right answer is right then, also where the vocabulary has such a letter."""
+    tokenizer = CTCTokenizer.from_texts([text])
+    assert tokenizer.decode(tokenizer.encode(text), group=False) == tokenizer.normalize(text) == text
+    assert CTCTokenizer.from_texts([text], form="NFKC").normalize(text) == plain
+
+
+def test_nobody_says_invisible_characters():
+    tokenizer = CTCTokenizer.from_texts(["\ufeffso\u00adft\u200b", "\u0645\u06cc\u200c\u062e"])
+    assert tokenizer.normalize("\u200esoft\ufeff \u200b") == "soft"
+    assert "\u200b" not in tokenizer.vocab and "\u200c" in tokenizer.vocab  # a joiner changes words
+    older = CTCTokenizer({"<pad>": 0, "<unk>": 1, "|": 2, "\u00ad": 3})
+    assert older.encode("\u00ad\u200b") == [3]  # but one that was learnt stays
+
+
+def test_texts_are_replaced():
+    tokenizer = CTCTokenizer.from_texts(["don\u2019t [noise] & so"], replace={"\u2019": "'", "[noise]": "", "&": "and"})
+    assert tokenizer.normalize("don\u2019t [noise] & so") == "don't and so"
+    with pytest.raises(InputError, match="replace: 'a' by 'aa' leaves what is to be replaced"):
+        CTCTokenizer.from_texts(["a"], replace={"a": "aa"})
+    with pytest.raises(InputError, match="form is 'NFD'; must be NFC, NFKC"):
+        CTCTokenizer.from_texts(["a"], form="NFD")
+
+
+def test_older_files_of_ours_keep_what_they_were_trained_with(tmp_path):
+    CTCTokenizer.from_texts(["ab"], replace={"x": "y"}).save_pretrained(tmp_path)
+    loaded = CTCTokenizer.from_pretrained(tmp_path)
+    assert (loaded.form, loaded.replace) == ("NFC", {"x": "y"})
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    older = {key: value for key, value in config.items() if key not in ("form", "replace")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(older))
+    assert CTCTokenizer.from_pretrained(tmp_path).form == "NFKC"  # before there was a choice
+    del older["case"]  # and others' files say nothing of it
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(older))
+    assert CTCTokenizer.from_pretrained(tmp_path).form == "NFC"
 
 
 @given(text=st.text(), case=st.sampled_from(["keep", "lower", "upper"]), remove=st.text("]^-\\,.!?'aé", max_size=4))

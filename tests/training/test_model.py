@@ -21,7 +21,7 @@ from d2v.models.text_heads import (
 )
 from d2v.models.vision_heads import Data2VecVisionForImageClassification, Data2VecVisionForSemanticSegmentation
 from d2v.models.xvector import Data2VecAudioForXVector
-from d2v.processors.audio import CTCTokenizer
+from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 from d2v.training.model import build
 from tests.helpers import make_job, tiny_reader, tiny_recogniser
