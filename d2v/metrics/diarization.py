@@ -37,12 +37,20 @@ def diarization_error(references: Recordings, hypotheses: Recordings, *, collar:
     Raises:
         InputError: a hypothesis for no reference.
     """
+    if unknown := hypotheses.keys() - references.keys():
+        raise InputError(f"recording {min(unknown)!r} has no reference; there are {', '.join(list(references)[:20])}")
+    parts, total = error_seconds(references, hypotheses, collar=collar)
+    total = total or math.nan  # of silence, or of segments under the collar
+    shares = {name: seconds / total for name, seconds in parts.items()}
+    return {"der": sum(shares.values())} | shares
+
+
+def error_seconds(references: Recordings, hypotheses: Recordings, *, collar: float) -> tuple[dict[str, float], float]:
+    """Seconds of `miss`, `false_alarm` and `confusion`, and of the reference speakers; as for `diarization_error`."""
     from pyannote.core import Segment as Span
     from pyannote.core import Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 
-    if unknown := hypotheses.keys() - references.keys():
-        raise InputError(f"recording {min(unknown)!r} has no reference; there are {', '.join(list(references)[:20])}")
     metric = DiarizationErrorRate(collar=2 * collar)
     for recording, reference in references.items():
         hypothesis = hypotheses.get(recording, [])
@@ -50,9 +58,7 @@ def diarization_error(references: Recordings, hypotheses: Recordings, *, collar:
             metric(annotation(reference), annotation(hypothesis), uem=Timeline([Span(0, max(ends))]))
     parts = {"miss": "missed detection", "false_alarm": "false alarm", "confusion": "confusion"}
     seconds: dict[str, Any] = {name: metric[name] for name in ("total", *parts.values())}
-    total = seconds["total"] or math.nan  # of silence, or of segments under the collar
-    shares = {ours: float(seconds[theirs] / total) for ours, theirs in parts.items()}
-    return {"der": sum(shares.values())} | shares
+    return {ours: float(seconds[theirs]) for ours, theirs in parts.items()}, float(seconds["total"])
 
 
 def annotation(segments: Sequence[Segment]):

@@ -67,7 +67,7 @@ def segmentation_metrics(counts: Tensor, *, absent: float = math.nan) -> dict[st
     return {
         "mean_iou": float(iou.nan_to_num(absent).nanmean()),
         "mean_accuracy": float(accuracy.nanmean()),
-        "overall_accuracy": float(counts[0].sum() / counts[2].sum()),
+        "overall_accuracy": float(counts[0].sum().double() / counts[2].sum()),
     }
 
 
