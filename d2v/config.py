@@ -31,6 +31,7 @@ class Run:
         patience: evaluations without a better metric after which the run stops; by default it does not.
         max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        replications: resampled sets that a metric's 95 % interval is taken from; 0 gives no interval.
         tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
     """
 
@@ -51,6 +52,7 @@ class Run:
     patience: int | None = None
     max_nonfinite: int = 10
     gradient_checkpointing: bool = False
+    replications: int = 1000
     tracker: str | None = "auto"
 
     def __post_init__(self):

@@ -28,6 +28,7 @@ from d2v.decode.ctc import transcribe, windowed_logits
 from d2v.decode.ctc_lm import Decoding, beam_search
 from d2v.demo.speech import number_words
 from d2v.metrics.asr import normalized_error_rate, show_errors, transcript_metrics, whisper_normalizer
+from d2v.metrics.statistics import transcript_statistics
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import About, build, finish, fit, predict, predict_test, start
@@ -134,13 +135,14 @@ def main(config: Config) -> dict[str, Any]:
     split, predictions, seconds = predict_test(rows, predict_split, model, search)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     texts = [prediction["text"] for _, prediction in predictions]
+    statistics = transcript_statistics(*rows[split].compare(predictions)) if job.labelled else None
     if job.labelled and normalize:
         raw = rows[split].split.column(data.text_column)
         metrics |= normalized_error_rate([raw[row] for row, _ in predictions], texts, normalize)
     if job.labelled and job.is_main:
         print("", show_errors(rows[split].compare(predictions)[0], texts), "", sep="\n")
     about: About = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **about)
+    return finish(job, metrics, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.speech import spoken_words
 from d2v.errors import InputError
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
+from d2v.metrics.statistics import label_statistics
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import About, build, finish, fit, predict, predict_test, start
@@ -115,11 +116,12 @@ def main(config: Config) -> dict[str, Any]:
     # Test: accuracy, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
     if job.labelled and job.is_main and labels.problem_type == "single_label":
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
     about: About = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
-    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **about)
+    return finish(job, results, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.decode.diarization import DECISION, decode_segments, read_decision, segment_records, write_arrays, write_rttm
 from d2v.demo.speech import conversations
 from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
+from d2v.metrics.statistics import diarization_statistics
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
 from d2v.pretrained import write_json
 from d2v.processors.audio import AudioFeatureExtractor
@@ -128,10 +129,11 @@ def main(config: Config) -> dict[str, Any]:
 
     # Test: segments, on a split that was not used to choose the checkpoint
     split, probabilities, seconds = predict_test(rows, predict_split, model)
-    predictions, metrics, notes = decode(probabilities), {}, dict(decision)
+    predictions, metrics, statistics, notes = decode(probabilities), {}, None, dict(decision)
     if job.labelled:
         metrics, references = compute_metrics(probabilities, split), by_recording(split, rows[split].references)
         references = {name: references[name] for name in predictions}
+        statistics = diarization_statistics(references, predictions, probabilities, hop, free_names=diarization)
     if job.labelled and diarization:
         errors = baselines(references, by_recording(split, rows[split].lengths))
         notes |= {f"der_{name}": None if error != error else round(error, 4) for name, error in errors.items()}
@@ -143,7 +145,7 @@ def main(config: Config) -> dict[str, Any]:
     ids = by_recording(split, rows[split].ids)
     records = segment_records({ids[name]: segments for name, segments in predictions.items()})
     about: About = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations"}
-    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

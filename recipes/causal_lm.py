@@ -26,6 +26,7 @@ from d2v.decode.causal_lm import Sampling, continue_texts, show_samples, window_
 from d2v.demo.text import docs_text
 from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
+from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForCausalLM
 from d2v.training import About, build, finish, fit, predict, start, timed
 
@@ -135,11 +136,13 @@ def main(config: Config) -> dict[str, Any]:
         rows[split] = stream_rows(splits[split], len(streams[split].ids), size, stride=data.stride, ahead=1)
     predictions, seconds = timed(predict_split, model, split)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = loss_statistics(predictions, characters=streams[split].characters) if job.labelled else None
     if config.mode == "evaluate" and job.is_main:
         show_samples(model, tokenizer, sampling, config.run.seed)
     notes = {"stride": data.stride} if job.labelled and data.stride else None
     about: About = {"metric": "loss", "task": "text-generation", "demo": "Python's documentation"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, notes=notes, **about)
+    records = rows[split].records(predictions)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

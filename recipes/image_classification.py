@@ -28,6 +28,7 @@ from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.images import digits
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion, ranked_accuracy, real_accuracy
+from d2v.metrics.statistics import label_statistics
 from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
@@ -130,6 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     # Test: accuracy, ReaL's too, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
     records = rows[split].records(predictions)
     if data.real:
         seen = read_real(data.real, [row["id"] for row in records], len(labels.names))
@@ -140,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
         truth = [row["reference"] for row in records]
         plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
     about: About = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
-    return finish(job, results, records, split=split, seconds=seconds, **about)
+    return finish(job, results, records, statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

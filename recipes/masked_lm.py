@@ -26,6 +26,7 @@ from d2v.demo.text import docs_text
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
+from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 
@@ -130,10 +131,11 @@ def main(config: Config) -> dict[str, Any]:
     # Test: masked tokens, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions) if job.labelled else {}
+    statistics = loss_statistics(predictions) if job.labelled else None
     if job.is_main:
         print("\n", *(row["filled"] for _, row in predictions[:SHOWN]), sep="\n", end="\n\n")
     about: About = {"metric": "loss", "task": "fill-mask", "demo": "Python's documentation"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **about)
+    return finish(job, metrics, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

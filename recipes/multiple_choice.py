@@ -26,6 +26,7 @@ from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_c
 from d2v.data.text import token_batch, tokenizer_for
 from d2v.demo.text import docs_next
 from d2v.metrics.classification import accuracy_and_f1
+from d2v.metrics.statistics import choice_statistics
 from d2v.models.text_heads import Data2VecTextForMultipleChoice
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 
@@ -104,8 +105,9 @@ def main(config: Config) -> dict[str, Any]:
     # Test: choices, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = choice_statistics(*rows[split].compare(predictions)) if job.labelled else None
     about: About = {"metric": "accuracy", "task": "multiple-choice", "demo": "Python's documentation"}
-    return finish(job, metrics, rows[split].records(predictions), split=split, seconds=seconds, **about)
+    return finish(job, metrics, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

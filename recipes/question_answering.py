@@ -25,6 +25,7 @@ from d2v.data.text import all_texts, token_batch, tokenizer_for
 from d2v.decode.question_answering import best_spans, join_windows, write_answers
 from d2v.demo.text import docs_questions
 from d2v.metrics.question_answering import question_answering_metrics
+from d2v.metrics.statistics import question_statistics
 from d2v.models.text_heads import Data2VecTextForQuestionAnswering
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 
@@ -96,13 +97,14 @@ def main(config: Config) -> dict[str, Any]:
     # Test: answers, in the files that SQuAD's scripts read, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = question_statistics(*rows[split].compare(predictions), threshold) if job.labelled else None
     records = rows[split].records(predictions)
     if job.is_main:
         write_answers(job.out, records)
     records = [{key: value for key, value in record.items() if key != "nbest"} for record in records]
     notes = {"no_answer_threshold": threshold} if data.unanswerable else None
     about: About = {"metric": "f1", "task": "question-answering", "demo": "Python's documentation"}
-    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from d2v.decode.segmentation import draw_overlays, label_map
 from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
 from d2v.metrics.segmentation import note_pixels, pixel_counts, segmentation_metrics, write_class_table
+from d2v.metrics.statistics import pixel_statistics
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
 from d2v.training import About, build, finish, fit, predict, start, timed
 
@@ -132,6 +133,7 @@ def main(config: Config) -> dict[str, Any]:
     files = [job.out / "masks" / f"{name}.png" for name in file_names(rows[split].ids)]
     predictions, seconds = timed(predict_split, model, split, files)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = pixel_statistics(predictions) if job.labelled else None
     if job.is_main:
         first = [row for row, _ in predictions[:6]]
         shown = (read_example(rows[split][row], data, processor, classes) for row in first)
@@ -142,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
     records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
     notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
     about: About = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}
-    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

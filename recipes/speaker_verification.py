@@ -35,6 +35,7 @@ from d2v.data.verification import (
 from d2v.decode import verification
 from d2v.demo.speech import voices
 from d2v.errors import InputError
+from d2v.metrics.statistics import trial_statistics
 from d2v.metrics.verification import plot_det, verification_metrics
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
@@ -136,6 +137,7 @@ def main(config: Config) -> dict[str, Any]:
     trials, named_trials = embedded_trials(job, embeddings, trials, named_trials)
     scores = verification.score_trials(embeddings, trials, cohort, center=config.center, top=config.s_norm)
     metrics = compute_metrics(trials, scores) if job.labelled else {}
+    statistics = trial_statistics(trials, scores, rows[split].references) if job.labelled else None
     if job.is_main:
         verification.write_scores(job.out / "scores.txt", named_trials, scores)
     if job.is_main and job.labelled:
@@ -143,7 +145,7 @@ def main(config: Config) -> dict[str, Any]:
     notes = {"trials": source, "center": config.center, "s_norm": config.s_norm}
     records = verification.trial_records(named_trials, scores)
     about: About = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # no task is nearer
-    return finish(job, metrics, records, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

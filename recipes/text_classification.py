@@ -28,6 +28,7 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
+from d2v.metrics.statistics import label_statistics
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 from d2v.training.report import write_jsonl
@@ -115,6 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     # Test: the metrics of every test split, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
     for ending in data.also if job.labelled else ():
         others = predict_split(model, ending)
         results |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
@@ -124,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
     about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
-    return finish(job, results, rows[split].records(predictions), split=split, seconds=seconds, **about)
+    return finish(job, results, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

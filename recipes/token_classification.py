@@ -33,6 +33,7 @@ from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
 from d2v.losses import IGNORE
 from d2v.metrics.classification import plot_confusion
+from d2v.metrics.statistics import word_statistics
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
 from d2v.training import About, build, finish, fit, predict, predict_test, start
@@ -108,6 +109,7 @@ def main(config: Config) -> dict[str, Any]:
     # Test: labels of words, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = word_statistics(*rows[split].compare(predictions), numbers, chunks=chunks) if job.labelled else None
     keys = ["tokens", "reference", "labels"] if job.labelled else ["tokens", "labels"]  # as conlleval reads them
     records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]
     if job.is_main:
@@ -117,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         truth, predicted = zip(*pairs, strict=True)
         plot_confusion(truth, predicted, names, job.out / "confusion.png")
     about: About = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
-    return finish(job, metrics, records, split=split, seconds=seconds, **about)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ LADDER = [
     ("d2v.metrics",),
     ("d2v.training",),
     ("d2v.cli",),
-    ("d2v.convert", "d2v.leaderboards"),  # commands
+    ("d2v.compare", "d2v.convert", "d2v.leaderboards"),  # commands
 ]
 BESIDE = {"d2v.demo": 4}
 """What nothing of the library imports may import as much as the rooms on this rung."""
@@ -163,7 +163,11 @@ def test_pretraining_looks_alike(name):
     assert -1 not in places and places == sorted(places)
 
 
-LONG = {"asr_ctc": "transcribes in windows and with a language model too"}
+LONG = {
+    "asr_ctc": "transcribes in windows and with a language model too",
+    "audio_frame_classification": "two tasks, diarization and sound events, of which one chooses how to decide",
+    "speaker_verification": "scores trials of clips, against a cohort too",
+}
 """Recipes that may have up to 180 lines, and why; three at the most."""
 
 

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from benchmarks.recipe import load_recipe
+from d2v import compare
 from d2v.cli import parse
 from d2v.convert import command_line
 from tests.helpers import PRETRAINING, RECIPES, ROOT, SCRIPTS, parse_command, tiny_recogniser
@@ -97,6 +98,8 @@ def test_command(page, command):
         assert len(words) == 4 and re.fullmatch(r"\.\[[\w,]+\]", words[3])  # `test_extras_exist`
     elif module == "d2v.convert":
         assert command_line().parse_args(args).out
+    elif module == "d2v.compare":
+        assert len(compare.build_parser().parse_args(args).runs) >= 2
     elif module == "d2v.leaderboards":
         assert leaderboards_parser().parse_args(args).subcommand == args[0]
     elif module and module.startswith("benchmarks."):

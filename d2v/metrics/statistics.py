@@ -1,230 +1,16 @@
-"""What each row adds to a metric, and from it the metric's interval: the bootstrap over rows, speakers or documents.
+"""What each row of a task adds to its metrics, as `d2v.metrics.intervals` takes it."""
 
-Statistics are arrays by kind, so that a metric of any resampled set is computed from sums, without the predictions:
-
-- `sums`: by metric (M, 2), numerator and denominator; `perplexity` is the exponential of its ratio.
-- `classes`: `reference` and `prediction` (M,) class numbers.
-- `overlaps`: `counts` (M, 3, C), pixels of each class rightly predicted, predicted and referred to.
-- `rankings`: `reference` (M, C) of zeros and ones, `scores` (M, C).
-- `values`: `reference` and `prediction` (M,).
-- `trials`: `label` (M,) 1 for a target and 0, `score` (M,), `first` and `second` (M,) numbers of speakers.
-
-Each kind may have `row` (M,), the number of the row that an item such as a word belongs to; by default items are rows.
-
-Shapes: M items, N rows, K clusters, R replications, C classes.
-"""
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d2v.data.diarization import segments_to_frames
+from d2v.data.labels import Labels
 from d2v.metrics.diarization import Recordings, error_seconds, name_speakers
+from d2v.metrics.intervals import Statistics
 from d2v.metrics.question_answering import question_answering_metrics
-
-Statistics = dict[str, dict[str, np.ndarray]]
-
-FEWEST = 10
-"""Clusters below which no interval is given: the bootstrap of fewer covers too rarely (tests/metrics/coverage.py)."""
-CHUNK = 50_000_000
-"""Weights that are held at once, of 8 bytes."""
-
-
-def intervals(
-    statistics: Statistics, clusters: Sequence[Any] | np.ndarray, *, replications: int = 1000, seed: int = 0
-) -> dict[str, list[float] | None]:
-    """The 95 % interval of every metric; None where there are too few clusters, or no replication differs.
-
-    Clusters are resampled with replacement. The bounds are the expanded percentiles of Hesterberg, "What Teachers
-    Should Know About the Bootstrap" (2015), which make up for the bootstrap's narrowness in small samples.
-
-    Args:
-        statistics: of a split's rows.
-        clusters: (N,) what each row belongs to: itself, or its speaker, patient, document; of `trials` (K,) speakers.
-        replications: R; 0 gives no interval.
-        seed: of the resampling.
-    """
-    _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
-    count = int(numbers.max(initial=-1)) + 1
-    values = metrics_of(statistics, np.ones((1, count)), numbers)
-    if count < FEWEST or not replications:
-        return dict.fromkeys(values)
-    generator, found = np.random.default_rng(seed), {name: [np.empty(0)] for name in values}
-    items = max(len(next(iter(arrays.values()))) for arrays in statistics.values())
-    step = max(1, CHUNK // max(items, count) // 8)
-    for start in range(0, replications, step):
-        size = min(step, replications - start)
-        chosen = generator.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
-        counts = np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count).astype(float)
-        for name, part in metrics_of(statistics, counts, numbers).items():
-            found[name].append(part)
-    return {name: bounds(np.concatenate(parts), count) for name, parts in found.items()}
-
-
-def bounds(values: np.ndarray, count: int) -> list[float] | None:
-    """The expanded percentiles of (R,) replications over `count` clusters; None if all are the same or undefined."""
-    from scipy.stats import norm, t
-
-    values = values[np.isfinite(values)]
-    if not values.size or np.ptp(values) <= 1e-12 * abs(values[0]):
-        return None
-    tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1))
-    return [float(each) for each in np.quantile(values, [tail, 1 - tail])]
-
-
-def metrics_of(statistics: Statistics, counts: np.ndarray, clusters: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric (R,) of sets in which each cluster occurs so often.
-
-    Args:
-        statistics: of rows.
-        counts: (R, K).
-        clusters: (N,) the cluster of each row; of `trials` speakers are clusters.
-    """
-    found: dict[str, np.ndarray] = {}
-    for kind, arrays in statistics.items():
-        if kind == "trials":
-            first, second = clusters[arrays["first"]], clusters[arrays["second"]]
-            # Copies of a speaker are different draws, not one another's targets: a pair within one counts once a copy.
-            weights = counts[:, first] * np.where(first == second, 1.0, counts[:, second])
-        else:
-            weights = counts[:, clusters[arrays["row"]] if "row" in arrays else clusters]  # (R, M)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found |= KINDS[kind]({name: array for name, array in arrays.items() if name != "row"}, weights)
-    return found
-
-
-def of_sums(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Ratios of sums, by metric."""
-    found = {}
-    for name, array in arrays.items():
-        above, below = (weights @ array).T
-        found[name] = np.exp(above / below) if name == "perplexity" else above / below
-    return found
-
-
-def of_classes(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`accuracy`, `macro_f1`, `matthews_correlation`, and of two classes `f1` of the second."""
-    from scipy.sparse import csr_matrix
-
-    reference, prediction = arrays["reference"], arrays["prediction"]
-    items, classes = len(reference), int(max(reference.max(), prediction.max())) + 1
-    columns = np.stack((reference, classes + prediction, 2 * classes + reference), axis=1)
-    ones = np.stack((np.ones(items), np.ones(items), reference == prediction), axis=1)
-    table = csr_matrix((ones.ravel(), columns.ravel(), np.arange(items + 1) * 3), shape=(items, 3 * classes))
-    referred, predicted, right = np.split((table.T @ weights.T).T, 3, axis=1)  # (R, C) each
-    total, hits = referred.sum(1), right.sum(1)
-    f1 = 2 * right / (referred + predicted)
-    spread = np.sqrt((total**2 - (predicted**2).sum(1)) * (total**2 - (referred**2).sum(1)))
-    matthews = (hits * total - (predicted * referred).sum(1)) / spread
-    found = {"accuracy": hits / total, "macro_f1": np.nanmean(f1, axis=1)}
-    found["matthews_correlation"] = np.where(spread > 0, matthews, 0.0)
-    if classes == 2:
-        found["f1"] = f1[:, 1]
-    return found
-
-
-def of_overlaps(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`mean_iou`, `mean_accuracy` and `overall_accuracy`, as `d2v.metrics.segmentation` defines them."""
-    counts = arrays["counts"].astype(float)
-    right, predicted, referred = (
-        (weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:]).swapaxes(0, 1)
-    )
-    return {
-        "mean_iou": np.nanmean(right / (predicted + referred - right), axis=1),
-        "mean_accuracy": np.nanmean(right / referred, axis=1),
-        "overall_accuracy": right.sum(1) / referred.sum(1),
-    }
-
-
-def of_rankings(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`map` over the classes with a positive example, and `micro_f1` of what scores above a half."""
-    reference, scores = arrays["reference"].astype(float), arrays["scores"]
-    precisions = np.full((len(weights), reference.shape[1]), np.nan)
-    for i in range(reference.shape[1]):
-        order = np.argsort(-scores[:, i], kind="stable")
-        last = np.flatnonzero(np.append(np.diff(scores[order, i]) != 0, True))  # of equal scores
-        ordered = weights[:, order]
-        hits = np.cumsum(ordered * reference[order, i], axis=1)[:, last]
-        total = np.cumsum(ordered, axis=1)[:, last]
-        gained = np.diff(hits, axis=1, prepend=0.0)
-        precisions[:, i] = np.nansum(gained * hits / total, axis=1) / hits[:, -1]
-    above = scores > 0.5
-    right, wrong = weights @ (above * reference).sum(1), weights @ (above != reference).sum(1)
-    return {"map": np.nanmean(precisions, axis=1), "micro_f1": 2 * right / (2 * right + wrong)}
-
-
-def of_values(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`pearson`, `spearmanr`, `rmse`, `mae` and `r2`."""
-    reference, prediction = (arrays[name].astype(float) for name in ("reference", "prediction"))
-    total, error = weights.sum(1), prediction - reference
-    mean = weights @ reference / total
-    spread = weights @ reference**2 / total - mean**2
-    return {
-        "pearson": correlation(weights, reference, prediction),
-        "spearmanr": correlation(weights, ranks(reference, weights), ranks(prediction, weights)),
-        "rmse": np.sqrt(weights @ error**2 / total),
-        "mae": weights @ abs(error) / total,
-        "r2": 1 - weights @ error**2 / total / spread,
-    }
-
-
-def correlation(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation (R,) of (M,) or (R, M) values."""
-
-    def mean(values):
-        return (weights * values).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
-
-    first, second = first - mean(first), second - mean(second)
-    return (mean(first * second) / np.sqrt(mean(first**2) * mean(second**2)))[:, 0]
-
-
-def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks (R, M) of values of which each occurs so often; equal ones share the mean of theirs."""
-    distinct, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(distinct)))
-    sizes = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, group]
-
-
-def of_trials(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`eer`, `min_dcf_001` and `min_dcf_005`, as `d2v.metrics.verification` defines them."""
-    order = np.argsort(-arrays["score"], kind="stable")
-    scores, targets = arrays["score"][order], arrays["label"][order].astype(bool)
-    last = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # of equal scores
-    ordered = weights[:, order]
-
-    def share(kind: np.ndarray) -> np.ndarray:
-        accepted = np.cumsum(ordered * kind, axis=1)[:, last]
-        accepted = np.concatenate((np.zeros((len(accepted), 1)), accepted), axis=1)
-        return accepted / accepted[:, -1:]
-
-    misses, false_alarms = 1 - share(targets), share(~targets)
-    apart = misses - false_alarms  # falls from 1 to -1
-    behind = np.argmax(apart <= 0, axis=1)[:, None]
-    at = {name: np.take_along_axis(array, behind + step, 1) for name, array, step in (
-        ("before", apart, -1), ("after", apart, 0), ("low", false_alarms, -1), ("high", false_alarms, 0)
-    )}  # fmt: skip
-    part = at["before"] / (at["before"] - at["after"])
-    found = {"eer": (at["low"] + part * (at["high"] - at["low"]))[:, 0]}
-    for name, target in (("min_dcf_001", 0.01), ("min_dcf_005", 0.05)):
-        costs = target * misses + (1 - target) * false_alarms
-        found[name] = costs.min(1) / min(target, 1 - target)
-    return {name: np.where(np.isfinite(misses[:, -1]), values, np.nan) for name, values in found.items()}
-
-
-KINDS: dict[str, Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]] = {
-    "sums": of_sums,
-    "classes": of_classes,
-    "overlaps": of_overlaps,
-    "rankings": of_rankings,
-    "values": of_values,
-    "trials": of_trials,
-}
 
 
 def transcript_statistics(references: Sequence[str], predictions: Sequence[Mapping[str, str]]) -> Statistics:
@@ -269,20 +55,39 @@ def mean_statistics(**scores: Sequence[float]) -> Statistics:
 
 
 def loss_statistics(
-    losses: Sequence[float],
-    tokens: Sequence[int],
-    *,
-    characters: int | None = None,
-    correct: Sequence[int] | None = None,
+    predictions: Sequence[tuple[int, Mapping[str, float]]], *, characters: int | None = None
 ) -> Statistics:
-    """Of `loss`, `perplexity`, `loss_per_character` and `accuracy`; arguments as of `language_modeling_metrics`."""
-    total, count = np.asarray(losses, float), np.asarray(tokens, float)
+    """Of `loss`, `perplexity`, `loss_per_character` and `accuracy`.
+
+    Args:
+        predictions: of each piece of the text its `loss`, summed over `tokens`, and where it is known `correct`.
+        characters: of the whole text.
+    """
+    total, count = (np.array([row[key] for _, row in predictions], float) for key in ("loss", "tokens"))
     sums = {"loss": (total, count), "perplexity": (total, count)}
     if characters is not None:  # which piece has how many is not known: as many a token as in the whole
         sums["loss_per_character"] = (total, count * characters / count.sum())
-    if correct is not None:
-        sums["accuracy"] = (np.asarray(correct, float), count)
+    if predictions and "correct" in predictions[0][1]:
+        sums["accuracy"] = (np.array([row["correct"] for _, row in predictions], float), count)
     return {"sums": {name: np.stack(pair, axis=1) for name, pair in sums.items()}}
+
+
+def choice_statistics(references: Sequence[int], predictions: Sequence[Mapping[str, Any]]) -> Statistics:
+    """Of the accuracy of choices."""
+    return mean_statistics(accuracy=[row["choice"] == each for each, row in zip(references, predictions, strict=True)])
+
+
+def pixel_statistics(predictions: Sequence[tuple[int, Any]]) -> Statistics:
+    """Of `segmentation_metrics`: each image's `pixel_counts`, the first of what is predicted of it."""
+    return {"overlaps": {"counts": np.stack([np.asarray(counts) for _, (counts, *_) in predictions])}}
+
+
+def word_statistics(
+    references: Sequence[list[str]], predictions: Sequence[Mapping[str, Any]], names: Iterable[str], *, chunks: bool
+) -> Statistics:
+    """Of `token_classification_metrics`, by sentence."""
+    labels = [row["labels"] for row in predictions]
+    return chunk_statistics(references, labels) if chunks else class_statistics(references, labels, list(names))
 
 
 def chunk_statistics(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> Statistics:
@@ -332,11 +137,17 @@ def question_statistics(
 
 
 def diarization_statistics(
-    references: Recordings, hypotheses: Recordings, frames: Mapping[str, int], hop: float, *, free_names: bool
+    references: Recordings, hypotheses: Recordings, frames: Mapping[str, Sequence], hop: float, *, free_names: bool
 ) -> Statistics:
-    """Of `diarization_metrics`, by recording: seconds, and of `frame_f1` frames."""
+    """Of `diarization_metrics`, by recording: seconds, and of `frame_f1` frames.
+
+    Args:
+        references, hypotheses: recording -> its segments.
+        frames: recording -> a sequence of as many frames as are scored.
+        hop, free_names: as there.
+    """
     sums: dict[str, list[tuple[float, float]]] = {}
-    for name, count in frames.items():
+    for name, count in ((name, len(each)) for name, each in frames.items()):
         both = {name: references[name]}, {name: hypotheses.get(name, [])}
         errors = {"der": 0.0, "miss": 0.0, "false_alarm": 0.0, "confusion": 0.0}
         for collar, names in ((0.0, errors), (0.25, {"der_collar_025": 0.0})) if free_names else ():
@@ -354,23 +165,36 @@ def diarization_statistics(
     return {"sums": {name: np.array(pairs, float) for name, pairs in sums.items()}}
 
 
-def save_statistics(path: Path, statistics: Statistics, ids: Sequence[str], clusters: Sequence[Any]) -> None:
-    """Write `statistics.npz`: arrays as `<kind>/<name>`, the rows' `ids` and `clusters`; read without unpickling."""
-    arrays = {f"{kind}/{name}": array for kind, part in statistics.items() for name, array in part.items()}
-    names = {
-        "ids": np.array(list(map(str, ids)), dtype=np.str_),
-        "clusters": np.array(list(map(str, clusters)), np.str_),
-    }
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays, **names)  # type: ignore[arg-type]
+def trial_statistics(
+    trials: Sequence[tuple[int | None, int, int]], scores: Sequence[float] | np.ndarray, speakers: Sequence[Any] | None
+) -> Statistics:
+    """Of trials, whose clusters are speakers, since trials share them; where they are not known clips.
+
+    Args:
+        trials: label and both clips of each.
+        scores: of the trials.
+        speakers: of each clip.
+    """
+    labels, first, second = np.array(trials).T
+    clips = np.arange(max(first.max(), second.max()) + 1) if speakers is None else np.array(list(map(str, speakers)))
+    clusters, numbers = np.unique(clips, return_inverse=True)
+    arrays = {"label": labels, "score": np.asarray(scores, float), "first": numbers[first], "second": numbers[second]}
+    return {"trials": arrays | {"clusters": clusters}}
 
 
-def load_statistics(path: Path) -> tuple[Statistics, list[str], list[str]]:
-    """Statistics, ids and clusters of `statistics.npz`."""
-    statistics: Statistics = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            kind, _, name = key.partition("/")
-            if name:
-                statistics.setdefault(kind, {})[name] = arrays[key]
-        return statistics, arrays["ids"].tolist(), arrays["clusters"].tolist()
+def label_statistics(
+    names: Sequence[str], labels: Labels, references: Sequence[Any], predictions: Sequence[dict[str, Any]]
+) -> Statistics:
+    """Of `label_metrics`; arguments as there, but for `accuracy_top5` of ranked classes."""
+    kind = labels.problem_type
+    if kind == "multi_label":
+        scores = np.array([list(row["scores"].values()) for row in predictions])
+        return {"rankings": {"reference": labels.encode(references).numpy(), "scores": scores}}
+    if kind == "regression":
+        values = np.array([row["value"] for row in predictions], float)
+        return {"values": {"reference": np.asarray(references, float), "prediction": values}}
+    statistics = class_statistics(references, [row["label"] for row in predictions], labels.names)
+    if "accuracy_top5" in names:
+        hits = [name in list(row["scores"])[:5] for name, row in zip(references, predictions, strict=True)]
+        statistics |= mean_statistics(accuracy_top5=hits)
+    return statistics

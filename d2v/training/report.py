@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 
 from d2v.config import Job
 from d2v.data.facts import say_decoded
+from d2v.metrics.intervals import Statistics, intervals, save_statistics
 from d2v.pretrained import write_json
 from d2v.training.log import read_log
 
@@ -50,6 +51,7 @@ def finish(
     job: Job,
     metrics: dict[str, float],
     predictions: list[dict[str, Any]],
+    statistics: Statistics | None = None,
     *,
     split: str,
     seconds: float,
@@ -64,6 +66,7 @@ def finish(
         job: from `d2v.training.job.start`; its main process writes.
         metrics: fractions, not per cent; NaN where undefined; none where there are no labels.
         predictions: a row for each example.
+        statistics: what each row adds to the metrics, which their intervals are taken from.
         split: that they were made on.
         seconds: that making them took.
         metric: the metric that the best checkpoint was chosen by.
@@ -87,9 +90,16 @@ def finish(
             "peak_memory_mb": peak_memory_mb(),
         }
     )
+    ids = [row.get("id") or f"{row['enrol']} {row['test']}" for row in predictions]  # trials have a pair
+    if statistics:
+        run = job.config.run
+        found = intervals(statistics, ids, replications=run.replications, seed=run.seed)
+        results["intervals"] = {name: found.get(name) for name in metrics}
     if job.is_main:
         write_json(job.out / "results.json", results)
         write_jsonl(job.out / "predictions.jsonl", predictions)
+        if statistics:
+            save_statistics(job.out / "statistics.npz", statistics, ids, ids)
         if job.training:
             plot_curves(job.out, metric)
             data = job.config.data.path or demo
@@ -99,6 +109,14 @@ def finish(
             )
         print(summary(job.out, results, list(metrics), notes))
     return results
+
+
+def with_interval(results: Mapping[str, Any], metric: str) -> str:
+    """A metric and its 95 % interval, where it has one."""
+    ends = results.get("intervals", {}).get(metric)
+    if results[metric] is None:
+        return "undefined"
+    return f"{results[metric]:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -159,7 +177,7 @@ def write_model_card(
         tags=["data2vec", "d2v"],
         eval_results=[EvalResult(metric_type=key, metric_value=results[key], **common) for key in metrics],
     )
-    listed = ", ".join(f"{key} {results[key]:.4f}" for key in metrics)
+    listed = ", ".join(f"{key} {with_interval(results, key)}" for key in metrics)
     (folder / "README.md").write_text(
         f"---\n{card.to_yaml()}\n---\n\n# {folder.resolve().parent.name}\n\n"
         f"A Data2Vec model from `recipes/{recipe}.py` of d2v, trained on `{data}`.\n"
@@ -172,6 +190,7 @@ def write_model_card(
 FILES = {
     "results.json": "metrics",
     "predictions.jsonl": "a prediction a line",
+    "statistics.npz": "what each row adds to the metrics, for python -m d2v.compare",
     "predictions.csv": "the same, up to five classes of each image",
     "predictions.json": "the same, as SQuAD's scripts read them",
     "nbest_predictions.json": "answers with their probabilities",
@@ -195,7 +214,7 @@ FILES = {
 
 def summary(out: Path, results: dict[str, Any], metrics: list[str], notes: dict[str, Any] | None = None) -> str:
     """The end of a run on the terminal: its metrics, how they were computed, and where everything is."""
-    rows = [(key, "undefined" if results[key] is None else f"{results[key]:.4f}") for key in metrics]
+    rows = [(key, with_interval(results, key)) for key in metrics]
     rows += [(key, str(value)) for key, value in (notes or {}).items()]
     rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]
     rows += [(str(out / name), what) for name, what in FILES.items() if (out / name).exists()]

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from d2v.metrics import intervals as i
 from d2v.metrics import statistics as s
 from d2v.metrics.asr import transcript_metrics
 from d2v.metrics.classification import classification_metrics
@@ -105,7 +106,11 @@ def questions(random, rows):
 def texts(random, rows):
     tokens = random.integers(1, 50, rows)
     pairs = list(zip(tokens * random.random(rows) * 4, tokens, strict=True))
-    return pairs, s.loss_statistics, language_modeling_metrics
+    return (
+        pairs,
+        lambda r, p: s.loss_statistics([(0, {"loss": a, "tokens": b}) for a, b in zip(r, p, strict=True)]),
+        language_modeling_metrics,
+    )
 
 
 CASES = [transcripts, classes, two_classes, rankings, values, label_maps, tags, questions, texts]
@@ -118,16 +123,16 @@ def test_metrics_of_resampled_rows(case):
     rows, statistics_of, metrics = case(random, 40)
     statistics = statistics_of(*zip(*rows, strict=True))
     counts = np.stack([np.ones(40), random.multinomial(40, [1 / 40] * 40), random.multinomial(40, [1 / 40] * 40)])
-    found = s.metrics_of(statistics, counts.astype(float), np.arange(40))
-    for i, count in enumerate(counts.astype(int)):
+    found = i.metrics_of(statistics, counts.astype(float), np.arange(40))
+    for n, count in enumerate(counts.astype(int)):
         repeated = [row for row, times in zip(rows, count, strict=True) for _ in range(times)]
         for name, value in metrics(*zip(*repeated, strict=True)).items():
-            assert found[name][i] == pytest.approx(value, abs=1e-12), name
+            assert found[name][n] == pytest.approx(value, abs=1e-12), name
 
 
 def test_words_belong_to_their_sentences():
     statistics = s.class_statistics([["a", "b"], ["a"], ["b"]], [["a", "a"], ["a"], ["b"]], NAMES)
-    (found,) = s.metrics_of(statistics, np.array([[2.0, 0.0, 1.0]]), np.arange(3))["accuracy"]
+    (found,) = i.metrics_of(statistics, np.array([[2.0, 0.0, 1.0]]), np.arange(3))["accuracy"]
     assert found == pytest.approx(3 / 5)
 
 
@@ -137,47 +142,49 @@ def test_trials_of_speakers_drawn_twice():
     first, second = random.integers(0, 12, (2, 400))
     labels = (first == second).astype(int)
     scores = np.round(labels + random.normal(size=400), 1)
-    arrays = {"label": labels, "score": scores, "first": first, "second": second}
+    arrays = {"label": labels, "score": scores, "first": first, "second": second, "clusters": np.arange(12)}
     counts = np.stack([np.ones(12), random.multinomial(12, [1 / 12] * 12)]).astype(float)
-    found = s.metrics_of({"trials": arrays}, counts, np.arange(12))
-    for i, count in enumerate(counts.astype(int)):
+    found = i.metrics_of({"trials": arrays}, counts, np.arange(12))
+    for n, count in enumerate(counts.astype(int)):
         times = np.where(first == second, count[first], count[first] * count[second])
         expected = verification_metrics(np.repeat(labels, times), np.repeat(scores, times))
         for name, value in expected.items():
-            assert found[name][i] == pytest.approx(value, abs=1e-9), name
+            assert found[name][n] == pytest.approx(value, abs=1e-9), name
 
 
 def test_seconds_of_recordings_add_up():
     references = {"x": [(0.0, 2.0, "a"), (1.0, 3.0, "b")], "y": [(0.5, 1.5, "a")], "z": []}
     hypotheses = {"x": [(0.0, 2.5, "s"), (2.5, 3.0, "t")], "y": [(0.0, 1.0, "s")], "z": [(0.0, 0.5, "s")]}
     frames = {"x": 30, "y": 15, "z": 10}
-    statistics = s.diarization_statistics(references, hypotheses, frames, 0.1, free_names=True)
+    statistics = s.diarization_statistics(
+        references, hypotheses, {name: [0] * count for name, count in frames.items()}, 0.1, free_names=True
+    )
     expected = diarization_metrics(references, hypotheses, frames, 0.1, free_names=True)
-    found = s.metrics_of(statistics, np.ones((1, 3)), np.arange(3))
+    found = i.metrics_of(statistics, np.ones((1, 3)), np.arange(3))
     assert {name: value for name, (value,) in found.items()} == pytest.approx(expected)
 
 
 def test_intervals():
     random = np.random.default_rng(0)
     statistics = s.mean_statistics(accuracy=random.random(200) < 0.7)
-    found = s.intervals(statistics, np.arange(200))
+    found = i.intervals(statistics, np.arange(200))
     mean = statistics["sums"]["accuracy"][:, 0].mean()
-    assert found == s.intervals(statistics, np.arange(200)) and found["accuracy"][0] < mean < found["accuracy"][1]
+    assert found == i.intervals(statistics, np.arange(200)) and found["accuracy"][0] < mean < found["accuracy"][1]
     # As Kaldi's bootci: 1.96 standard deviations of the replications, here those of a proportion.
     half = (found["accuracy"][1] - found["accuracy"][0]) / 2
     assert half == pytest.approx(1.96 * np.sqrt(mean * (1 - mean) / 200), rel=0.05)
     # All rows of a cluster come or go together, so clusters of equal rows widen an interval.
-    wide = s.intervals(s.mean_statistics(accuracy=np.repeat(random.random(20) < 0.7, 10)), np.repeat(np.arange(20), 10))
+    wide = i.intervals(s.mean_statistics(accuracy=np.repeat(random.random(20) < 0.7, 10)), np.repeat(np.arange(20), 10))
     assert wide["accuracy"][1] - wide["accuracy"][0] > 4 * half
-    assert s.intervals(statistics, np.arange(200) % 5) == {"accuracy": None}
-    assert s.intervals(statistics, np.arange(200), replications=0) == {"accuracy": None}
-    assert s.intervals(s.mean_statistics(accuracy=np.ones(50)), np.arange(50)) == {"accuracy": None}
+    assert i.intervals(statistics, np.arange(200) % 5) == {"accuracy": None}
+    assert i.intervals(statistics, np.arange(200), replications=0) == {"accuracy": None}
+    assert i.intervals(s.mean_statistics(accuracy=np.ones(50)), np.arange(50)) == {"accuracy": None}
 
 
 def test_statistics_are_read_as_they_were_written(tmp_path):
     statistics = s.class_statistics(["a", "b"], ["b", "b"], NAMES) | s.mean_statistics(f1=[0.5, 1.0])
-    s.save_statistics(tmp_path / "statistics.npz", statistics, ["x/1", "x/2"], ["x", "x"])
-    found, ids, clusters = s.load_statistics(tmp_path / "statistics.npz")
+    i.save_statistics(tmp_path / "statistics.npz", statistics, ["x/1", "x/2"], ["x", "x"])
+    found, ids, clusters = i.load_statistics(tmp_path / "statistics.npz")
     assert (ids, clusters) == (["x/1", "x/2"], ["x", "x"]) and found.keys() == statistics.keys()
     for kind, arrays in statistics.items():
         assert all(np.array_equal(found[kind][name], array) for name, array in arrays.items())
@@ -188,7 +195,7 @@ def covered(make, truth, *, sets: int = 500) -> dict[str, float]:
     hits: dict[str, list[bool]] = {}
     for seed in range(sets):
         statistics, groups = make(np.random.default_rng(seed))
-        for name, bounds in s.intervals(statistics, groups, replications=400, seed=seed).items():
+        for name, bounds in i.intervals(statistics, groups, replications=400, seed=seed).items():
             if name in truth and bounds is not None:
                 hits.setdefault(name, []).append(bounds[0] <= truth[name] <= bounds[1])
     return {name: float(np.mean(each)) for name, each in hits.items()}
@@ -219,7 +226,15 @@ def simulated_trials(random, speakers, clips=6):
     first, second = np.triu_indices(len(who), 1)
     scores = -((embeddings[first] - embeddings[second]) ** 2).sum(1)
     same = who[first] == who[second]
-    return {"trials": {"label": same.astype(int), "score": scores, "first": who[first], "second": who[second]}}
+    return {
+        "trials": {
+            "label": same.astype(int),
+            "score": scores,
+            "first": who[first],
+            "second": who[second],
+            "clusters": np.arange(speakers),
+        }
+    }
 
 
 SIMULATED = [
@@ -233,7 +248,7 @@ SIMULATED = [
 @pytest.mark.parametrize("rows", [100, 150, 600])
 @pytest.mark.parametrize(("make", "names"), SIMULATED, ids=lambda case: getattr(case, "__name__", ""))
 def test_intervals_hold_the_truth(make, names, rows):
-    whole = s.metrics_of(make(np.random.default_rng(10**6), 10**6), np.ones((1, 10**6)), np.arange(10**6))
+    whole = i.metrics_of(make(np.random.default_rng(10**6), 10**6), np.ones((1, 10**6)), np.arange(10**6))
     truth = {name: whole[name][0] for name in names}
     shares = covered(lambda random: (make(random, rows), np.arange(rows)), truth)
     assert shares.keys() == truth.keys() and all(0.92 <= share <= 0.98 for share in shares.values()), shares
@@ -242,7 +257,7 @@ def test_intervals_hold_the_truth(make, names, rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("speakers", [10, 20, 40])
 def test_the_intervals_of_trials_hold(speakers):
-    whole = s.metrics_of(
+    whole = i.metrics_of(
         {"trials": simulated_trials(np.random.default_rng(10**6), 600, 4)["trials"]}, np.ones((1, 600)), np.arange(600)
     )
     truth = {"eer": whole["eer"][0]}
@@ -263,7 +278,7 @@ def test_a_hundred_thousand_rows_take_little_time_and_memory():
         ("values", simulated_values, 10**4),
     ):
         statistics, begun = make(random, rows), time.perf_counter()
-        s.intervals(statistics, np.arange(rows))
+        i.intervals(statistics, np.arange(rows))
         taken[name] = time.perf_counter() - begun
     print(taken)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # kilobytes, on Linux

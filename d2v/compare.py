@@ -1,0 +1,235 @@
+"""What differs between runs over the same rows: each metric with a paired interval, options, machines, rows, curves.
+
+    python -m d2v.compare runs/a runs/b
+    python -m d2v.compare runs/a runs/b runs/c --json
+
+The first run is compared with each other one. Rows are matched by id, and a resampled set has the same rows of both, so
+that the interval is that of the difference. The curves are drawn to `compare.png`, or where `--picture` says.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2v.cli import exit_with
+from d2v.errors import InputError
+from d2v.metrics import higher_is_better
+from d2v.metrics.intervals import Statistics, load_statistics, paired_differences, select_rows
+from d2v.pretrained import read_json
+from d2v.training.log import read_log
+
+SHOWN = 10
+"""Rows that are shown: those on which two runs differ most."""
+
+
+def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """What differs between two runs.
+
+    Args:
+        first, second: folders of runs that were scored.
+        replications: resampled sets.
+        seed: of the resampling.
+
+    Returns:
+        `metrics`: of each metric both values, their `difference`, its 95 % `interval` and `second_is_better`, the share
+        of replications; `rows`: how many match, and those on which the runs differ most; `options`, `environment` and
+        `facts`, what differs of them.
+
+    Raises:
+        InputError: a folder has no results, or the runs have no row in common.
+    """
+    runs = [read_run(first), read_run(second)]
+    (a, ids, clusters), (b, others, _) = (run["statistics"] for run in runs)
+    common = set(ids) & set(others)
+    if not common:
+        raise InputError(
+            f"{first} and {second}: no row has the same id; the first ids are {ids[0]!r} and {others[0]!r}"
+        )
+    order = [i for i, name in enumerate(ids) if name in common]
+    place = {name: i for i, name in enumerate(others)}
+    names = [ids[i] for i in order]
+    a, b = select_rows(a, order), select_rows(b, [place[name] for name in names])
+    pairs = paired_differences(a, b, [clusters[i] for i in order], replications=replications, seed=seed)
+    metrics = {}
+    for name, (left, right, interval, differences) in pairs.items():
+        if name not in runs[0]["results"]:
+            continue
+        better = differences > 0 if higher_is_better(name) else differences < 0
+        metrics[name] = {
+            "first": left,
+            "second": right,
+            "difference": right - left,
+            "interval": interval,
+            "second_is_better": float(np.mean(better)) if better.size else None,
+        }
+    apart = row_differences(a, b)
+    most = np.argsort(-abs(apart), kind="stable")[:SHOWN]
+    predictions = [run["predictions"] for run in runs]
+    return {
+        "first": str(first),
+        "second": str(second),
+        "metrics": metrics,
+        "rows": {
+            "matched": len(names),
+            "only_first": len(ids) - len(names),
+            "only_second": len(others) - len(names),
+            "most": [
+                {"id": names[i], "first": predictions[0].get(names[i]), "second": predictions[1].get(names[i])}
+                for i in most
+                if apart[i] != 0
+            ],
+        },
+        "options": differing(runs[0]["options"], runs[1]["options"], leave={"run.out", "run.resume"}),
+        "environment": differing(runs[0]["environment"], runs[1]["environment"], leave={"command"}),
+        "facts": differing(runs[0]["facts"], runs[1]["facts"]),
+    }
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a run left: results, statistics, predictions by id, options as dotted names, environment, facts."""
+    import yaml
+
+    for name in ("results.json", "statistics.npz"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}; a run that was scored has one (recipes write it at their end)")
+    lines = (folder / "predictions.jsonl").read_text("utf-8").splitlines()
+    predictions = [json.loads(line) for line in lines]
+    options = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) if (folder / "config.yaml").exists() else {}
+    facts = read_json(folder / "data.json")["facts"] if (folder / "data.json").exists() else []
+    environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
+    return {
+        "results": read_json(folder / "results.json"),
+        "statistics": load_statistics(folder / "statistics.npz"),
+        "predictions": {row_id(row): {key: row[key] for key in row if key != "scores"} for row in predictions},
+        "options": dotted(options),
+        "environment": dotted(environment),
+        "facts": {each["line"]: True for each in facts},
+    }
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """What a prediction's row is called; a trial has a pair of clips."""
+    return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
+
+
+def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return found
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], leave: Iterable[str] = ()) -> dict[str, list]:
+    """Name -> both values, of what differs; None where a side has none."""
+    names = [name for name in {**first, **second} if name not in leave]
+    return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
+
+
+def row_differences(first: Statistics, second: Statistics) -> np.ndarray:
+    """(N,) by how much rows were scored differently: the first metric's errors, classes, pixels, values or scores."""
+    kind = next(iter(first))
+    a, b = first[kind], second[kind]
+    if kind == "sums":
+        name = next(iter(a))
+        apart = b[name][:, 0] - a[name][:, 0]
+    elif kind == "classes":
+        apart = (b["prediction"] == b["reference"]).astype(float) - (a["prediction"] == a["reference"])
+    elif kind == "overlaps":
+        apart = (b["counts"][:, 0].sum(1) - a["counts"][:, 0].sum(1)).astype(float)
+    elif kind == "rankings":
+        apart = abs(b["scores"] - a["scores"]).sum(1)
+    elif kind == "values":
+        apart = abs(b["prediction"] - b["reference"]) - abs(a["prediction"] - a["reference"])
+    else:
+        apart = b["score"] - a["score"]
+    return np.bincount(a["row"], weights=apart) if "row" in a else apart
+
+
+def plot_curves(runs: Sequence[Path], path: Path) -> None:
+    """Draw the training loss and every evaluation's first metric of all runs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    logs = {run: read_log(run / "log.jsonl") for run in runs}
+    first = next((key for log in logs.values() for entry in log for key in entry if key.startswith("eval_")), None)
+    for axis, key in zip(axes, ("loss", first), strict=True):
+        for run, log in logs.items():
+            points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=str(run))
+        axis.set(
+            xlabel="updates", title="training loss" if key == "loss" else f"{key}".replace("eval_", "") + ", validation"
+        )
+        axis.grid(alpha=0.3)
+    if axes[0].lines:
+        axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """The comparison of two runs, for people."""
+    rows = found["rows"]
+    lines = [f"first: {found['first']}", f"second: {found['second']}"]
+    line = f"{rows['matched']} rows in both"
+    for side in ("first", "second"):
+        if rows[f"only_{side}"]:
+            line += f"; {rows[f'only_{side}']} only in the {side}, left out"
+    lines += [line, "", f"{'metric':<24}{'first':>9}{'second':>9}{'difference':>12}  95 % interval       second better"]
+    for name, each in found["metrics"].items():
+        ends = each["interval"]
+        within = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else "none: too few rows"
+        share = "" if each["second_is_better"] is None else f"{100 * each['second_is_better']:.0f} %"
+        values = f"{each['first']:>9.4f}{each['second']:>9.4f}{each['difference']:>+12.4f}"
+        lines.append(f"{name:<24}{values}  {within:<20}{share:>6}")
+    for title in ("options", "environment", "facts"):
+        if found[title]:
+            lines += ["", f"{title} that differ:"]
+            lines += [f"  {name}: {left!r} -> {right!r}" for name, (left, right) in found[title].items()]
+    if rows["most"]:
+        lines += ["", "rows on which they differ most:"]
+        for row in rows["most"]:
+            sides = (json.dumps(row[side], ensure_ascii=False) for side in ("first", "second"))
+            lines += [f"  {row['id']}", *(f"    {side:.200}" for side in sides)]
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m d2v.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs; the first is compared with the others")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--replications", type=int, default=1000, help="resampled sets (default 1000)")
+    parser.add_argument("--picture", type=Path, default=Path("compare.png"), help="where the curves are drawn")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Compare runs from the command line; exit code 2 for bad input."""
+    options = build_parser().parse_args(args)
+    try:
+        if len(options.runs) < 2:
+            raise InputError("name two runs or more")
+        first, *others = options.runs
+        found = [compare(first, other, replications=options.replications) for other in others]
+    except InputError as error:
+        exit_with(2, f"error: {error}")
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
+    else:
+        print("\n\n".join(map(report, found)))
+    plot_curves(options.runs, options.picture)
+
+
+if __name__ == "__main__":
+    main()
