@@ -136,8 +136,7 @@ def main(config: Config) -> dict[str, Any]:
     statistics = pixel_statistics(predictions) if job.labelled else None
     if job.is_main:
         first = [row for row, _ in predictions[:6]]
-        shown = (read_example(rows[split][row], data, processor, classes) for row in first)
-        examples = [(*example[:2], Image.open(files[row])) for example, row in zip(shown, first, strict=True)]
+        examples = [(*read_example(rows[split][i], data, processor, classes)[:2], Image.open(files[i])) for i in first]
         draw_overlays(examples, names, job.out / "overlays.png")
     if job.is_main and job.labelled:
         write_class_table(sum(counts for _, (counts, _) in predictions), names, job.out / "classes.csv")

@@ -90,8 +90,8 @@ def finish(
             "peak_memory_mb": peak_memory_mb(),
         }
     )
-    ids = [row.get("id") or f"{row['enrol']} {row['test']}" for row in predictions]  # trials have a pair
     if statistics:
+        ids = [row.get("id") or f"{row['enrol']} {row['test']}" for row in predictions]  # trials have a pair
         run = job.config.run
         found = intervals(statistics, ids, replications=run.replications, seed=run.seed)
         results["intervals"] = {name: found.get(name) for name in metrics}
