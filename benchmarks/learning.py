@@ -17,14 +17,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC
 
 from benchmarks.recipe import RECIPES, load_recipe
 from d2v.cli import parse
+from d2v.config import Job
 from d2v.data.load import choose_splits, read
 from d2v.data.loaders import pad_labels
 from d2v.metrics.asr import error_rates
@@ -36,7 +39,8 @@ def transformers_asr_ctc(recipe, config) -> dict[str, float]:
     """Word and character error rate on test after a plain loop over transformers' model."""
     torch.manual_seed(config.run.seed)
     columns = {"audio": config.data.audio_column, "text": config.data.text_column}
-    splits = choose_splits(read(config.data), config.data, config.run.seed, columns, training=True)
+    job = Job(replace(config, run=replace(config.run, out=f"{config.run.out}_transformers")), Accelerator(), "asr_ctc")
+    splits = choose_splits(job, read(config.data), {"audio": columns["audio"]}, {"text": columns["text"]})
     texts = splits["train"].column(columns["text"])
     tokenizer = CTCTokenizer.from_texts(texts, case=config.data.case, remove=config.data.remove)
     extractor = AudioFeatureExtractor()

@@ -136,12 +136,16 @@ class Data:
         validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.
         test_split: split that is scored once, with the best checkpoint.
         validation_share: share of train that is held out where there is no validation split.
+        group_column: column of groups, such as speakers or sites, that are held out whole; by default none are.
+        fold: part of train that is tested, such as 2/5 for the second of five; the others are trained on.
         max_train_samples: number of rows to train on, sampled by run.seed; by default all.
         max_validation_samples: number of rows to validate on, sampled alike.
         max_test_samples: number of rows to test on, sampled alike.
         batch_size: maximum number of rows in a batch.
         workers: number of processes that read and prepare batches; 0 reads in the training's own process.
         bad_rows: refuse rows that cannot be used, or skip and count them.
+        delimiter: character between the columns of a CSV or TSV file; by default a comma or a tab, as its name ends.
+        header: names of the columns of CSV and TSV files that have no header; by default their first line has them.
     """
 
     unit: ClassVar[str] = "rows"
@@ -153,17 +157,31 @@ class Data:
     validation_split: str = "validation"
     test_split: str = "test"
     validation_share: float = 0.1
+    group_column: str | None = None
+    fold: str | None = None
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
     batch_size: int = 16
     workers: int = 0
     bad_rows: Literal["refuse", "skip"] = "refuse"
+    delimiter: str | None = None
+    header: list[str] | None = None
 
     def __post_init__(self):
+        if self.path:
+            self.path = str(Path(self.path).expanduser())
+        self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter or "", self.delimiter)
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise InputError(f"data.delimiter should be one character, such as ; or tab, not {self.delimiter!r}")
         samples = ("max_train_samples", "max_validation_samples", "max_test_samples")
         at_least(1, "data", self, ("batch_size", *samples))
         at_least(0, "data", self, ("workers",))
+
+    @property
+    def running(self) -> bool:
+        """Whether each row goes on where the one before it ends, so that rows are held out and sampled in one piece."""
+        return False
 
     @property
     def max_size(self) -> float | None:

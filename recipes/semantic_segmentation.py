@@ -23,13 +23,13 @@ from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.pairs import read_pairs
 from d2v.data.segmentation import (
     SegmentationData,
     file_names,
     load_examples,
     random_crops,
     read_example,
-    read_pairs,
     segmentation_head,
     segmentation_processor,
     segmentation_rows,

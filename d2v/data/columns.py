@@ -1,10 +1,36 @@
-"""Text files of columns, such as RTTM and lists of trials."""
+"""Columns: what data sets call those of tables, and text files that have nothing but columns, such as RTTM."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from d2v.config import Job
+from d2v.data.facts import note
+from d2v.data.rows import Split
 from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KNOWN = {
+    "audio": "audio sound speech wav clip recording file path filename file_name filepath file_path audio_path "
+    "audio_file audio_filepath wav_path wav_file",
+    "image": "image img picture photo pixel_values file path filename file_name filepath file_path image_path "
+    "image_file img_path",
+    "mask": "mask label labels annotation segmentation segmentation_mask semantic_mask label_map mask_path label_path",
+    "text": "text transcription transcript sentence normalized_text utterance content review document tweet comment "
+    "comment_text body",
+    "label": "label labels class category target fine_label intent_class intent emotion sentiment genre keyword topic",
+    "speaker": "speaker speaker_id client_id spk spk_id speaker_name",
+    "tokens": "tokens words form",
+    "tags": "tags ner_tags upos pos_tags chunk_tags labels ner pos",
+    "question": "question query",
+    "context": "context passage paragraph",
+    "answers": "answers answer",
+    "segments": "turns segments",
+}
+"""What data sets call the columns that recipes need; the same in other cases too."""
 
 
 def read_columns(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
@@ -22,3 +48,77 @@ def read_columns(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(lines, 1):
         if fields := line.split():
             yield f"{path}, line {number}", fields
+
+
+def known_columns(job: Job, table: "Dataset", columns: Mapping[str, str]) -> "Dataset":
+    """The table with the columns that a recipe needs under the names that it looks for, and a line for each other name.
+
+    Where a recipe's own name is missing, and nobody gave another, the one column is used that data sets often call so,
+    or else the only one of a fitting type.
+
+    Args:
+        job: whose data say the names.
+        table: of the source.
+        columns: what a column is for -> its name.
+
+    Raises:
+        InputError: several columns fit.
+    """
+    data, taken = job.config.data, set(columns.values())
+    for purpose, column in columns.items():
+        there = [name for name in table.column_names if name not in taken]
+        own = getattr(type(data), f"{purpose}_column", None) == column
+        if column in table.column_names or not own:
+            continue
+        names = {column, *KNOWN.get(purpose, "").split()}
+        found = [name for name in there if name.lower().strip() in names]
+        found = [name for name in found if name.lower() == column] or found
+        found = found or [name for name in there if fits(table.features[name], purpose)]
+        if len(found) > 1:
+            where = data.path or "demo"
+            raise InputError(f"{where}: no column {column!r}; {', '.join(found)} may be meant (data.{purpose}_column)")
+        if found:
+            line = f"column {found[0]!r} is used as {column!r} (data.{purpose}_column names another one)"
+            note(job, "column", line, column=found[0], **{"as": column})
+            table = table.rename_column(found[0], column)
+    return table
+
+
+def fits(feature: Any, purpose: str) -> bool:
+    """Whether a column's type alone says that it may serve a purpose."""
+    import datasets
+
+    inner = getattr(feature, "feature", None)
+    if purpose in ("audio", "image"):
+        return isinstance(feature, datasets.Audio if purpose == "audio" else datasets.Image)
+    if purpose == "label":
+        return isinstance(feature, datasets.ClassLabel)
+    if purpose == "tags":
+        return isinstance(inner, datasets.ClassLabel)
+    return purpose == "tokens" and inner == datasets.Value("string")
+
+
+def unlabelled(split: Split, columns: Mapping[str, str]) -> str | None:
+    """Why a split has no labels, or None: a column is missing, or all its values are empty or negative.
+
+    Args:
+        split: rows.
+        columns: what a column of labels is for -> its name.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for column in columns.values():
+        if column not in split.table.column_names:
+            return f"there is no column {column!r}"
+        values = split.table.select_columns([column]).with_format("arrow")[:][column]
+        while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            values = pc.list_flatten(values)
+        kind = values.type
+        if len(split) and values.null_count == len(values):
+            return f"{column!r} is empty"
+        if (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and pc.all(pc.equal(values, "")).as_py():
+            return f"{column!r} is empty"
+        if pa.types.is_integer(kind) and (pc.max(values).as_py() or 0) < 0:
+            return f"{column!r} is {pc.max(values).as_py()} in all rows"
+    return None

@@ -23,8 +23,8 @@ from d2v.config import Job, at_least
 from d2v.data.audio import AudioData, clip_rows
 from d2v.data.columns import read_columns
 from d2v.data.facts import note
+from d2v.data.files import AUDIO
 from d2v.data.labels import label_problem
-from d2v.data.load import AUDIO
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.losses import IGNORE

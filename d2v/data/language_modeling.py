@@ -33,6 +33,11 @@ class LanguageData(TextData):
     text_column: str = "text"
     separator: str | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether rows are parts of one text."""
+        return self.separator is not None
+
 
 @dataclass
 class Stream:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
-from d2v.data.load import read
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.sources import read
 from d2v.data.text import TextData
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
@@ -61,7 +61,7 @@ class QuestionData(TextData):
         at_least(1, "data", self, ("max_answer_length", "n_best"))
 
 
-def read_questions(data: Data) -> dict[str, "Dataset"]:
+def read_questions(data: Data) -> Mapping[str, "Dataset"]:
     """All splits of a source; the files of SQuAD's authors too: a folder with `train-v2.0.json` and `dev-v2.0.json`.
 
     Such a file is an object with `data`, a list of articles, or of questions as Hugging Face's scripts take them.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from d2v.config import Data, Job, at_least
 from d2v.data.facts import Decoded, note
+from d2v.data.files import PICTURES
 from d2v.data.image import fit_processor, seeded
-from d2v.data.load import read
 from d2v.data.rows import Rows, Split, decode_rows
 from d2v.errors import InputError
 from d2v.models.vision import Data2VecVisionConfig, sides
@@ -33,12 +33,8 @@ from d2v.processors.image import (
     turn,
 )
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 Remark = tuple[str, str]
 """What is odd about a label map: the fact, and the detail."""
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass
@@ -97,35 +93,6 @@ class SegmentationData(Data):
             raise InputError(f"data.scale should be two factors, the smaller one first, not {list(self.scale)}")
         if (self.window is None) != (self.stride is None) or (self.window or 0) < (self.stride or 0):
             raise InputError("data.window and data.stride go together, the stride no longer than the window")
-
-
-def read_pairs(data: SegmentationData) -> dict[str, "Dataset"]:
-    """All splits of a source; a folder with `images/<split>/x.jpg` and `annotations/<split>/x.png` is read here.
-
-    That is how ADE20K comes. Anything else is read by `d2v.data.load.read`.
-
-    Raises:
-        InputError: an image has no label map, or as in `read`.
-    """
-    import datasets
-
-    images, masks = (Path(data.path or "", name) for name in ("images", "annotations"))
-    if not (images.is_dir() and masks.is_dir()):
-        return read(data)
-    splits = {}
-    for folder in sorted(path for path in images.iterdir() if path.is_dir()):
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
-        pairs = [(file, masks / file.relative_to(images).with_suffix(".png")) for file in files]
-        if lacking := [mask for _, mask in pairs if not mask.is_file()]:
-            raise InputError(f"{lacking[0]}: no such file; each image needs its label map")
-        columns = {
-            data.image_column: [str(image) for image, _ in pairs],
-            data.mask_column: [str(mask) for _, mask in pairs],
-        }
-        splits[folder.name] = datasets.Dataset.from_dict(columns)
-    if not splits:
-        raise InputError(f"{images}: no folder; should have one for each split, such as training")
-    return splits
 
 
 def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:

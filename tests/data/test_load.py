@@ -9,6 +9,7 @@ from d2v.config import Data
 from d2v.data.load import choose_splits, read
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
+from tests.helpers import make_job
 from tests.tiny import flac, speech, tones
 
 COLUMNS = {"audio": "audio", "text": "text"}
@@ -31,9 +32,14 @@ def table(rows):
     return {name: split(name, count) for name, count in rows.items()}
 
 
+def choose(source, data, seed, columns, training):
+    """`choose_splits` for a job of this data."""
+    return choose_splits(make_job(data, "train" if training else "evaluate", seed=seed), source, columns)
+
+
 def chosen(rows, training=True, seed=0, **options):
     """Role -> the texts that `choose_splits` gives it."""
-    splits = choose_splits(table(rows), Data(**options), seed, COLUMNS, training=training)
+    splits = choose(table(rows), Data(**options), seed, COLUMNS, training=training)
     return {role: split.column("text") for role, split in splits.items()}
 
 
@@ -109,9 +115,9 @@ def test_folder_without_splits_is_not_scored_on_what_it_learns_from(clips):
     source = read(Data(path=str(clips)))
     assert [len(split) for split in source.values()] == [2]
     only = {"audio": "audio"}
-    files = choose_splits(source, Data(), 0, only, training=False)["test"].column("audio")
+    files = choose(source, Data(), 0, only, training=False)["test"].column("audio")
     assert [path.rpartition("/")[2] for path in files] == ["ab.flac", "ca.wav"]
-    splits = choose_splits(source, Data(validation_share=0.5), 0, only, training=True)
+    splits = choose(source, Data(validation_share=0.5), 0, only, training=True)
     assert "test" not in splits and {splits["train"][0]["audio"], splits["validation"][0]["audio"]} == set(files)
 
 
@@ -125,18 +131,28 @@ def test_what_cannot_be_read_is_named(tmp_path):
     )
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 not really")
-    assert complaint(read, Data(path=str(broken))).startswith(
-        f"{broken}: not a folder, file or hub id that can be read"
-    )
+    message = complaint(lambda: read(Data(path=str(broken)))["train"])
+    assert message.startswith(f"{broken}: not readable as parquet (Parquet magic bytes not found in footer")
     assert complaint(read, Data(path="nobody/nothing")).startswith("nobody/nothing: not a folder, file or hub id")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert complaint(read, Data(path=str(empty))).startswith(f"{empty}: not a folder, file or hub id")
     (empty / "a.wav").write_bytes(b"")
-    (empty / "metadata.csv").write_text("name,text\na.wav,a\n")
+    (empty / "metadata.csv").write_text("name,text\nb.wav,b\n")
     assert complaint(read, Data(path=str(empty))) == (
         f"{empty}/metadata.csv: no column 'file_name'; there are name, text"
     )
+
+
+def test_what_runs_and_systems_leave_is_no_data(tmp_path, clips):
+    shutil.copy(clips / "ab.flac", tmp_path / "a.flac")
+    for name in ("._a.flac", ".trash/b.flac", "__MACOSX/c.flac", ".ipynb_checkpoints/d.flac", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no sound")
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "environment.json", "predictions.jsonl", "b.flac"):
+        (tmp_path / "run" / name).write_text('{"id": "a.flac"}\n')
+    assert list(read(Data(path=str(tmp_path)))["train"]["audio"]) == [str(tmp_path / "a.flac")]
 
 
 def test_splits_by_name():
@@ -188,7 +204,7 @@ def test_missing_splits_and_columns_are_named():
     # The recipe's own name may be absent; one that somebody asked for may not.
     for role in ("validation", "test"):
         assert f"no split 'devv' (data.{role}_split)" in complaint(chosen, rows, **{f"{role}_split": "devv"})
-    message = complaint(choose_splits, table(rows), Data(path="x"), 0, {"text": "sentence"}, training=True)
+    message = complaint(choose, table(rows), Data(path="x"), 0, {"text": "sentence"}, training=True)
     assert message == "x, train: no column 'sentence' (data.text_column); there are audio, text"
     assert complaint(chosen, {"train": 3, "test": 0}) == "demo, test: no rows"
 
@@ -205,10 +221,10 @@ def test_rows_are_those_that_datasets_would_sample():
     """Figures measured while it did the sampling are of the same rows."""
     whole = table({"train": 41})["train"]
     halves = whole.train_test_split(0.1, seed=3)
-    splits = choose_splits({"train": whole}, Data(), 3, COLUMNS, training=True)
+    splits = choose({"train": whole}, Data(), 3, COLUMNS, training=True)
     assert splits["train"].column("text") == list(halves["train"]["text"])
     assert splits["validation"].column("text") == list(halves["test"]["text"])
-    few = choose_splits({"test": whole}, Data(max_test_samples=7), 5, COLUMNS, training=False)["test"]
+    few = choose({"test": whole}, Data(max_test_samples=7), 5, COLUMNS, training=False)["test"]
     assert few.column("text") == list(whole.shuffle(seed=5).select(range(7))["text"])
 
 
@@ -216,7 +232,7 @@ def test_a_row_is_called_by_its_number_in_the_users_file():
     """Whatever was sampled, held out or joined: the texts of `table` say their own split and number."""
     source = table({"train": 30, "other": 20, "test": 9})
     most = {"max_train_samples": 25, "max_validation_samples": 3, "max_test_samples": 4}
-    splits = choose_splits(source, Data(train_split="train+other", **most), 0, COLUMNS, training=True)
+    splits = choose(source, Data(train_split="train+other", **most), 0, COLUMNS, training=True)
     assert {name: len(split) for name, split in splits.items()} == {"train": 25, "validation": 3, "test": 4}
     for split in splits.values():
         texts = split.column("text")

@@ -74,10 +74,11 @@ def test_a_run_writes_no_cache_beside_the_sources_own(tmp_path, monkeypatch):
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "set/train.parquet")
     data = LabelData(path=str(tmp_path / "set"), max_train_samples=15_000)
     source = read(data)
+    assert len(source["train"]) == 20_000
     before = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "cache").rglob("*")}
     assert before
-    splits = choose_splits(source, data, 0, {"text": "text", "audio": "audio"}, training=True)
     job = make_job(data)
+    splits = choose_splits(job, source, {"text": "text", "audio": "audio"})
     labels, references = read_labels(job, splits)
     assert labels.names == [str(i) for i in range(7)]
     for name, split in splits.items():

@@ -232,7 +232,7 @@ def test_the_diagnostic_set_is_scored_by_the_model_for_mnli(reader_of_mnli, tmp_
 # Bad input
 
 BAD = {
-    "no column": (lambda i: {"sentence": says(i), "label": "ab"[i % 2]}, [], r"no column 'text' \(data.text_column\)"),
+    "no column": (lambda i: {"words": says(i), "label": "ab"[i % 2]}, [], r"no column 'text' \(data.text_column\)"),
     "no pair": (
         lambda i: {"text": says(i), "label": "ab"[i % 2]},
         ["--data.pair_column=b"],
@@ -308,14 +308,14 @@ def test_a_label_that_train_lacks_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\ncaf\xe9,x\n".encode("latin-1"), r"a\.csv: .*utf-8.*can't decode byte 0xe9"),
+        ("a.csv", "text,label\ncaf\xe9,x\n".encode("latin-1"), r"a\.csv: not a table of text in UTF-8"),
         (
             "a.jsonl",
             '{"text": "caf\xe9", "label": "x"}\n'.encode("latin-1"),
             r"a\.jsonl: .*Invalid UTF8",
         ),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "test: label has text and numbers"),
-        ("a.csv", b"", r"a\.csv: not a folder, file or hub id that can be read"),
+        ("a.csv", b"", r"a\.csv: is empty"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(name, content, message, trained, tmp_path):

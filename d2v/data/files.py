@@ -1,0 +1,194 @@
+"""The files of a folder, and the split that each belongs to."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+
+AUDIO = {
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".aif",
+    ".aiff",
+    ".aifc",
+    ".au",
+    ".snd",
+    ".caf",
+    ".sph",
+    ".nist",
+    ".w64",
+    ".rf64",
+    ".voc",
+}
+"""Endings of the sound files that libsndfile reads; what is in them decides."""
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".jp2"}
+OTHERS = {
+    ".m4a",
+    ".aac",
+    ".wma",
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mka",
+    ".amr",
+    ".3gp",
+    ".ape",
+    ".wv",
+    ".aa",
+    ".heic",
+    ".heif",
+    ".svg",
+    ".dcm",
+}
+"""Endings of sounds and pictures that are not read, which are counted."""
+
+JUNK = {
+    "__macosx",
+    "__pycache__",
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+WORDS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "val", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+"""What splits are called, in any case. `eval` is the test, as for `datasets`, unless there is another one."""
+WORD = {word: split for split, words in WORDS.items() for word in words}
+
+
+def walk(folder: Path) -> list[PurePath]:
+    """The files below a folder, relative to it and in order, without hidden ones and what systems and runs leave."""
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        if {"config.yaml", "environment.json"} <= set(files):  # a run's folder
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if wanted(name))
+        found += [PurePath(where, name).relative_to(folder) for name in sorted(files) if wanted(name)]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def wanted(name: str) -> bool:
+    """Whether a file or folder may be data."""
+    return not name.startswith((".", "~$")) and name.lower() not in JUNK
+
+
+def usual(name: str) -> str | None:
+    """The split that a name stands for: train, validation or test; None for other names."""
+    return WORD.get(name.lower())
+
+
+def usual_place(name: str) -> int:
+    """Where a split stands among others: train, validation, test, those of other names."""
+    split = usual(name) or usual_folder(name) or usual_file(name)
+    return list(WORDS).index(split) if split else len(WORDS)
+
+
+def usual_folder(name: str) -> str | None:
+    """As `usual`, for folders such as `train-clean-100`, `dev.other` and `val2017` too."""
+    match = re.fullmatch(r"([a-z]+)(?:[-.]\S+|_?\d+)?", name.lower())
+    return WORD.get(match[1]) if match else None
+
+
+def usual_file(stem: str) -> str | None:
+    """As `usual`, for files whose names have such a word, such as `en_ewt-ud-dev`, and no second one."""
+    splits = {WORD[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in WORD}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def fitting(wanted: str, names: Iterable[str]) -> list[str]:
+    """The names that a split may be meant by: that very one, else one that stands for the same.
+
+    `val` and `Validation` are found for "validation", of several the one that is nothing but the word. `eval` is the
+    validation where there is another test, else the test.
+    """
+    names = list(names)
+    for same in (str, str.lower):
+        if found := [name for name in names if same(name) == same(wanted)]:
+            return found
+    split = usual(wanted)
+    if split is None:
+        return []
+    roles = {name: usual(name) or usual_folder(name) or usual_file(name) for name in names}
+    evals = {name for name in names if usual(name) == "test" and name.lower().startswith("eval")}
+    tests = {name for name, role in roles.items() if role == "test"} - evals
+    if evals and tests:
+        free = "validation" not in roles.values()
+        roles |= dict.fromkeys(evals, "validation" if free else "eval")
+    found = [name for name, role in roles.items() if role == split]
+    return [name for name in found if usual(name)] or found
+
+
+def split_level(files: Sequence[PurePath], asked: Iterable[str] = (), *, classes: bool = False) -> int | None:
+    """Which of their folders, from the outermost at 0, says the split of files; None if none does.
+
+    At the outermost level all folders are splits if one is called so; where folders may be classes, which may be called
+    `train` too, if another one is called so, or `train` has folders itself. Further in, all have to be called so.
+
+    Args:
+        files: relative paths.
+        asked: names of splits that were asked for, which may be any.
+        classes: folders may be classes.
+    """
+    for level in range(3):
+        folders = {path.parts[level] for path in files if len(path.parts) > level + 1}
+        exact = {name: usual(name) for name in folders if usual(name)}
+        loose = {name: usual_folder(name) for name in folders if usual_folder(name)}
+        inside = all(len(path.parts) > level + 1 for path in files)
+        if level == 0 and folders:
+            if set(asked) & folders or len(set(exact.values())) > 1 or (exact and not classes):
+                return 0
+            nested = any(usual(path.parts[0]) == "train" and len(path.parts) > 2 for path in files)
+            if "train" in exact.values() and nested and len(folders) > 1:
+                return 0
+        if inside and folders and (exact.keys() == folders or (loose.keys() == folders and level == 0)):
+            return level
+    return None
+
+
+def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[str, list[PurePath]]:
+    """Tables by split: by their folders, else by their own names; if these say nothing all are train.
+
+    Args:
+        files: relative paths.
+        asked: names of splits that were asked for.
+    """
+    level = split_level(files, asked)
+    splits: dict[str, list[PurePath]] = {}
+    for path in files:
+        inside = level is not None and len(path.parts) > level + 1
+        splits.setdefault(path.parts[level] if inside else split_name(path), []).append(path)  # type: ignore[index]
+    named = level is not None or set(asked) & splits.keys()
+    if named or any(usual(name) or usual_file(name) for name in splits):
+        return splits
+    return {"train": list(files)}
+
+
+def split_name(path: PurePath) -> str:
+    """What a file's name calls its split: `train-00000-of-00001.parquet` and `train_2.csv` are of "train"."""
+    stem = path.name.removesuffix("".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix)
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    short = re.sub(r"[-_.]?\d+$", "", stem)
+    return short if usual(short) else stem
+
+
+def counted(files: Iterable[PurePath]) -> str:
+    """Files by their endings, such as "3 .m4a, 1 .mp4"."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in Counter(path.suffix.lower() for path in files).items())
+
+
+def described(splits: Mapping[str, int]) -> str:
+    """Splits with their rows, such as "train (20 rows), dev (1 row)"."""
+    return ", ".join(f"{name} ({rows} row{'s' * (rows != 1)})" for name, rows in splits.items())

@@ -1,0 +1,286 @@
+"""Folders of sounds or images: their classes, texts and splits, and the tables that name their files."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from d2v.config import Data
+from d2v.data.files import AUDIO, PICTURES, fitting, split_level, usual, usual_file, wanted
+from d2v.data.tables import SAMPLE, Remark
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Reader = Callable[[], "Dataset"]
+
+
+@dataclass(frozen=True)
+class Media:
+    """The sounds or images of a folder, and what the recipe calls the columns that are made of them.
+
+    Attributes:
+        root: the folder.
+        files: relative to it.
+        column: of the files.
+        label_column: of the folders that they are in.
+        text_column: of the texts beside them.
+    """
+
+    root: Path
+    files: tuple[PurePath, ...]
+    column: str
+    label_column: str
+    text_column: str
+
+    @property
+    def samples(self) -> list[PurePath]:
+        """A file of each folder and ending."""
+        return list({(path.parent, path.suffix): path for path in self.files}.values())
+
+
+def media_of(root: Path, files: Sequence[PurePath], data: Data) -> Media | None:
+    """The sounds of a folder for a recipe that hears, its images for one that sees; None if it has none."""
+    columns = {kind: getattr(data, f"{kind}_column", None) for kind in ("audio", "image")}
+    kinds = [kind for kind in columns if columns[kind]] or ([] if hasattr(data, "max_length") else ["audio", "image"])
+    for kind in kinds:
+        endings = AUDIO if kind == "audio" else PICTURES
+        if found := tuple(path for path in files if path.suffix.lower() in endings):
+            label = getattr(data, "label_column", None) or getattr(data, "speaker_column", None) or "label"
+            text = getattr(data, "text_column", None) or "text"
+            return Media(root, found, columns[kind] or kind, label, text)
+    return None
+
+
+def read_media(
+    media: Media,
+    texts: Mapping[str, str],
+    asked: Sequence[str],
+    listed: Mapping[str, Sequence[PurePath]] | None = None,
+    *,
+    classes: bool,
+) -> dict[str, Reader]:
+    """Splits of a folder without tables.
+
+    Args:
+        media: its files.
+        texts: text of a file, by its path without ending.
+        asked: names of splits that were asked for.
+        listed: files of splits that lists name; the others are train.
+        classes: folders may be classes.
+    """
+    level = None if listed else split_level(media.files, asked, classes=classes)
+    split_of = {path: name for name, paths in (listed or {}).items() for path in paths}
+    splits: dict[str, list[PurePath]] = {}
+    for path in media.files:
+        inside = level is not None and len(path.parts) > level + 1
+        name = path.parts[level] if inside else split_of.get(path, "train")  # type: ignore[index]
+        splits.setdefault(name, []).append(path)
+    labels = {name: folder_labels(paths, level) for name, paths in splits.items()}
+    learnt = next(iter(fitting("train", splits) or splits))
+    names = sorted({label for label in labels[learnt] or [] if label})
+    readers: dict[str, Reader] = {}
+    for name, paths in splits.items():
+        own = sorted({label for label in labels[name] or [] if label} - set(names))
+        # One folder that is no class of train, such as test/unknown, only holds files that have none.
+        one = len(set(labels[name] or [])) < 2 and (bool(own) or len(names) < 2)
+        columns: dict[str, list] = {media.column: [str(media.root / path) for path in paths]}
+        if texts:
+            columns[media.text_column] = [texts.get(path.with_suffix("").as_posix()) for path in paths]
+        readers[name] = partial(make_table, columns, media.label_column, None if one else labels[name], [*names, *own])
+    return readers
+
+
+def read_documents(root: Path, files: Sequence[PurePath], data: Data) -> dict[str, Reader] | None:
+    """Splits of texts in folders of classes, a document a file, as IMDB's reviews come; None if folders say no class.
+
+    Args:
+        root: the folder.
+        files: of texts, relative to it.
+        data: names the columns.
+    """
+    level = split_level(files, classes=True)
+    inside = [path for path in files if len(path.parts) > (1 if level is None else level + 2)]
+    if not hasattr(data, "label_column") or len(inside) < len(files) / 2:
+        return None
+    media = Media(root, tuple(inside), data.text_column, data.label_column, "")  # type: ignore[attr-defined]
+    readers = read_media(media, {}, (), classes=True)
+    return {name: partial(with_texts, reader, media.column) for name, reader in readers.items()}
+
+
+def with_texts(reader: Reader, column: str) -> "Dataset":
+    """The table, with the texts of files in place of their paths."""
+    table = reader()
+    texts = [read_text(Path(path)) for path in table[column][:]]
+    return table.rename_column(column, "id").add_column(column, texts)
+
+
+def make_table(
+    columns: dict[str, list], label_column: str, labels: Sequence[str] | None, names: list[str]
+) -> "Dataset":
+    """The data set of these columns, with one of classes if there are `labels`, of which `names` has all."""
+    import datasets
+
+    table = datasets.Dataset.from_dict(columns)
+    if labels is None:
+        return table
+    numbers = {name: i for i, name in enumerate(names)}
+    return table.add_column(label_column, [numbers[each] for each in labels], feature=datasets.ClassLabel(names=names))
+
+
+def folder_labels(files: Sequence[PurePath], level: int | None) -> list[str] | None:
+    """The outermost folder of each file but the one that says its split; None where files lie in none."""
+    folders = []
+    for path in files:
+        parts = [part for i, part in enumerate(path.parts[:-1]) if i != level]
+        folders.append(parts)
+    while folders and all(folders) and len({parts[0] for parts in folders}) == 1 and all(len(x) > 1 for x in folders):
+        folders = [parts[1:] for parts in folders]  # what all files lie in says nothing
+    return [parts[0] for parts in folders] if all(folders) else None
+
+
+def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[PurePath]) -> dict[str, str]:
+    """The text of each sound, by its path without ending: of LibriSpeech's `*.trans.txt`, or of a `.txt` beside it."""
+    texts = {}
+    for path in files:
+        if path.name.endswith(".trans.txt"):
+            for line in read_text(root / path).splitlines():
+                name, _, text = line.strip().partition(" ")
+                texts[(path.parent / name).as_posix()] = text.strip()
+    if not texts:
+        beside = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in (".txt", ".lab")}
+        for path in sounds:
+            if (stem := path.with_suffix("").as_posix()) in beside:
+                texts[stem] = " ".join(read_text(root / beside[stem]).split())
+    return texts
+
+
+def listed_files(
+    root: Path, files: Sequence[PurePath], media: Sequence[PurePath]
+) -> dict[str, tuple[PurePath, list[PurePath]]]:
+    """The files of splits that text files name, such as `testing_list.txt` and `ImageSets/Segmentation/val.txt`.
+
+    Args:
+        root: the folder.
+        files: all of it, relative to it.
+        media: those that may be named, with their endings and all of their folders or without.
+
+    Returns:
+        Split -> the list, and what it names.
+    """
+    counts = Counter(path.stem for path in media)
+    short = {path.stem: path for path in media if counts[path.stem] == 1}
+    short |= {"/".join(path.with_suffix("").parts[-2:]): path for path in media}
+    found = {}
+    for path in files:
+        split = usual_file(path.stem)
+        if path.suffix.lower() != ".txt" or split is None or split in found:
+            continue
+        names = read_text(root / path).split()
+        named = [short.get("/".join(PurePath(name).with_suffix("").parts[-2:])) for name in names]
+        if named and all(named):
+            found[split] = (path, [each for each in named if each])
+    return found
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        return file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not a readable text file ({error})") from error
+
+
+def name_files(
+    table: "Dataset", column: str, folder: Path, split: str, known: Sequence[Path], remarks: list[Remark]
+) -> "Dataset":
+    """The table of a file, with a column of paths made of the names of files in it, and these as `id` if it has none.
+
+    Names are relative to the table first; then to the folders beside it, with or without an ending, and last to where
+    the command runs.
+
+    Args:
+        table: any; one without names of files stays as it is.
+        column: what the recipe calls them. Where the table has no such column it is the one whose files are there.
+        folder: of the table.
+        split: name of the split.
+        known: files that may be meant.
+        remarks: gets what is worth saying.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = {name: getattr(value, "dtype", None) for name, value in table.features.items()}
+    strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    first = table.select_columns([name for name in strings if name == column or column not in kinds])[:SAMPLE]
+    sample = {name: [value for value in values if value] for name, values in first.items()}
+    places = {name: place_files(values, folder, split, known) for name, values in sample.items()}
+    if column in sample and places[column] is None:
+        places[column] = (folder, "")
+        if any(Path(value).is_file() for value in sample[column]):
+            line = f"{column}: files are not beside the table, but where the command runs, such as {sample[column][0]}"
+            remarks.append(("files", line, {"column": column}))
+            return table
+    found = {name: place for name, place in places.items() if place is not None}
+    named = [name for name in found if name == column or re.search("file|path", name.lower())]
+    whole_names = [name for name, (_, end) in found.items() if not end]
+    likely = named or whole_names or list(found)
+    if len(likely) != 1:
+        return table
+    (name,) = likely
+    place, end = found[name]
+    written = table.select_columns([name]).with_format("arrow")[:][name]
+    whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
+    paths = pc.binary_join_element_wise(pa.scalar(str(place)), written, os.sep)
+    paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
+    if name != column:
+        fact = {"column": name, "as": column}
+        remarks.append(("column", f"column {name!r} has the files of {column!r}", fact))
+    if (place, end) != (folder, ""):
+        line = f"column {name!r}: files are in {place}" + (f" and end in {end}" if end else "")
+        remarks.append(("files", line, {"column": name, "folder": str(place), "ending": end}))
+    made = table if "id" in kinds else table.add_column("id", written)
+    made = made.remove_columns([name]) if name == column else made
+    return made.add_column(column, pc.if_else(whole, written, paths))
+
+
+def place_files(
+    values: Sequence[str], folder: Path, split: str = "", known: Sequence[Path] = ()
+) -> tuple[Path, str] | None:
+    """The folder and the ending that most of a table's names of files lack; None if none is there with any.
+
+    Args:
+        values: some of the names.
+        folder: of the table; it comes first, then the folders beside it, that of the split before others.
+        split: name of the split.
+        known: files that may be meant.
+    """
+    if not values or any(len(value) > 1000 for value in values):
+        return None
+    near = sorted(path for path in folder.iterdir() if path.is_dir() and wanted(path.name)) if folder.is_dir() else []
+    near += dict.fromkeys(path.parent for path in known)
+    near.sort(key=lambda path: (path.name != split, usual(path.name) != usual(split)))
+    near = near[:100]
+    endings = ["", *dict.fromkeys(path.suffix for path in known)]
+    if PurePath(values[0]).suffix.lower() in AUDIO | PICTURES:
+        endings = [""]
+    elif not known:
+        endings += sorted(AUDIO | PICTURES)
+    best, most = None, 0
+    for place, end in product(dict.fromkeys([folder, *near]), endings):
+        hits = sum((place / (value + end)).is_file() for value in values)
+        if hits > most:
+            best, most = (place, end), hits
+        if hits == len(values):
+            break
+    return best

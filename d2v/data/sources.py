@@ -1,0 +1,255 @@
+"""Where data come from: files and folders as people have them, and what `datasets` reads; each split on its own."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from d2v.config import Data
+from d2v.data.files import (
+    AUDIO,
+    OTHERS,
+    PICTURES,
+    counted,
+    split_level,
+    table_splits,
+    usual,
+    usual_file,
+    usual_place,
+    walk,
+)
+from d2v.data.folders import (
+    Media,
+    listed_files,
+    media_of,
+    name_files,
+    place_files,
+    read_documents,
+    read_media,
+    read_transcripts,
+)
+from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "id2label.json"}
+NOT_TEXT = re.compile("readme|licen[cs]e|changelog|citation|requirements|notice|authors|copying", re.IGNORECASE)
+
+
+class Source(Mapping[str, "Dataset"]):
+    """The splits of a source by name, each read when it is asked for, so that a damaged one harms no other.
+
+    Attributes:
+        readers: a function for each split that reads it.
+        remarks: what reading met that is worth noting.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], "Dataset"]], remarks: list[Remark] | None = None):
+        self.readers = {name: readers[name] for name in sorted(readers, key=usual_place)}
+        self.remarks = [] if remarks is None else remarks
+        self.tables: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> "Dataset":
+        if name not in self.tables:
+            self.tables[name] = undecoded(self.readers[name]())
+        return self.tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+def read(data: Data) -> Source:
+    """All splits of a source, sound and images left undecoded.
+
+    Raises:
+        InputError: it is not there, or has nothing that can be read; each split is read when it is asked for.
+    """
+    path, remarks = Path(data.path or ""), list[Remark]()
+    if path.is_file():
+        return read_file(path, data, remarks)
+    if ending(path) in TABLES or path.suffix.lower() in AUDIO | PICTURES:
+        raise InputError(f"{path}: no such file")
+    if path.is_dir() and not data.name and not has_card(path) and (source := read_folder(path, data, remarks)):
+        return source
+    return read_hub(data)
+
+
+def read_hub(data: Data) -> Source:
+    """All splits of what `datasets` finds: a data set of the hub, a folder with a card that lists its files."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(data.path, data.name)
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
+        why = reason(error)
+        if Path(data.path or "").is_dir():
+            why += f"; there are {counted(walk(Path(data.path or ''))) or 'no files'}; looked for {looked_for()}"
+        raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({why})") from error
+    return Source({name: partial(splits.__getitem__, name) for name in splits})
+
+
+def looked_for() -> str:
+    """The endings of files that are read."""
+    return f"tables ({' '.join(TABLES)}), sounds ({' '.join(sorted(AUDIO))}), images ({' '.join(sorted(PICTURES))})"
+
+
+def has_card(folder: Path) -> bool:
+    """Whether a folder's README.md lists its files, as on the hub."""
+    card = folder / "README.md"
+    return card.is_file() and bool(
+        re.match(r"---\n(.*\n)*?(configs|dataset_info):", card.read_text("utf-8", "replace"))
+    )
+
+
+def read_file(path: Path, data: Data, remarks: list[Remark]) -> Source:
+    """A single file, a table, a sound or an image, as train."""
+    media = media_of(path.parent, [PurePath(path.name)], data)
+    if media:
+        return Source(read_media(media, {}, (), classes=False))
+    if ending(path) not in TABLES:
+        raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(TABLES)}")
+    whole = undecoded(read_named([path], data, "", None, remarks))
+    return Source(divided(whole, data) or {"train": lambda: whole}, remarks)
+
+
+def read_named(files: Sequence[Path], data: Data, split: str, media: Media | None, remarks: list[Remark]) -> "Dataset":
+    """A split's tables, with the paths of the sounds and images that they name."""
+    table = read_table(files, data, remarks)
+    known = [media.root / path for path in media.samples] if media else []
+    columns = [getattr(data, f"{kind}_column", None) for kind in ("mask", "audio", "image")]
+    for column in dict.fromkeys([*columns, media.column if media else None]):
+        if column:
+            table = name_files(table, column, files[0].parent, split, known, remarks)
+    return table
+
+
+def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | None:
+    """The splits of a folder of tables, sounds, images or texts; None if it has none of them."""
+    files = walk(folder)
+    tables = [path for path in files if TABLES.get(ending(path), "text") != "text" and path.name not in NOT_DATA]
+    media = media_of(folder, files, data)
+    if media:
+        if others := [path for path in files if path.suffix.lower() in OTHERS]:
+            line = f"{folder}: not read: {counted(others)}; the first is {others[0]}"
+            remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+        named = [path for path in tables if names_files(folder / path, media, data)]
+        if not named:
+            return read_loose(media, files, data, remarks)
+        tables = named
+    elif not tables:
+        tables = [path for path in files if ending(path) == ".txt" and not NOT_TEXT.match(path.name)]
+        if tables and hasattr(data, "text_column") and (documents := read_documents(folder, tables, data)):
+            return Source(documents, remarks)
+    if not tables or (hasattr(data, "image_column") and TABLES[ending(tables[0])] == "text"):
+        return None
+    splits = table_splits(tables, asked_splits(data))
+    readers = {}
+    for name, paths in splits.items():
+        kept = of_one_kind(folder, paths, remarks)
+        readers[name] = partial(read_named, [folder / path for path in kept], data, name, media, remarks)
+    if list(readers) == ["train"] and not any(usual(part) or usual_file(part) for part in names_of(splits["train"])):
+        whole = undecoded(readers["train"]())
+        return Source(divided(whole, data, media) or {"train": lambda: whole}, remarks)
+    return Source(readers, remarks)
+
+
+def names_of(paths: Sequence[PurePath]) -> set[str]:
+    """The folders and the names without endings of files."""
+    return {part for path in paths for part in (*path.parts[:-1], path.stem)}
+
+
+def asked_splits(data: Data) -> list[str]:
+    """The names of splits that somebody gave."""
+    given = [getattr(data, f"{name}_split") for name in ("train", "validation", "test")]
+    usual_names = [getattr(type(data), f"{name}_split") for name in ("train", "validation", "test")]
+    return [part for one, other in zip(given, usual_names, strict=True) if one != other for part in one.split("+")]
+
+
+def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) -> list[PurePath]:
+    """The files of the kind that most are of: two kinds in one split are the same rows twice."""
+    kinds = [TABLES[ending(path)] for path in paths]
+    kind = max(dict.fromkeys(kinds), key=lambda each: (kinds.count(each), each == "parquet"))
+    if others := [path for path, other in zip(paths, kinds, strict=True) if other != kind]:
+        line = f"{folder}: not read beside {kind} files: {counted(others)}; the first is {others[0]}"
+        remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+    return [path for path, other in zip(paths, kinds, strict=True) if other == kind]
+
+
+def names_files(table: Path, media: Media, data: Data) -> bool:
+    """Whether a table beside sounds or images names some of them, or has the recipe's own column.
+
+    Raises:
+        InputError: it is called metadata and does not.
+    """
+    rows = first_rows(table, data)
+    known = [media.root / path for path in media.samples]
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows if isinstance(row.get(name), str) and row[name]]
+        if name == media.column or place_files(values, table.parent, table.stem, known):
+            return True
+    if table.stem.lower() == "metadata":
+        there = ", ".join(read_table([table], data, []).column_names)
+        raise InputError(f"{table}: no column 'file_name'; there are {there}")
+    return False
+
+
+def read_loose(media: Media, files: Sequence[PurePath], data: Data, remarks: list[Remark]) -> Source:
+    """Splits of sounds or images that no table names: by folders, or lists of files such as `testing_list.txt`."""
+    texts = (
+        read_transcripts(media.root, files, media.files) if media.column == getattr(data, "audio_column", "") else {}
+    )
+    classes = any(hasattr(data, f"{kind}_column") for kind in ("label", "speaker"))
+    listed = listed_files(media.root, files, media.files)
+    for split, (path, found) in listed.items():
+        line = f"{split}: the {len(found)} files that {path} names"
+        remarks.append(("files", line, {"split": split, "list": str(path)}))
+    lists = {split: found for split, (_, found) in listed.items()}
+    readers = read_media(media, texts, asked_splits(data), lists, classes=classes)
+    return Source(readers, remarks)
+
+
+def divided(table: "Dataset", data: Data, media: Media | None = None) -> dict[str, Callable[[], "Dataset"]]:
+    """The splits that the rows of one table say they are of: in a column `split`, or by the folders of their files.
+
+    Args:
+        table: of all rows.
+        data: its columns are not looked at.
+        media: the files that it names, if any.
+    """
+    used = {value for name, value in vars(data).items() if name.endswith("_column")}
+    for name in ("split", "set", "subset", "partition"):
+        if name in table.column_names and name not in used and getattr(table.features[name], "dtype", "") == "string":
+            values = np.array(table[name][:], dtype=object)
+            found = set(values)
+            if len(found) > 1 and all(isinstance(value, str) and usual(value) for value in found):
+                return {
+                    value: partial(table.select, np.flatnonzero(values == value)) for value in dict.fromkeys(values)
+                }
+    if media is None or (level := split_level(media.files, asked_splits(data))) is None:
+        return {}
+    names = []
+    for value in table[media.column][:] if media.column in table.column_names else ():
+        parts = PurePath(value or "").parts[len(media.root.parts) :]
+        names.append(parts[level] if len(parts) > level + 1 else "elsewhere")
+    places = np.array(names, dtype=object)
+    if len(set(names)) < 2:
+        return {}
+    return {name: partial(table.select, np.flatnonzero(places == name)) for name in dict.fromkeys(names)}
+
+
+def undecoded(split: "Dataset") -> "Dataset":
+    """The split with sound and images as bytes and path: they are decoded where they are used, without FFmpeg."""
+    import datasets
+
+    for name, feature in split.features.items():
+        if isinstance(feature, datasets.Audio | datasets.Image) and feature.decode:
+            split = split.cast_column(name, type(feature)(decode=False))
+    return split

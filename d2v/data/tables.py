@@ -1,0 +1,220 @@
+"""Files of tables: CSV and TSV as text, JSON with the types it has, parquet, lines of text."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2v.config import Data
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".json": "json", ".jsonl": "json"}
+TABLES |= {".ndjson": "json", ".txt": "text"}
+"""What files of these endings are, with `.gz` behind it too."""
+Remark = tuple[str, str, dict[str, Any]]
+"""A fact that is worth noting, its line and its values, see `d2v.data.facts.note`."""
+SAMPLE = 20
+"""Rows that say where the files are that a table names."""
+
+
+def ending(path: os.PathLike | str) -> str:
+    """The ending that says what a file is, in small letters: `.csv` of `rows.CSV.gz`."""
+    return Path(str(path).lower().removesuffix(".gz")).suffix
+
+
+def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dataset":
+    """The rows of one or more files of the same kind.
+
+    Args:
+        files: of a split.
+        data: has `delimiter`, `header` and `bad_rows`.
+        remarks: gets what is worth saying.
+
+    Raises:
+        InputError: a file cannot be read, with its line where that is known.
+    """
+    import datasets
+
+    kind = TABLES[ending(files[0])]
+    try:
+        if kind == "csv" or (kind == "text" and data.delimiter):
+            return in_memory([whole_rows(file, data, remarks) for file in files], files)
+        names = [str(file) for file in files]
+        options = {"encoding": "utf-8-sig"} if kind == "text" else {}
+        table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
+        if kind == "json":
+            table.data.validate(full=True)  # whose reader does not look at what strings are made of
+            if dated(table.features):
+                return in_memory([read_json_rows(file) for file in files], files)
+        return table
+    except InputError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
+
+
+def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
+    """A CSV file's rows that have a field for each column; for others `data.bad_rows` says what to do."""
+    table, bad = read_csv(file, data)
+    if bad:
+        count = f"{len(bad)} such rows" if len(bad) > 1 else "one such row"
+        if data.bad_rows == "refuse":
+            advice = "(data.delimiter, data.header; --data.bad_rows skip leaves such rows out)"
+            raise InputError(f"{file}: {bad[0]}; {count}, should be as many {advice}")
+        line = f"{file}: {count} left out; the first is {bad[0]}"
+        remarks.append(("rows left out", line, {"file": str(file), "rows": len(bad), "first": bad[0]}))
+    return table
+
+
+def reason(error: BaseException) -> str:
+    """What `datasets` or pyarrow say, on one line; the cause, such as a byte that is not UTF-8, where there is one."""
+    return re.sub(r"\s+", " ", str(error.__cause__ or error))
+
+
+def in_memory(tables: list[Any], files: Sequence[Path]) -> "Dataset":
+    """A data set of pyarrow tables of the same columns."""
+    import datasets
+    import pyarrow as pa
+
+    for table, file in zip(tables, files, strict=True):
+        if table.column_names != tables[0].column_names:
+            columns = f"{', '.join(table.column_names)}; {files[0].name} has {', '.join(tables[0].column_names)}"
+            raise InputError(f"{file}: has the columns {columns}; files of a split should have the same")
+    whole = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
+    return datasets.Dataset(whole, fingerprint=datasets.fingerprint.generate_random_fingerprint())
+
+
+def read_csv(file: Path, data: Data, most: int | None = None) -> tuple[Any, list[str]]:
+    """A pyarrow table whose columns are all text, an empty field the empty text, and what is wrong with rows left out.
+
+    Fields are quoted by `"` where the delimiter is a comma or semicolon; after tabs and bars a `"` is a character.
+
+    Args:
+        file: CSV or TSV, of which the first line names the columns unless `data.header` does.
+        data: has `delimiter` and `header`.
+        most: read the first rows only, so many or more; by default all.
+
+    Raises:
+        InputError: it is not text in UTF-8, or its header cannot be used.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    delimiter = data.delimiter or ("," if ending(file) == ".csv" else "\t")
+    quoted = delimiter in ",;"
+    names, skip = (data.header, 0) if data.header else read_header(file, delimiter, quoted=quoted, data=data)
+    bad: list[str] = []
+
+    def ragged(row: Any) -> str:
+        fields = f"{row.actual_columns} fields, there are {row.expected_columns} columns"
+        bad.append(f"line {row.number} ({row.text[:40]!r}) has {fields}")
+        return "skip"
+
+    parse = arrow.ParseOptions(
+        delimiter=delimiter,
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
+        ignore_empty_lines=len(names) > 1,
+        invalid_row_handler=ragged,
+    )
+    convert = arrow.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, quoted_strings_can_be_null=False
+    )
+    read = arrow.ReadOptions(
+        column_names=names, skip_rows=skip, block_size=1 << 20 if most else 1 << 24, use_threads=False
+    )
+    try:
+        with open_binary(file) as stream:
+            if most:
+                return pa.Table.from_batches([arrow.open_csv(stream, read, parse, convert).read_next_batch()]), bad
+            return arrow.read_csv(stream, read, parse, convert), bad
+    except (pa.ArrowInvalid, EOFError, StopIteration) as error:
+        if "Empty CSV file" in str(error) or isinstance(error, StopIteration):
+            return pa.table({name: pa.array([], pa.string()) for name in names}), bad
+        raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
+
+
+def open_binary(file: Path) -> Any:
+    """The bytes of a file, unpacked where its name ends in `.gz`."""
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def read_header(file: Path, delimiter: str, *, quoted: bool, data: Data) -> tuple[list[str], int]:
+    """The names of a file's columns, without white space around them, and how many lines they take."""
+    with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+        lines = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+        try:
+            names = [name.strip() for name in next((line for line in lines if line), [])]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{file}: not a table of text in UTF-8 ({error})") from error
+    if not names:
+        raise InputError(f"{file}: is empty")
+    if len(names) == 1 and data.delimiter is None:
+        for other in ";\t|,":
+            if other in names[0]:
+                raise InputError(f"{file}: has one column, {names[0]!r:.80}; --data.delimiter {other!r} makes several")
+    names = [name or f"column {i}" for i, name in enumerate(names)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{file}: has two columns {twice[0]!r}; names should differ (data.header)")
+    return names, lines.line_num
+
+
+def read_json_rows(file: Path) -> Any:
+    """A pyarrow table of a JSON file, an object a line or a list of objects, in which dates stay text."""
+    import pyarrow as pa
+
+    with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
+        content = text.read()
+    try:
+        lines = content.split("\n")
+        rows = json.loads(content) if content.lstrip().startswith("[") else [json.loads(x) for x in lines if x.strip()]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+    except (ValueError, AttributeError, pa.ArrowException) as error:
+        raise InputError(f"{file}: not an object a line, or a list of objects of the same kind ({error})") from error
+
+
+def dated(feature: Any) -> bool:
+    """Whether a feature has dates or times, as which pyarrow takes text that looks like them."""
+    if isinstance(feature, dict):
+        return any(map(dated, feature.values()))
+    inner = getattr(feature, "feature", None)
+    if inner is not None or isinstance(feature, list):
+        return dated(inner if inner is not None else feature[0])
+    return str(getattr(feature, "dtype", "")).startswith(("timestamp", "date", "time", "duration"))
+
+
+def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
+    """The first rows of a table, to see what its columns are; none if it cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = TABLES[ending(file)]
+    try:
+        if kind == "csv":
+            return read_csv(file, data, most=SAMPLE)[0].slice(0, SAMPLE).to_pylist()
+        if kind == "parquet":
+            with parquet.ParquetFile(file) as source:
+                small = [field.name for field in source.schema_arrow if not pa.types.is_nested(field.type)]
+                return next(source.iter_batches(SAMPLE, columns=small), pa.RecordBatch.from_pylist([])).to_pylist()
+        if kind == "json":
+            with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
+                if text.read(1) == "[":
+                    return read_json_rows(file).slice(0, SAMPLE).to_pylist()
+                text.seek(0)
+                return [
+                    row for line in islice(text, SAMPLE) if line.strip() and isinstance(row := json.loads(line), dict)
+                ]
+    except (InputError, OSError, ValueError, pa.ArrowException):
+        pass
+    return []

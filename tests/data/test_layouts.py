@@ -1,0 +1,508 @@
+"""Layouts of public data sets and of people's own folders: each is read, or one line says what was looked for."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from benchmarks.recipe import load_recipe
+from d2v.data.load import choose_splits, read
+from d2v.data.pairs import read_pairs
+from d2v.data.question_answering import read_questions
+from d2v.errors import InputError
+from tests.helpers import make_job
+from tests.tiny import flac, tones
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+SOUND = flac(tones("a"))
+buffer = io.BytesIO()
+Image.new("L", (2, 2)).save(buffer, "PNG")
+PICTURE = buffer.getvalue()
+
+# recipe -> its data, what the model reads, what it learns
+KINDS = {
+    "asr_ctc": ("SpeechData", ["audio"], "text"),
+    "audio_classification": ("ClassificationData", ["audio"], "label"),
+    "speaker_verification": ("TrialData", ["audio"], "speaker"),
+    "audio_frame_classification": ("SegmentData", ["audio"], None),
+    "image_classification": ("ClassificationData", ["image"], "label"),
+    "semantic_segmentation": ("SegmentationData", ["image"], "mask"),
+    "text_classification": ("ClassificationData", ["text"], "label"),
+    "token_classification": ("TokenData", ["tokens"], "tags"),
+    "question_answering": ("QuestionData", ["question", "context"], "answers"),
+    "multiple_choice": ("ChoiceData", ["prompt"], "label"),
+    "causal_lm": ("CausalData", ["text"], None),
+}
+READERS = {"semantic_segmentation": read_pairs, "question_answering": read_questions}
+
+
+def chosen(folder, recipe, mode="train", path="", **options):
+    """The splits that a recipe gets of a folder, and the facts of the run."""
+    kind, inputs, target = KINDS[recipe]
+    data = getattr(load_recipe(recipe), kind)(path=str(folder / path), **options)
+    names = {each: getattr(data, f"{each}_column") for each in [*inputs, *([target] if target else [])]}
+    job = make_job(data, mode)
+    source = READERS.get(recipe, read)(data)
+    splits = choose_splits(
+        job, source, {each: names[each] for each in inputs}, {target: names[target]} if target else {}
+    )
+    return splits, job.facts, names
+
+
+def write(folder, files):
+    """Make files; a name that ends in `{}` makes two, with 1 and 2 in its place."""
+    for name, content in files.items():
+        for i in (1, 2) if "{}" in name else (0,):
+            path = folder / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.replace("#", str(i)).encode())
+
+
+def parquet(folder, name, rows, features=None):
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    (table.cast(datasets.Features(features)) if features else table).to_parquet(folder / name)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+TSV = 'client_id\tpath\tsentence\tup_votes\nabc\tx1.mp3\tA "lone quote\t2\nabd\tx2.mp3\tNA\t2\n'
+ANSWER = {"text": "Ada", "answer_start": 0}
+QUESTIONS = [{"id": name, "question": "Who?", "answers": [ANSWER]} for name in "abc"]
+SQUAD = json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "Ada wrote.", "qas": QUESTIONS}]}]})
+SWAG = ",sent1,sent2,ending0,ending1,ending2,ending3,label\n0,She stands.,She,a,b,c,d,1\n1,NA,He,a,b,c,null,0\n"
+
+CLASSES = ("bullet_train", "test_tube")
+
+# name -> recipe, files, what the splits' targets (or texts, or files) are, options
+READ = {
+    "LibriSpeech as unpacked": (
+        "asr_ctc",
+        {
+            "train-clean-100/19/198/19-198-000{}.flac": SOUND,
+            "train-clean-100/19/198/19-198.trans.txt": "19-198-0001 ONE TWO\n19-198-0002 NULL\n",
+            "dev-clean/84/121/84-121-000{}.flac": SOUND,
+            "dev-clean/84/121/84-121.trans.txt": "84-121-0001 A\n84-121-0002 B\n",
+            "SPEAKERS.TXT": "; ID | SEX",
+        },
+        {"train": ["ONE TWO", "NULL"], "validation": ["A", "B"]},
+        {},
+    ),
+    "Common Voice": (
+        "asr_ctc",
+        {"clips/x{}.mp3": SOUND, "train.tsv": TSV, "dev.tsv": TSV, "test.tsv": TSV, "validated.tsv": TSV},
+        {"train": ['A "lone quote', "NA"], "validation": ['A "lone quote', "NA"], "test": ['A "lone quote', "NA"]},
+        {},
+    ),
+    "AudioFolder": (
+        "asr_ctc",
+        {
+            "train/{}.wav": SOUND,
+            "train/metadata.csv": "file_name,transcription\n1.wav,007\n2.wav,x\n",
+            "test/{}.wav": SOUND,
+            "test/metadata.csv": "file_name,transcription\n1.wav,null\n2.wav,y\n",
+        },
+        {"train": 1, "validation": 1, "test": ["null", "y"]},
+        {"validation_share": 0.5},
+    ),
+    "one metadata.csv at the root": (
+        "asr_ctc",
+        {
+            "train/{}.wav": SOUND,
+            "test/{}.wav": SOUND,
+            "metadata.csv": "file_name,text\ntrain/1.wav,a\ntrain/2.wav,b\ntest/1.wav,c\ntest/2.wav,d\n",
+        },
+        {"train": 1, "validation": 1, "test": ["c", "d"]},
+        {"validation_share": 0.5},
+    ),
+    "metadata.tsv": (
+        "asr_ctc",
+        {"train/{}.wav": SOUND, "train/metadata.tsv": "file_name\ttext\n1.wav\ta\n2.wav\tb\n"},
+        {"train": 1, "validation": 1},
+        {"validation_share": 0.5},
+    ),
+    "metadata.jsonl": (
+        "asr_ctc",
+        {
+            "{}.wav": SOUND,
+            "metadata.jsonl": lines({"file_name": "1.wav", "text": "a"}, {"file_name": "2.wav", "text": "b"}),
+        },
+        {"train": 1, "validation": 1},
+        {"validation_share": 0.5},
+    ),
+    "a text beside each sound": (
+        "asr_ctc",
+        {"train/{}.wav": SOUND, "train/{}.txt": "text #\n", "val/{}.wav": SOUND, "val/{}.txt": "# text"},
+        {"train": ["text 1", "text 2"], "validation": ["1 text", "2 text"]},
+        {},
+    ),
+    "NeMo's manifests": (
+        "asr_ctc",
+        {
+            "wavs/{}.wav": SOUND,
+            "train_manifest.json": lines(
+                *({"audio_filepath": f"wavs/{i}.wav", "text": f"t{i}", "duration": 0.1} for i in (1, 2))
+            ),
+            "dev_manifest.json": lines(
+                *({"audio_filepath": f"wavs/{i}.wav", "text": f"d{i}", "duration": 0.1} for i in (1, 2))
+            ),
+        },
+        {"train": ["t1", "t2"], "validation": ["d1", "d2"]},
+        {},
+    ),
+    "LJSpeech, its columns named": (
+        "asr_ctc",
+        {"wavs/LJ-{}.wav": SOUND, "metadata.csv": 'LJ-1|He said "no.|no\nLJ-2|NA|na\n'},
+        {"train": 1, "validation": 1},
+        {"delimiter": "|", "header": ["file", "text", "normalized"], "validation_share": 0.5},
+    ),
+    "a table beside clips": (
+        "asr_ctc",
+        {"clips/{}.wav": SOUND, "rows.csv": "path,sentence\nclips/1.wav,a\nclips/2.wav,b\n"},
+        {"train": 1, "validation": 1},
+        {"path": "rows.csv", "validation_share": 0.5},
+    ),
+    "VoxCeleb": (
+        "speaker_verification",
+        {"wav/id1/v/0000{}.wav": SOUND, "wav/id2/v/0000{}.wav": SOUND},
+        {"train": 2, "validation": 2},
+        {"validation_share": 0.5},
+    ),
+    "Speech Commands with its lists": (
+        "audio_classification",
+        {
+            **{f"{word}/{{}}_nohash_0.wav": SOUND for word in ("yes", "no", "train")},
+            "yes/3_nohash_0.wav": SOUND,
+            "no/3_nohash_0.wav": SOUND,
+            "validation_list.txt": "yes/3_nohash_0.wav\n",
+            "testing_list.txt": "no/3_nohash_0.wav\n",
+            "README.md": "words",
+        },
+        {"train": ["no", "no", "train", "train", "yes", "yes"], "validation": ["yes"], "test": ["no"]},
+        {},
+    ),
+    "sounds in folders of classes": (
+        "audio_classification",
+        {f"{split}/{word}/{{}}.wav": SOUND for split in ("train", "Validation", "test") for word in ("a", "b")},
+        {"train": ["a", "a", "b", "b"], "validation": ["a", "a", "b", "b"], "test": ["a", "a", "b", "b"]},
+        {},
+    ),
+    "ESC-50": (
+        "audio_classification",
+        {"audio/1-{}-A.wav": SOUND, "meta/esc50.csv": "filename,fold,category\n1-1-A.wav,1,dog\n1-2-A.wav,2,rain\n"},
+        {"train": 1, "validation": 1},
+        {"validation_share": 0.5},
+    ),
+    "UrbanSound8K": (
+        "audio_classification",
+        {
+            "audio/fold1/{}-0.wav": SOUND,
+            "metadata/UrbanSound8K.csv": "slice_file_name,fold,class\n1-0.wav,1,dog\n2-0.wav,1,siren\n",
+        },
+        {"train": 1, "validation": 1},
+        {"validation_share": 0.5},
+    ),
+    "a flat test beside classes": (
+        "audio_classification",
+        {"train/a/{}.wav": SOUND, "train/b/{}.wav": SOUND, "test/{}.wav": SOUND},
+        {"train": 2, "validation": 2},
+        {"validation_share": 0.5},
+    ),
+    "AMI with RTTM": (
+        "audio_frame_classification",
+        {"train/EN200{}.wav": SOUND, "dev/IS100{}.wav": SOUND, "test/ES200{}.wav": SOUND, "all.rttm": "SPEAKER"},
+        {"train": 2, "validation": 2, "test": 2},
+        {},
+    ),
+    "ImageFolder": (
+        "image_classification",
+        {
+            f"{split}/{kind}/{{}}.png": PICTURE
+            for split in ("train", "val", "test")
+            for kind in ("bullet_train", "test_tube")
+        },
+        {split: ["bullet_train"] * 2 + ["test_tube"] * 2 for split in ("train", "validation", "test")},
+        {},
+    ),
+    "ImageNet with devkit names": (
+        "image_classification",
+        {
+            "train/n01440764/n01440764_{}.JPEG": PICTURE,
+            "train/n01443537/n01443537_{}.JPEG": PICTURE,
+            "val/ILSVRC2012_val_0000000{}.JPEG": PICTURE,
+            "ILSVRC2012_validation_ground_truth.txt": "490\n361\n",
+        },
+        {"train": 2, "validation": 2},
+        {"validation_share": 0.5},
+    ),
+    "Kaggle's train.csv and test.csv": (
+        "image_classification",
+        {
+            "train/{}.png": PICTURE,
+            "test/{}.png": PICTURE,
+            "train.csv": "id,label\n1,cat\n2,dog\n",
+            "test.csv": "id\n1\n2\n",
+            "sample_submission.csv": "id,label\n1,cat\n2,cat\n",
+        },
+        {"train": 1, "validation": 1},
+        {"validation_share": 0.5},
+    ),
+    "photos with split words in their names": (
+        "image_classification",
+        {f"{kind}/{name}.jpg": PICTURE for kind in ("cat", "dog") for name in ("test_1", "train_2", "val", "IMG3")},
+        {"train": 4, "validation": 4},
+        {"validation_share": 0.5},
+    ),
+    "CIFAR-100 as parquet": (
+        "image_classification",
+        "cifar",
+        {"train": ["a", "b"], "validation": ["b", "a"], "test": ["b", "a"]},
+        {"validation_split": "test"},
+    ),
+    "ADE20K": (
+        "semantic_segmentation",
+        {
+            f"{part}/{split}/ADE_{{}}.png": PICTURE
+            for part in ("images", "annotations")
+            for split in ("training", "validation")
+        },
+        {"train": 2, "validation": 2},
+        {},
+    ),
+    "Cityscapes": (
+        "semantic_segmentation",
+        {
+            f"{part}/{split}/aachen/a_{{}}_{end}.png": PICTURE
+            for split in ("train", "val")
+            for part, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"), ("gtFine", "gtFine_color"))
+        },
+        {"train": 2, "validation": 2},
+        {},
+    ),
+    "COCO-Stuff": (
+        "semantic_segmentation",
+        {f"{part}/{split}2017/{{}}.png": PICTURE for part in ("images", "annotations") for split in ("train", "val")},
+        {"train": 2, "validation": 2},
+        {},
+    ),
+    "Pascal VOC": (
+        "semantic_segmentation",
+        {
+            "JPEGImages/200{}.jpg": PICTURE,
+            "JPEGImages/3.jpg": PICTURE,
+            "SegmentationClass/200{}.png": PICTURE,
+            "ImageSets/Segmentation/train.txt": "2001\n",
+            "ImageSets/Segmentation/val.txt": "2002\n",
+            "ImageSets/Segmentation/trainval.txt": "2001\n2002\n",
+        },
+        {"train": 1, "validation": 1},
+        {},
+    ),
+    "CamVid as SegNet has it": (
+        "semantic_segmentation",
+        {f"{split}{end}/{{}}.png": PICTURE for split in ("train", "val", "test") for end in ("", "annot")},
+        {"train": 2, "validation": 2, "test": 2},
+        {},
+    ),
+    "masks beside images of each split": (
+        "semantic_segmentation",
+        {
+            **{f"{split}/images/{{}}.jpg": PICTURE for split in ("train", "dev")},
+            **{f"{split}/masks/{{}}_mask.png": PICTURE for split in ("train", "dev")},
+        },
+        {"train": 2, "validation": 2},
+        {},
+    ),
+    "GLUE's TSVs": (
+        "text_classification",
+        {
+            "train.tsv": 'sentence\tlabel\na "lone quote\t1\nnull\t0\n',
+            "dev.tsv": "sentence\tlabel\nx\t1\ny\t0\n",
+            "test.tsv": "index\tsentence\n0\tz\n1\tw\n",
+        },
+        {"train": ["1", "0"], "validation": ["1", "0"]},
+        {},
+    ),
+    "CoLA's TSVs without a header": (
+        "text_classification",
+        {"in_domain_train.tsv": "gj04\t1\t\tA.\ngj04\t0\t*\tB.\n", "in_domain_dev.tsv": "gj04\t1\t\tC.\n"},
+        {"train": ["1", "0"], "validation": ["1"]},
+        {"header": ["source", "label", "mark", "sentence"]},
+    ),
+    "IMDB's folders of reviews": (
+        "text_classification",
+        {f"{split}/{kind}/{{}}_9.txt": "A film\nto see." for split in ("train", "test") for kind in ("neg", "pos")},
+        {"train": 2, "validation": 2, "test": ["neg", "neg", "pos", "pos"]},
+        {"validation_share": 0.5},
+    ),
+    "a column that says the split": (
+        "text_classification",
+        {"rows.csv": "text,label,split\na,x,train\nb,y,train\nc,x,val\nd,y,test\n"},
+        {"train": ["x", "y"], "validation": ["x"], "test": ["y"]},
+        {"path": "rows.csv"},
+    ),
+    "Excel's CSV": (
+        "text_classification",
+        {"rows.csv": b"\xef\xbb\xbfText;Label\r\n1,5 m;x\r\nb;y\r\n"},
+        {"train": 1, "validation": 1},
+        {"path": "rows.csv", "delimiter": ";", "validation_share": 0.5},
+    ),
+    "shards of the hub": (
+        "text_classification",
+        "shards",
+        {"train": ["a", "b"] * 2, "validation": ["a"], "test": ["b"]},
+        {},
+    ),
+    "CoNLL 2003 as JSON lines": (
+        "token_classification",
+        {f"{split}.jsonl": lines({"tokens": ["EU"], "ner_tags": ["B-ORG"]}) for split in ("train", "valid", "test")},
+        {split: [["B-ORG"]] for split in ("train", "validation", "test")},
+        {},
+    ),
+    "Universal Dependencies as parquet": (
+        "token_classification",
+        "ud",
+        {"train": [["NOUN"]], "validation": [["NOUN"]]},
+        {},
+    ),
+    "SQuAD's JSON": (
+        "question_answering",
+        {"train-v1.1.json": SQUAD, "dev-v1.1.json": SQUAD},
+        {"train": 3, "validation": 3},
+        {},
+    ),
+    "SWAG's CSV": (
+        "multiple_choice",
+        {"train.csv": SWAG, "val.csv": SWAG},
+        {"train": ["1", "0"], "validation": ["1", "0"]},
+        {},
+    ),
+    "plain text": (
+        "causal_lm",
+        {"input.txt": "".join(f"line {i}\n" for i in range(10))},
+        {"train": [f"line {i}" for i in range(8)], "validation": ["line 8", "line 9"]},
+        {"path": "input.txt", "separator": "\n", "validation_share": 0.2},
+    ),
+    "WikiText's files": (
+        "causal_lm",
+        {"wiki.train.txt": "a\n", "wiki.valid.txt": "b\n", "wiki.test.txt": "c\n", "README.txt": "about"},
+        {"train": ["a"], "validation": ["b"], "test": ["c"]},
+        {},
+    ),
+    "books in a folder": (
+        "causal_lm",
+        {"one.txt": "a\nb\n", "two.txt": "c\nd\n", "LICENSE.txt": "free"},
+        {"train": ["a", "b", "c"], "validation": ["d"]},
+        {"separator": "\n"},
+    ),
+    "one sound to predict": (
+        "asr_ctc",
+        {"a.wav": SOUND, "b.wav": SOUND},
+        {"test": 1},
+        {"path": "a.wav", "mode": "predict"},
+    ),
+    "one picture to predict": (
+        "image_classification",
+        {"a.png": PICTURE},
+        {"test": 1},
+        {"path": "a.png", "mode": "predict"},
+    ),
+    "four photos to predict": (
+        "semantic_segmentation",
+        {"a.png": PICTURE, "b.png": PICTURE, "c.png": PICTURE, "test_1.png": PICTURE},
+        {"test": 4},
+        {"mode": "predict"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_layouts_are_read(tmp_path, name):
+    recipe, files, expected, options = READ[name]
+    if files == "cifar":
+        import datasets
+
+        features = {
+            "img": datasets.Image(),
+            "fine_label": datasets.ClassLabel(names=["a", "b"]),
+            "coarse_label": datasets.ClassLabel(names=["c"]),
+        }
+        rows = [{"img": {"bytes": PICTURE, "path": None}, "fine_label": i, "coarse_label": 0} for i in (0, 1)]
+        parquet(tmp_path, "train-00000-of-00001.parquet", rows, features)
+        parquet(tmp_path, "test-00000-of-00001.parquet", rows[::-1], features)
+    elif files == "shards":
+        for name, labels in {
+            "train-00000-of-00002": "ab",
+            "train-00001-of-00002": "ab",
+            "validation-00000-of-00001": "a",
+            "test-00000-of-00001": "b",
+        }.items():
+            parquet(tmp_path, f"{name}.parquet", [{"text": "x", "label": label} for label in labels])
+    elif files == "ud":
+        for split in ("train", "dev"):
+            parquet(
+                tmp_path,
+                f"en_ewt-ud-{split}.parquet",
+                [{"tokens": ["cat"], "lemmas": ["cat"], "upos": ["NOUN"], "xpos": ["NN"]}],
+            )
+    else:
+        write(tmp_path, files)
+    splits, facts, names = chosen(tmp_path, recipe, **options)
+    target = KINDS[recipe][2]
+    column = names[target] if target else names[KINDS[recipe][1][0]]
+    found = {}
+    for split, rows in splits.items():
+        values = rows.column(column) if isinstance(expected.get(split), list) else len(rows)
+        feature = rows.table.features.get(column)
+        named = isinstance(values, list) and hasattr(feature, "int2str") and isinstance(expected[split][0], str)
+        found[split] = feature.int2str(values) if named else values
+    assert found == expected
+    assert [fact["fact"] for fact in facts].count("splits") == 1
+
+
+# name -> recipe, files, the line
+REFUSED = {
+    "LJSpeech without its columns": (
+        "asr_ctc",
+        {"wavs/LJ-{}.wav": SOUND, "metadata.csv": "LJ-1|no|no\nLJ-2|NA|na\n"},
+        r"metadata.csv: has one column, 'LJ-1\|no\|no'; --data.delimiter '\|' makes several",
+    ),
+    "RACE's files": ("multiple_choice", {"train/high/1.txt": '{"answers": ["A"]}'}, "no column 'sent1'"),
+    "CoNLL's columns": ("token_classification", {"eng.train": "EU B-ORG\n", "eng.testb": "x O\n"}, "looked for tables"),
+    "spreadsheets": ("text_classification", {"rows.xlsx": b"PK"}, "there are 1 .xlsx; looked for tables"),
+    "sounds that are not read": ("asr_ctc", {"a.m4a": b"x", "b.m4a": b"x"}, "there are 2 .m4a; looked for tables"),
+    "an empty folder": ("asr_ctc", {"empty/.keep": ""}, "there are no files; looked for tables"),
+    "several trains": (
+        "asr_ctc",
+        {f"{split}/{{}}.wav": SOUND for split in ("train-clean-100", "train-clean-360", "dev-clean")},
+        r"train-clean-100, train-clean-360 may be meant by 'train'; name one \(data.train_split\), or train-",
+    ),
+    "several columns": (
+        "asr_ctc",
+        {"{}.wav": SOUND, "metadata.csv": "file_name,transcription,normalized_text\n1.wav,a,b\n2.wav,a,b\n"},
+        r"no column 'text'; transcription, normalized_text may be meant \(data.text_column\)",
+    ),
+    "several kinds of tags": (
+        "token_classification",
+        {"train.jsonl": lines({"tokens": ["a"], "pos_tags": ["N"], "ner_tags": ["O"]})},
+        r"no column 'tags'; pos_tags, ner_tags may be meant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_layouts_are_named(tmp_path, name):
+    recipe, files, message = REFUSED[name]
+    write(tmp_path, files)
+    with pytest.raises(InputError, match=message) as caught:
+        chosen(tmp_path, recipe)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,246 @@
+"""Which rows are held out: by class, by group, in one piece, and in parts that add up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from d2v.config import Data
+from d2v.data.labels import LabelData
+from d2v.data.language_modeling import LanguageData
+from d2v.data.load import choose_splits
+from d2v.data.splits import parts, share_of_classes, whole_groups
+from d2v.errors import InputError
+from tests.helpers import make_job
+
+
+def chosen(source, data, mode="train", seed=0, target="label"):
+    """The splits that a job of this data gets, and its facts."""
+    import datasets
+
+    tables = {name: datasets.Dataset.from_dict(columns) for name, columns in source.items()}
+    job = make_job(data, mode, seed=seed)
+    splits = choose_splits(job, tables, {"text": "text"}, {target: target} if target else {})
+    return splits, job
+
+
+def line(job, fact="splits"):
+    """The line of a fact."""
+    (found,) = [each["line"] for each in job.facts if each["fact"] == fact]
+    return found
+
+
+def columns(count, **others):
+    return {"text": [f"t{i}" for i in range(count)]} | others
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_share_is_held_out_by_class(seed):
+    labels = ["often"] * 60 + ["rare"] * 10 + ["twice"] * 2 + ["once"]
+    splits, job = chosen({"train": columns(73, label=labels)}, LabelData(validation_share=0.2), seed=seed)
+    learnt, held = (splits[name].column("label") for name in ("train", "validation"))
+    assert set(learnt) == set(labels) and (held.count("often"), held.count("rare")) == (12, 2)
+    assert len(held) == 15 and held.count("once") == 0 and held.count("twice") == 1
+    assert sorted(splits["train"].column("text") + splits["validation"].column("text")) == sorted(columns(73)["text"])
+    assert line(job) == (
+        "demo: train on 58 rows of train, validate on 15 rows held out of train (data.validation_share 0.2, by class)"
+    )
+
+
+def test_classes_with_a_row_each_are_held_out_at_random():
+    splits, job = chosen({"train": columns(10, label=list("abcdefghij"))}, LabelData())
+    assert len(splits["validation"]) == 1 and "by class" not in line(job)
+
+
+def test_shares_of_classes_by_hand():
+    order = np.arange(10)
+    held = share_of_classes(list("aaaaabbbcc"), 0.4, 4, order)
+    assert held.tolist() == [True, True, False, False, False, True, False, False, True, False]
+    assert share_of_classes(list("aaabbb"), 0.9, 6, np.arange(6)[::-1]).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_held_out_whole(seed):
+    people = [f"p{i // 7}" for i in range(70)]
+    labels = ["a" if i < 63 else "b" for i in range(70)]  # b is the tenth group's alone
+    data = LabelData(group_column="who", validation_share=0.2)
+    splits, job = chosen({"train": columns(70, who=people, label=labels)}, data, seed=seed)
+    learnt, held = (set(splits[name].column("who")) for name in ("train", "validation"))
+    assert len(held) == 2 and not learnt & held and "p9" in learnt
+    assert line(job).endswith("held out of train (data.validation_share 0.2, by who)")
+
+
+def test_groups_on_both_sides_of_the_users_splits_are_said(capsys):
+    source = {
+        "train": columns(4, who=list("aabc")),
+        "validation": columns(2, who=list("bd")),
+        "test": columns(2, who=list("ca")),
+    }
+    _, job = chosen(source, Data(group_column="who"), target=None)
+    lines = [each["line"] for each in job.facts if each["fact"] == "groups on both sides"]
+    assert lines == [
+        "who: 1 groups are in train and in validation; the first is 'b'",
+        "who: 2 groups are in train and in test; the first is 'a'",
+    ]
+    assert lines[1] in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"no column 'site' \(data.group_column\); there are text, who"):
+        chosen(source, Data(group_column="site"), target=None)
+
+
+def test_too_few_groups_are_named():
+    with pytest.raises(InputError, match="1 groups are too few to hold one out"):
+        chosen({"train": columns(20, who=["a"] * 20)}, Data(group_column="who"), target=None)
+    with pytest.raises(InputError, match="data.fold: 2 groups are too few for 3 parts"):
+        chosen({"train": columns(20, who=list("ab") * 10)}, Data(group_column="who", fold="1/3"), target=None)
+
+
+@pytest.mark.parametrize("options", [{}, {"group_column": "who"}])
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_folds_add_up(options, mode):
+    count = 53
+    source = {"train": columns(count, label=["a", "b", "b"] * 17 + ["c", "c"], who=[i // 4 for i in range(count)])}
+    tested = []
+    for k in range(1, 5):
+        splits, job = chosen(source, LabelData(fold=f"{k}/4", **options), mode)
+        test = splits["test"]
+        tested += [test.number(i) for i in range(len(test))]
+        assert 10 <= len(test) <= 17 and abs(test.column("label").count("b") - 34 / 4) < 3
+        assert test.where(0).startswith("train, row ") and f"of train (data.fold {k}/4)" in line(job)
+        if mode == "train":
+            groups = [
+                set(splits[name].column("who" if options else "text")) for name in ("train", "validation", "test")
+            ]
+            assert not groups[0] & groups[1] and not (groups[0] | groups[1]) & groups[2]
+            assert sum(len(splits[name]) for name in splits) == count
+    assert sorted(tested) == list(range(count))
+
+
+@pytest.mark.parametrize("fold", ["0/3", "4/3", "1/1", "a/b", "1", "1/2/3"])
+def test_impossible_folds(fold):
+    with pytest.raises(InputError, match="data.fold should be a part and how many there are, such as 2/5"):
+        chosen({"train": columns(9)}, Data(fold=fold), target=None)
+
+
+def test_parts_are_of_one_size():
+    assert sorted(np.bincount(parts(11, 3, 0, None, None, running=False)).tolist()) == [3, 4, 4]
+    assert parts(6, 3, 0, None, None, running=True).tolist() == [0, 0, 1, 1, 2, 2]
+    classes = list("aaaabbcc")
+    dealt = parts(8, 2, 1, classes, None, running=False)
+    assert all(sorted(np.array(classes)[dealt == part]) == list("aabc") for part in (0, 1))
+
+
+def test_the_last_group_of_a_class_stays():
+    held = whole_groups(list("ppqqrr"), 4, np.arange(6), list("xxxxyy"))
+    assert held.tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_running_text_is_held_out_in_one_piece(seed):
+    data = LanguageData(separator="\n", validation_share=0.25, max_train_samples=5, max_test_samples=2)
+    splits, job = chosen({"train": columns(12), "test": columns(4)}, data, seed=seed, target=None)
+    assert splits["train"].column("text") == [f"t{i}" for i in range(5)]
+    assert splits["validation"].column("text") == ["t9", "t10", "t11"]
+    assert splits["test"].column("text") == ["t0", "t1"]
+    assert "(data.validation_share 0.25, the end of the text)" in line(job)
+    documents, _ = chosen({"train": columns(12)}, LanguageData(validation_share=0.25), seed=seed, target=None)
+    assert documents["validation"].column("text") != ["t9", "t10", "t11"]  # each row is its own
+
+
+# What the splits of a source are used for
+
+NAMES = {
+    "dev": ({"train": 4, "dev": 2, "test": 1}, {}, {"train": "train", "validation": "dev", "test": "test"}),
+    "val": ({"train": 4, "val": 2}, {}, {"train": "train", "validation": "val"}),
+    "valid": ({"training": 4, "valid": 2}, {}, {"train": "training", "validation": "valid"}),
+    "capitals": (
+        {"Train": 4, "Validation": 2, "TEST": 1},
+        {},
+        {"train": "Train", "validation": "Validation", "test": "TEST"},
+    ),
+    "eval and test": ({"train": 4, "eval": 2, "test": 1}, {}, {"train": "train", "validation": "eval", "test": "test"}),
+    "dev and eval": ({"train": 4, "dev": 2, "eval": 1}, {}, {"train": "train", "validation": "dev", "test": "eval"}),
+    "exact first": ({"train": 4, "val": 2, "validation": 1}, {}, {"train": "train", "validation": "validation"}),
+    "a name of one's own": (
+        {"train": 4, "val": 2, "other": 1},
+        {"validation_split": "other", "test_split": "validation"},
+        {"train": "train", "validation": "other", "test": "val"},
+    ),
+    "year": ({"train2017": 4, "val2017": 2}, {}, {"train": "train2017", "validation": "val2017"}),
+    "joined": (
+        {"train-a": 4, "train-b": 2, "dev": 1},
+        {"train_split": "train-a+train-b"},
+        {"train": "train-a+train-b", "validation": "dev"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_splits_under_the_names_that_people_give_them(case):
+    rows, options, expected = NAMES[case]
+    splits, job = chosen({name: columns(count) for name, count in rows.items()}, Data(**options), target=None)
+    assert {name: "+".join(part for part, _ in split.parts) for name, split in splits.items()} == expected
+    fact = next(each for each in job.facts if each["fact"] == "splits")
+    assert {name: "+".join(each["of"]) for name, each in fact["splits"].items()} == expected
+
+
+def test_the_line_of_splits(capsys):
+    source = {"train": columns(9), "val": columns(2), "test": columns(1), "extra": columns(1)}
+    _, job = chosen(source, Data(), target=None)
+    said = "demo: train on 9 rows of train, validate on 2 rows of val, test on 1 row of test; not used: extra"
+    assert line(job) == said and capsys.readouterr().out == said + "\n"
+    assert json.loads((job.out / "data.json").read_text())["facts"][0]["unused"] == ["extra"]
+    _, job = chosen(source, Data(test_split="extra"), "predict", target=None)
+    assert line(job) == "demo: predict 1 row of extra; not used: train, val, test"
+    _, job = chosen({"train": columns(3)}, Data(), "evaluate", target=None)
+    assert line(job) == "demo: test on 3 rows"
+
+
+def test_several_splits_that_may_be_meant_are_named():
+    source = {"train": columns(9), "dev-clean": columns(1), "dev-other": columns(1)}
+    message = (
+        r"demo: dev-clean, dev-other may be meant by 'validation'; name one \(data.validation_split\), or dev-clean\+"
+    )
+    with pytest.raises(InputError, match=message):
+        chosen(source, Data(), target=None)
+
+
+NO_LABELS = {
+    "no column": {},
+    "empty": {"label": ["", ""]},
+    "null": {"label": [None, None]},
+    "-1": {"label": [-1, -1]},
+}
+
+
+@pytest.mark.parametrize("case", NO_LABELS)
+def test_a_test_without_labels_leaves_validation_to_be_scored(case):
+    labels = [0, 1] * 5 if case == "-1" else ["a", "b"] * 5
+    held = {"text": ["x", "y"]}
+    source = {"train": columns(10, label=labels), "test": held | NO_LABELS[case]}
+    splits, job = chosen(source, LabelData(validation_share=0.2))
+    assert set(splits) == {"train", "validation"}
+    assert line(job, "unlabelled split").startswith("test: has no labels (")
+    assert line(job, "unlabelled split").endswith("so validation is used in its place")
+    splits, job = chosen(source | {"validation": source["test"]}, LabelData(validation_share=0.2))
+    assert len(splits["validation"]) == 2 and splits["validation"].parts[0][0] == "train"
+    splits, _ = chosen(source, LabelData(), "predict")
+    assert splits["test"].column("text") == ["x", "y"]
+
+
+def test_a_damaged_train_stops_no_evaluation(tmp_path):
+    from d2v.data.load import read
+
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "test.csv").write_text("text,label\nx,a\n")
+    data = LabelData(path=str(tmp_path))
+    splits = choose_splits(make_job(data, "evaluate"), read(data), {"text": "text"}, {"label": "label"})
+    assert splits["test"].column("label") == ["a"]
+    with pytest.raises(InputError, match="train.parquet: not readable as parquet"):
+        choose_splits(make_job(data), read(data), {"text": "text"}, {"label": "label"})

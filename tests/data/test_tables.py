@@ -1,0 +1,129 @@
+"""Tables: CSV and TSV are text as written, JSON keeps its types, and what cannot be read is named."""
+
+import gzip
+
+import pytest
+
+from d2v.config import Data
+from d2v.data.load import read
+from d2v.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def rows(tmp_path, name, content, **options):
+    """The rows of a file with this content."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read(Data(path=str(path), **options))["train"].to_list()
+
+
+WORDS = ["null", "None", "NA", "N/A", "nan", "007", "0001", "1", "1.0", "True", "false", "-1", "1e5", "2020-01-01", ""]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_csv_is_text(tmp_path, name, delimiter, word):
+    content = f"id{delimiter}text\n0001{delimiter}{word}\n"
+    assert rows(tmp_path, name, content) == [{"id": "0001", "text": word}]
+
+
+def test_a_word_after_many_rows_of_digits(tmp_path):
+    numbers = [str(i) for i in range(20_000)]
+    found = rows(tmp_path, "a.csv", "text,label\n" + "".join(f"{i},0\n" for i in numbers) + "word,1\n")
+    assert [row["text"] for row in found] == [*numbers, "word"]
+
+
+# file, content, options, rows
+AS_WRITTEN = {
+    "a lone quote in TSV": ("a.tsv", 'a\tb\n1\tsay "hi\n2\tyou\n', {}, [("1", 'say "hi'), ("2", "you")]),
+    "quoted TSV": ("a.tsv", 'a\tb\n"1"\t"x ""y"""\n', {}, [('"1"', '"x ""y"""')]),
+    "a lone quote with bars": ("a.csv", 'a|b\n1|say "hi\n2|x\n', {"delimiter": "|"}, [("1", 'say "hi'), ("2", "x")]),
+    "quoted CSV": ("a.csv", 'a,b\n"1,5","x ""y""\nz"\n', {}, [("1,5", 'x "y"\nz')]),
+    "semicolons": ("a.csv", "a;b\n1,5;x\n", {"delimiter": ";"}, [("1,5", "x")]),
+    "a tab in CSV": ("a.csv", "a\tb\n1\tx\n", {"delimiter": "tab"}, [("1", "x")]),
+    "a table called txt": ("a.txt", "a\tb\n1\tx\n", {"delimiter": "\\t"}, [("1", "x")]),
+    "blanks around names": ("a.csv", " a , b\n1, x\n", {}, [("1", " x")]),
+    "a BOM": ("a.csv", b"\xef\xbb\xbfa,b\n1,x\n", {}, [("1", "x")]),
+    "a BOM before a quote": ("a.csv", b'\xef\xbb\xbf"a","b"\n1,x\n', {}, [("1", "x")]),
+    "Windows' line ends": ("a.csv", "a,b\r\n1,x\r\n", {}, [("1", "x")]),
+    "old Mac's line ends": ("a.csv", "a,b\r1,x\r", {}, [("1", "x")]),
+    "no last line end": ("a.csv", "a,b\n1,x", {}, [("1", "x")]),
+    "blank lines": ("a.csv", "\na,b\n\n1,x\n\n", {}, [("1", "x")]),
+    "no header": ("a.csv", "1,x\n2,y\n", {"header": ["a", "b"]}, [("1", "x"), ("2", "y")]),
+    "other line ends in a field": ("a.tsv", "a\tb\n1\tx\u2028y\x85z\x0b\n", {}, [("1", "x\u2028y\x85z\x0b")]),
+    "in capitals": ("A.CSV", "a,b\n1,x\n", {}, [("1", "x")]),
+    "packed": ("a.csv.gz", gzip.compress(b"a,b\n1,x\n"), {}, [("1", "x")]),
+    "only a header": ("a.csv", "a,b\n", {}, []),
+}
+
+
+@pytest.mark.parametrize("case", AS_WRITTEN)
+def test_tables_as_written(tmp_path, case):
+    name, content, options, expected = AS_WRITTEN[case]
+    assert rows(tmp_path, name, content, **options) == [dict(zip("ab", row, strict=True)) for row in expected]
+
+
+def test_an_unnamed_column_and_one_alone(tmp_path):
+    assert rows(tmp_path, "a.csv", ",b\n0,x\n") == [{"column 0": "0", "b": "x"}]
+    assert rows(tmp_path, "b.csv", "text\na\n\nb\n") == [{"text": "a"}, {"text": ""}, {"text": "b"}]
+
+
+JSON = {
+    "dates stay text": ("a.jsonl", '{"text": "2020-01-01", "n": 1}\n', [{"text": "2020-01-01", "n": 1}]),
+    "dates in lists": ("a.json", '[{"w": ["2020-01-01T00:00:00Z"]}]', [{"w": ["2020-01-01T00:00:00Z"]}]),
+    "digits stay text": ("a.jsonl", '{"id": "007", "n": 7}\n', [{"id": "007", "n": 7}]),
+    "a BOM": ("a.jsonl", b'\xef\xbb\xbf{"a": "x"}\n', [{"a": "x"}]),
+    "a BOM and dates": ("a.json", b'\xef\xbb\xbf[{"a": "2020-01-01"}]', [{"a": "2020-01-01"}]),
+    "null and True as text": ("a.jsonl", '{"a": "null"}\n{"a": "True"}\n', [{"a": "null"}, {"a": "True"}]),
+    "packed": ("a.jsonl.gz", gzip.compress(b'{"a": "x"}\n'), [{"a": "x"}]),
+    "text with a BOM": ("a.txt", b"\xef\xbb\xbfx\r\n\ny", [{"text": "x"}, {"text": ""}, {"text": "y"}]),
+}
+
+
+@pytest.mark.parametrize("case", JSON)
+def test_json_keeps_its_types(tmp_path, case):
+    name, content, expected = JSON[case]
+    assert rows(tmp_path, name, content) == expected
+
+
+REFUSED = {
+    "semicolons": ("a.csv", "a;b\n1;x\n", r"a.csv: has one column, 'a;b'; --data.delimiter ';' makes several"),
+    "tabs": ("a.csv", "a\tb\n1\tx\n", r"has one column, .*--data.delimiter '\\t'"),
+    "too many fields": (
+        "a.csv",
+        "a,b\n1,x\n1,x,y\n2\n",
+        r"line 3 \('1,x,y'\) has 3 fields, there are 2 columns; 2 ",
+    ),
+    "two names alike": ("a.csv", "a,a \n1,x\n", "has two columns 'a'"),
+    "nothing": ("a.csv", "", "a.csv: is empty"),
+    "not UTF-8": ("a.csv", "a,b\n1,é\n".encode("cp1252"), r"a.csv: not a table of text in UTF-8"),
+    "UTF-16": ("a.csv", "a,b\n1,x\n".encode("utf-16"), r"a.csv: not a table of text in UTF-8"),
+    "not UTF-8 in the header": ("a.csv", "é,b\n1,x\n".encode("cp1252"), r"a.csv: not a table of text in UTF-8"),
+    "bad JSON": ("a.jsonl", '{"a": \n', r"a.jsonl: not readable as json"),
+    "bad text": ("a.txt", b"\xff\xfea", r"a.txt: not readable as text"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_table_is_named(tmp_path, case):
+    name, content, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        rows(tmp_path, name, content)
+
+
+def test_rows_of_another_width_are_left_out_if_asked(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,x\n1,x,y\n2,z\n3\n")
+    source = read(Data(path=str(tmp_path / "a.csv"), bad_rows="skip"))
+    assert source["train"]["a"][:] == ["1", "2"]
+    ((fact, line, values),) = source.remarks
+    assert fact == "rows left out" and values["rows"] == 2 and "2 such rows left out; the first is line 3" in line
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", "::"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(InputError, match="data.delimiter should be one character"):
+        Data(delimiter=delimiter)
