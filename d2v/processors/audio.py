@@ -79,9 +79,10 @@ def load_audio(
             with file:
                 rate = info.rate
                 first, last = _frames_of(part, name, info)
-                if first:
+                if first and file.format != "MP3":  # whose frames need those before them: seeking gives zeros
                     file.seek(first)
-                samples = file.read(last - first if part else -1, dtype="float32", always_2d=True)
+                samples = file.read(last - file.tell() if part else -1, dtype="float32", always_2d=True)
+                samples = samples[first:] if file.format == "MP3" else samples
         except InputError:
             raise
         except Exception as error:  # nearly anything can come of a damaged file
@@ -148,7 +149,7 @@ def plain_header(head: bytes, size: int) -> AudioInfo | None:
     if head[:4] == b"fLaC" and head[4] & 0x7F == 0 and head[5:8] == b"\0\0\x22" and size > 86 and len(head) >= 26:
         bits = int.from_bytes(head[18:26], "big")
         rate, channels, frames = bits >> 44, (bits >> 41 & 7) + 1, bits & (1 << 36) - 1
-        if rate and frames:
+        if rate and frames and (bits >> 36 & 31) + 1 in (8, 16, 24):
             return AudioInfo(frames, rate, channels)
     return None
 

@@ -1,9 +1,13 @@
 """Which clips can be used, what the others are told, and what a batch of clips holds."""
 
+import inspect
+import io
+
 import numpy as np
 import pytest
 import soundfile
 
+from benchmarks.recipe import load_recipe
 from d2v.data.audio import (
     AudioData,
     augment_clip,
@@ -19,7 +23,7 @@ from d2v.data.audio import (
 from d2v.data.ctc import text_problem, transcript_problem
 from d2v.data.rows import NoneDecodedError
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.audio import AudioFeatureExtractor, audio_info
 from d2v.processors.ctc import CTCTokenizer
 from tests.helpers import make_job, make_split
 from tests.tiny import flac, tones
@@ -272,3 +276,64 @@ def test_speed_and_crop_follow_their_seed():
     assert starts == set(map(float, range(11)))
     assert np.array_equal(random_crop(clip, 16_001, (0, 0, 0)), clip)
     assert np.array_equal(augment_clip(clip, (0, 0, 0), speed=0.0, samples=None), clip)
+
+
+def test_what_is_done_to_sound_is_said(capsys):
+    """Channels are mixed, or one is heard; sound is resampled; headers are put right."""
+    stereo = flac(np.stack([tones("a"), tones("b")], axis=1))
+    odd = io.BytesIO()
+    soundfile.write(odd, tones("a"), 16_000, format="WAV")
+    odd = odd.getvalue()[:-1]
+    split = sounds(GOOD, stereo, flac(tones("a"), 8_000), odd, flac(np.zeros(9)), name="test")
+    rows_of(split, bad_rows="skip")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "test: channels mixed in 1 of 4 rows; the first is test, row 1: 2 channels (data.channel hears one)",
+        "test: sound resampled to 16000 Hz in 1 of 4 rows; the first is test, row 2: 8000",
+        "test: header put right in 1 of 4 rows; the first is test, row 3: its header says 3200 bytes of sound, "
+        "there are 3199",
+    ]
+    rows = rows_of(sounds(GOOD, stereo), bad_rows="skip", channel=2)
+    assert rows.ids == ["1"] and "no channel 2, there are 1 (data.channel)" in capsys.readouterr().out
+    _, batch = batch_of([stereo], channel=2)
+    assert np.array_equal(batch["input_values"], batch_of([flac(tones("b"))])[1]["input_values"])
+
+
+@pytest.mark.parametrize("form", ["array", "bytes", "bare bytes", "stereo array"])
+def test_sound_without_a_path_goes_by_its_number(form):
+    clip = tones("abc")
+    value = {
+        "array": {"array": clip, "sampling_rate": 16_000},
+        "bytes": {"bytes": flac(clip)},
+        "bare bytes": flac(clip),
+    }
+    value["stereo array"] = {"array": np.stack([clip, clip]), "sampling_rate": 16_000}
+    rows = rows_of(make_split("test", audio=[value[form]] * 3, text=["a", "b", "c"]))
+    assert rows.ids == ["0", "1", "2"] and rows.lengths == pytest.approx([0.3] * 3)
+    _, batch = clip_batch([rows[1] | {"row": 1}], AudioFeatureExtractor(), AudioData())
+    assert batch["input_values"].shape == (1, 4800) and batch["rows"] == [1]
+
+
+def test_crops_bound_batches_and_not_whole_clips():
+    """25 s clips of which 1 s is heard go in batches as clips of 1 s do, and of 45 s as well."""
+    clips = [flac(np.zeros(seconds * 16_000, np.float32)) for seconds in (25, 45, 1)]
+    with pytest.raises(InputError, match=r"train, row 1: 45.000 s of sound; a clip has 0.025 to 30 s"):
+        rows_of(sounds(*clips))
+    assert rows_of(sounds(*clips), crop_seconds=1.0).lengths == [1.0, 1.0, 1.0]
+    with pytest.raises(InputError, match="45.000 s of sound; a clip has 0.025 to 40 s"):
+        rows_of(sounds(*clips), crop_seconds=1.0, max_seconds=40.0)  # if asked for
+    assert rows_of(sounds(*clips), max_seconds=50.0).lengths == [25.0, 45.0, 1.0]
+    recipe = load_recipe("audio_classification")
+    assert "crop_seconds=data.crop_seconds or math.inf" in inspect.getsource(recipe.main)
+
+
+def test_headers_are_read_in_any_order_and_files_once(tmp_path, monkeypatch):
+    for i, name in enumerate("ab"):
+        soundfile.write(tmp_path / f"{name}.wav", tones("abc"[: i + 1]), 16_000)
+    seen = []
+    monkeypatch.setattr("d2v.data.audio.audio_info", lambda value: seen.append(value) or audio_info(value))
+    paths = [str(tmp_path / f"{name}.wav") for name in "abab"] + ["gone.wav", "gone.wav"]
+    infos = read_headers(make_split(audio=paths).select([3, 0, 2, 4, 5]), "audio")
+    assert [info if isinstance(info, str) else info.frames for info in infos[:4]] == [3200, 1600, 1600, infos[4]]
+    assert "gone.wav: no such file" in infos[4] and len(seen) == 3
+    parts = make_split(audio=[GOOD, b"", flac(tones("a"))]).select([2, 0])
+    assert [info.frames for info in read_headers(parts, "audio")] == [1600, 4800]

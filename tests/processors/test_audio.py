@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.processors.audio import AudioFeatureExtractor, audio_info, load_audio
+from d2v.processors.audio import HEADER, AudioFeatureExtractor, audio_info, load_audio, plain_header
 from d2v.processors.ctc import CTCTokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -158,6 +158,128 @@ def test_a_wav_from_a_pipe_is_whole(claimed):
     data[at : at + 4] = claimed.to_bytes(4, "little")
     np.testing.assert_array_equal(load_audio(bytes(data)), load_audio(encoded(tone())))
     assert audio_info(bytes(data)).seconds == 0.5
+
+
+def claims(size, data=None):
+    """A WAV whose header says so many bytes of sound."""
+    data = bytearray(encoded(tone()) if data is None else data)
+    at = data.find(b"data") + 4
+    data[at : at + 4] = size.to_bytes(4, "little")
+    return bytes(data)
+
+
+SOUND = {
+    "as it is": encoded(tone()),
+    "2 bytes too many": claims(16_002),
+    "its own header counted too": claims(16_044),
+    "its last byte lost": encoded(tone())[:-1],
+    "0 bytes": claims(0),
+    "0 bytes of file too": claims(0)[:4] + bytes(4) + claims(0)[8:],
+    "RIFF size wrong": encoded(tone())[:4] + b"\1\0\0\0" + encoded(tone())[8:],
+    "bytes behind": encoded(tone()) + b"behind",
+    "a chunk behind": encoded(tone()) + b"LIST\4\0\0\0abcd",
+    "a chunk before": encoded(tone())[:36] + b"LIST\4\0\0\0abcd" + encoded(tone())[36:],
+    "0 bytes, a chunk before": claims(0)[:36] + b"LIST\4\0\0\0abcd" + claims(0)[36:],
+}
+BEHIND = {"nothing": b"", "zeros": bytes(500), "text": b"hello" * 9, "a tag": b"TAG" + bytes(125), "less": b"O"}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_wav_is_whole_whose_sound_is(kind, tmp_path):
+    """Players take these: a header that is off by a few bytes or says 0."""
+    (tmp_path / "a.wav").write_bytes(SOUND[kind])
+    last = 1 if kind == "its last byte lost" else 0
+    for source in (SOUND[kind], str(tmp_path / "a.wav"), {"bytes": SOUND[kind], "path": "a.wav"}):
+        np.testing.assert_array_equal(load_audio(source), load_audio(SOUND["as it is"])[: 8000 - last])
+        info = audio_info(source)
+        assert (info.frames, info.rate, info.channels) == (8000 - last, RATE, 1)
+        put_right = kind.startswith(("2 bytes", "its", "0 bytes"))
+        assert bool(info.mended) == put_right and (not put_right or "bytes of sound, there are 1" in info.mended)
+
+
+def test_an_empty_wav_with_a_chunk_behind_is_empty():
+    with pytest.raises(InputError, match="says 0 samples"):
+        load_audio(encoded(tone()[:0]) + b"LIST\4\0\0\0abcd")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("behind", BEHIND)
+def test_bytes_behind_the_last_page_of_an_ogg_do_not_matter(subtype, behind):
+    data = encoded(tone(), kind="OGG", subtype=subtype)
+    np.testing.assert_array_equal(load_audio(data + BEHIND[behind]), load_audio(data))
+    info = audio_info(data + BEHIND[behind])
+    assert info.frames == 8000 and bool(info.mended) == bool(BEHIND[behind])
+    for cut in (data[:-10], data[: len(data) // 2]):
+        with pytest.raises(InputError, match="cut off|malformed"):
+            load_audio(cut + BEHIND[behind])
+
+
+SUBTYPES = {"WAV": "PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT ULAW IMA_ADPCM", "WAVEX": "PCM_16", "FLAC": "PCM_16 PCM_24"}
+KINDS = [(kind, subtype) for kind, several in (SUBTYPES | {"AIFF": "PCM_16"}).items() for subtype in several.split()]
+RATES = [8000, 16_000, 44_100, 48_000]
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 300), st.integers(1, 6), st.sampled_from(RATES), st.binary(max_size=9))
+@SEEDED
+def test_the_quick_header_says_what_soundfile_does(kind, frames, channels, rate, behind):
+    """Or nothing, which leaves the file to soundfile."""
+    if kind[1] == "IMA_ADPCM":
+        channels = 1
+    data = encoded(np.zeros((frames, channels)), rate, *kind) + behind
+    if info := plain_header(data[:HEADER], len(data)):
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            assert (info.frames, info.rate, info.channels) == (file.frames, file.samplerate, file.channels)
+            assert info.mended is None and len(file.read()) == info.frames
+    elif kind in (("WAV", "PCM_16"), ("WAV", "PCM_24"), ("FLAC", "PCM_16")):
+        assert not frames or (channels * frames) % 2  # of an odd number of bytes
+
+
+@given(st.integers(0, 60), st.integers(0, 255), st.sampled_from(["WAV", "FLAC"]))
+@SEEDED
+def test_the_quick_header_of_a_file_with_another_byte(place, value, kind):
+    data = bytearray(encoded(tone(), kind=kind))
+    data[place] = value
+    if info := plain_header(bytes(data[:HEADER]), len(data)):
+        try:
+            with soundfile.SoundFile(io.BytesIO(bytes(data))) as file:
+                assert (info.frames, info.rate, info.channels) == (file.frames, file.samplerate, file.channels)
+        except soundfile.LibsndfileError:
+            assert kind == "FLAC"  # damaged behind what says the length, which shows in decoding
+            with pytest.raises(InputError):
+                load_audio(bytes(data))
+
+
+@pytest.mark.parametrize("channel", [1, 2, 3])
+def test_a_channel_by_its_number(channel):
+    clips = [tone(hertz=hertz) for hertz in (440, 880, 1320)]
+    data = encoded(np.stack(clips, axis=1), subtype="FLOAT")
+    np.testing.assert_array_equal(load_audio(data, channel=channel), clips[channel - 1])
+    for array in (np.stack(clips), np.stack(clips, axis=1)):  # as `datasets` and as soundfile have it
+        source = {"array": array, "sampling_rate": RATE}
+        np.testing.assert_array_equal(load_audio(source, channel=channel), clips[channel - 1])
+        assert audio_info(source) == (8000, RATE, 3, None)
+    with pytest.raises(InputError, match="<bytes>: has no channel 4; it has 3, counted from 1"):
+        load_audio(data, channel=4)
+
+
+@given(st.integers(0, 7900), st.integers(1, 4000))
+@settings(derandomize=True, deadline=None, max_examples=30)
+def test_a_part_is_a_part_of_the_whole(first, length):
+    for data in PARTS:
+        whole = load_audio(data)
+        part = load_audio(data, part=(first / RATE, min(first + length, 8000) / RATE))
+        np.testing.assert_allclose(part, whole[first : first + length], atol=1e-6)
+
+
+PARTS = [encoded(tone()), encoded(tone(), kind="FLAC"), encoded(tone(), kind="OGG"), encoded(tone(), kind="MP3")]
+
+
+@pytest.mark.parametrize("part", [(-0.1, 0.2), (0.2, 0.2), (0.3, 0.2), (0.6, 0.7), (0.1, 0.7), (0.5, None)])
+def test_a_part_that_is_not_there(part):
+    with pytest.raises(InputError, match="<bytes>: has no part from .* it lasts 0.5 s"):
+        load_audio(encoded(tone()), part=part)
+    assert len(load_audio(encoded(tone()), part=(0.1, None))) == 6400
+    assert len(load_audio(encoded(tone()), part=(0.4, 0.55))) == 1600  # annotations are rounded
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
