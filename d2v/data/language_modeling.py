@@ -13,7 +13,7 @@ import numpy as np
 from d2v.config import Job
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
-from d2v.data.text import TextData, encode_pairs, note_cut, token_batch
+from d2v.data.text import WITHOUT_SPACES, TextData, encode_pairs, note_cut, token_batch
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
@@ -45,7 +45,8 @@ class Stream:
 
     Attributes:
         ids: (N,) int32; each document, or the whole text, is between `<s>` and `</s>`.
-        starts: (N,) bool, True where a word begins: letters, digits or signs, with the space before them.
+        starts: (N,) bool, True where a word begins: letters, digits or signs, with the space before them; in scripts
+            without spaces a character.
         characters: of the text, separators counted.
     """
 
@@ -91,16 +92,32 @@ def read_stream(pieces: Sequence[str], tokenizer: Tokenizer, *, documents: bool)
     """
     ids, starts = [], []
     for first in range(0, len(pieces), CHUNK):
-        for encoding in tokenizer(pieces[first : first + CHUNK]):
+        some = pieces[first : first + CHUNK]
+        for text, encoding in zip(some, tokenizer(some), strict=True):
             inner = slice(None) if documents else slice(1, -1)
             words = np.array([-1 if word is None else word for word in encoding.word_ids[inner]], dtype=np.int32)
             ids.append(np.array(encoding.ids[inner], dtype=np.int32))
-            starts.append(np.diff(words, prepend=-2) != 0)
+            starts.append((np.diff(words, prepend=-2) != 0) | begins_character(text, encoding.offsets[inner]))
     if not documents:
         begin, end = ([np.array([token], np.int32)] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
         one = [np.ones(1, dtype=bool)]
         ids, starts = begin + ids + end, one + starts + one
     return Stream(np.concatenate(ids), np.concatenate(starts), sum(map(len, pieces)))
+
+
+def begins_character(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray | bool:
+    """Which tokens of a text begin another character of a script without spaces, where a word is a character.
+
+    Args:
+        text: the text.
+        offsets: from and to which character each token is; of the bytes of one character the same.
+    """
+    if not WITHOUT_SPACES.search(text):
+        return False
+    firsts = np.array([first for first, _ in offsets])
+    alone = [bool(WITHOUT_SPACES.match(text[first : first + 1])) for first, _ in offsets]
+    # The token after such a character begins something too, such as a Latin word.
+    return (np.diff(firsts, prepend=-1) != 0) & (np.array(alone) | np.array([False, *alone[:-1]]))
 
 
 def windows(length: int, size: int, stride: int | None = None) -> list[dict[str, int]]:
@@ -140,6 +157,11 @@ def stream_rows(
         special: number of tokens that a batch adds to a window.
         ahead: number of tokens after a window that a batch needs too; in train the text begins again at its end.
     """
+    if size < 1:
+        least, given = special + 1, size + special
+        raise InputError(
+            f"data.max_length is {given}; should be at least {least}, of which {special} are special tokens"
+        )
     items = training_windows(length, size) if split.name == "train" else windows(length - ahead, size, stride)
     lengths = [window["end"] - window["start"] + special for window in items]
     return Rows(split, list(map(str, range(len(items)))), lengths, items=items)

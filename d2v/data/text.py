@@ -1,7 +1,8 @@
 """Texts: the tokenizer of a run, and splits as tokens."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,11 @@ from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.processors.text import Tokenizer
 
+# Letters of scripts that do not put spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
 
 @dataclass
 class TextData(Data):
@@ -19,6 +25,8 @@ class TextData(Data):
     Attributes:
         max_length: maximum number of tokens of a text, special ones counted; the model's positions bound it too.
         batch_tokens: maximum number of tokens in a batch, padding counted.
+        add_tokens: tokens that the model's tokenizer lacks, such as '[<user>, <system>]'; in training they are added,
+            and begin as the mean of the others.
         vocab_size: number of tokens of the tokenizer that is trained on the texts of train where there is no model.
     """
 
@@ -27,6 +35,7 @@ class TextData(Data):
     max_length: int = 512
     batch_tokens: int = 8192
     vocab_size: int = 8000
+    add_tokens: list[str] = field(default_factory=list)
     batch_size: int = 32
 
     def __post_init__(self):
@@ -40,7 +49,7 @@ class TextData(Data):
 
 
 def tokenizer_for(job: Job, texts: Callable[[], Iterable[str]], *, add_prefix_space: bool = False) -> Tokenizer:
-    """The tokenizer of the run's model, or without a model a new one.
+    """The tokenizer of the run's model, or without a model a new one; in training with `data.add_tokens`.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -48,8 +57,13 @@ def tokenizer_for(job: Job, texts: Callable[[], Iterable[str]], *, add_prefix_sp
         add_prefix_space: words are given split.
     """
     if job.config.model:
-        return Tokenizer.from_pretrained(job.config.model, add_prefix_space=add_prefix_space or None)
-    return Tokenizer.train(texts(), job.config.data.vocab_size, add_prefix_space=add_prefix_space)
+        tokenizer = Tokenizer.from_pretrained(job.config.model, add_prefix_space=add_prefix_space or None)
+    else:
+        tokenizer = Tokenizer.train(texts(), job.config.data.vocab_size, add_prefix_space=add_prefix_space)
+    if job.training and (new := [token for token in job.config.data.add_tokens if token not in tokenizer.vocab]):
+        tokenizer.add_tokens(new)
+        note(job, "tokens added", f"vocabulary: {len(new)} tokens are new: {', '.join(new)}", tokens=new)
+    return tokenizer
 
 
 def all_texts(split: Split, columns: Sequence[str]) -> Iterable[str]:

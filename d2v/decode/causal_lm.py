@@ -14,6 +14,7 @@ from tqdm import tqdm
 from d2v import losses
 from d2v.config import at_least
 from d2v.data.language_modeling import encode_prompts
+from d2v.errors import InputError
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM
 from d2v.processors.text import Tokenizer
@@ -29,7 +30,8 @@ class Sampling:
         temperature: divisor of the logits: below 1 for likelier texts, above 1 for stranger ones; 0 does not sample but
             takes the likeliest token each time.
         top_k: number of likeliest tokens that are sampled from; 0 for all.
-        top_p: probability that the likeliest tokens, which are sampled from, have together.
+        top_p: probability that the likeliest tokens, which are sampled from, have together; 0 for the likeliest.
+        repetition_penalty: divisor of the logits of tokens that the text has already, such as 1.2; 1 changes nothing.
     """
 
     prompts: list[str] = field(default_factory=lambda: [""])
@@ -37,10 +39,13 @@ class Sampling:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.95
+    repetition_penalty: float = 1.0
 
     def __post_init__(self):
         at_least(0, "sampling", self, ("temperature", "top_k", "top_p"))
         at_least(1, "sampling", self, ("max_new_tokens",))
+        if self.repetition_penalty <= 0:
+            raise InputError(f"sampling.repetition_penalty should be above 0, not {self.repetition_penalty:g}")
 
     def bounds(self, config: Data2VecTextConfig) -> tuple[int, int]:
         """How many tokens of a prompt are read, and how many follow: together the model's positions, at most."""
@@ -79,7 +84,8 @@ def continue_texts(
     """
     ids, (_, new) = batch["input_ids"], sampling.bounds(model.config)
     options = {"do_sample": sampling.temperature > 0, "temperature": sampling.temperature or 1.0}
-    options |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    options |= {"top_k": sampling.top_k, "top_p": sampling.top_p, "vocab_size": len(tokenizer)}
+    options["repetition_penalty"] = sampling.repetition_penalty
     generator = torch.Generator(ids.device).manual_seed(seed)
     texts = model.generate(ids, batch["attention_mask"], max_new_tokens=new, generator=generator, **options)
     return [tokenizer.decode(row[ids.shape[1] :]) for row in texts]

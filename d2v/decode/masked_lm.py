@@ -45,7 +45,8 @@ def fill_text(ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, 
         labels: (n,).
         tokenizer: of the model.
     """
-    scores, tokens = logits.float().softmax(-1).topk(LISTED)  # (n, LISTED)
+    # A model may have more rows than its tokenizer has tokens: these are never guessed.
+    scores, tokens = logits[:, : len(tokenizer)].float().softmax(-1).topk(LISTED)  # (n, LISTED)
     words = [[tokenizer.decode([token]) for token in row] for row in tokens.tolist()]
     listed = {"guesses": words, "scores": [[round(score, 6) for score in row] for row in scores.tolist()]}
     first = [row[0] for row in words]

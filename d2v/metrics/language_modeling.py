@@ -30,7 +30,9 @@ def language_modeling_metrics(
     total, count = math.fsum(losses), sum(tokens)
     if not count:
         raise InputError("no token to predict; a text needs at least one word")
-    metrics = {"loss": total / count, "perplexity": math.exp(total / count)}
+    mean = total / count
+    # exp overflows just above 709 nats a token
+    metrics = {"loss": mean, "perplexity": math.exp(mean) if mean < 709 else math.inf}
     if characters is not None:
         metrics["loss_per_character"] = total / characters
     if correct is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from d2v.data.text import WITHOUT_SPACES
 from d2v.errors import InputError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -104,11 +105,16 @@ def exact(answer: str, reference: str) -> float:
 
 def overlap(answer: str, reference: str, *, empty: bool = False) -> float:
     """F1 of the words that they share; with `empty` two texts without words are the same (2.0), else not (1.1)."""
-    words, wanted = normalize(answer).split(), normalize(reference).split()
+    words, wanted = split_words(normalize(answer)), split_words(normalize(reference))
     if empty and not (words and wanted):
         return float(words == wanted)
     shared = sum((Counter(words) & Counter(wanted)).values())
     return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text; in scripts without spaces its characters, as MLQA's script has them for Chinese."""
+    return WITHOUT_SPACES.sub(r" \g<0> ", text).split()
 
 
 def normalize(text: str) -> str:

@@ -20,6 +20,8 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
     eos_token_id: int | list[int] | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
@@ -36,6 +38,9 @@ def generate(
         temperature: logits are divided by it before drawing.
         top_k: draw from the k likeliest; 0 for all.
         top_p: draw from the likeliest that have this probability together (Holtzman et al., 2020).
+        repetition_penalty: logits of tokens that the text has are divided by it, or multiplied where they are negative
+            (Keskar et al., 2019); 1 for none.
+        vocab_size: only tokens below it are chosen: a tokenizer may have fewer than the model; by default all.
         eos_token_id: a text ends with such a token; by default the configuration's. An empty list for none.
         generator: source of random numbers.
         use_cache: keep keys and values; without, everything is computed again for each token.
@@ -60,7 +65,8 @@ def generate(
         place = new_mask * torch.arange(1, new.shape[1] + 1, device=new.device)
         last = place == place.max(dim=1, keepdim=True).values  # (B, T), True at each text's last real token
         logits = model(new, new_mask, logits_at=last, past_key_values=cache, use_cache=use_cache, **inputs).logits
-        token = choose(logits.float(), do_sample, temperature, top_k, top_p, generator)
+        logits = repeat_less(logits.float(), input_ids, repetition_penalty)[:, :vocab_size]
+        token = choose(logits, do_sample, temperature, top_k, top_p, generator)
         token = token.masked_fill(ended, model.config.pad_token_id)[:, None]  # (B, 1)
         input_ids, mask = torch.cat((input_ids, token), dim=1), torch.cat((mask, torch.ones_like(token)), dim=1)
         ended |= torch.isin(token[:, 0], stops)
@@ -68,6 +74,14 @@ def generate(
             break
         new, new_mask = (token, torch.ones_like(token)) if use_cache else (input_ids, mask)
     return input_ids
+
+
+def repeat_less(logits: Tensor, input_ids: Tensor, penalty: float) -> Tensor:
+    """Logits (B, C) that are lower for the tokens of a text (B, T), as `repetition_penalty` of `generate` says."""
+    if penalty == 1:
+        return logits
+    seen = logits.gather(1, input_ids)
+    return logits.scatter(1, input_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
 def choose(
@@ -81,6 +95,7 @@ def choose(
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # the likeliest always stays
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        before[:, 0] = -1  # the likeliest always stays
         logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, -torch.inf))
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]

@@ -148,6 +148,12 @@ class Tokenizer:
                     f"room for {max(left, 0)} of the other within max_length; must be more than stride {stride}"
                 )
 
+    def add_tokens(self, tokens: Sequence[str]) -> None:
+        """Tokens that stand whole wherever a text has them, with the ids after the last."""
+        if wrong := [token for token in tokens if not token.strip()]:
+            raise InputError(f"add_tokens: {wrong[0]!r} should not be blank")
+        self.backend.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+
     def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
         """The text of tokens, no space before punctuation removed; bytes that are not UTF-8 become U+FFFD."""
         ids, last = torch.as_tensor(ids).tolist(), len(self) - 1

@@ -62,6 +62,8 @@ def build(
         changes = text_sizes(job, tokenizer, changes) if isinstance(tokenizer, Tokenizer) else changes
         model = cls(cls.config_class.from_dict({}, **changes))
     settings = model.config
+    if job.training and config.model and isinstance(tokenizer, Tokenizer) and config.data.add_tokens:
+        start_tokens(model, tokenizer, len(Tokenizer.from_pretrained(config.model)))
     if tokenizer and isinstance(settings, Data2VecTextConfig) and len(tokenizer) > settings.vocab_size:
         tokens = f"{len(tokenizer)} tokens, its model {settings.vocab_size}"
         raise InputError(f"{config.model}: the tokenizer has {tokens}; they do not belong together")
@@ -156,6 +158,18 @@ def row_axes(model: PreTrainedModel, tokenizer: Tokenizer | CTCTokenizer | None)
         others = {key: value.shape for key, value in type(model)(longer).state_dict().items()}
     pairs = ((key, zip(value.shape, others[key], strict=True)) for key, value in model.state_dict().items())
     return {key: axis for key, sizes in pairs for axis, (size, other) in enumerate(sizes) if size != other}
+
+
+def start_tokens(model: Any, tokenizer: Tokenizer, known: int) -> None:
+    """Give the tokens of a tokenizer after the first `known` the mean embedding of these, in new rows if need be."""
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    head, tables = getattr(model, "lm_head", None), [model.base_model.embeddings.word_embeddings.weight]
+    if head is not None:
+        tables += [head.bias] if head.decoder is None else [head.decoder.weight, head.decoder.bias]
+    with torch.no_grad():
+        for table in tables:
+            table[known : len(tokenizer)] = table[:known].mean(dim=0)
 
 
 def text_sizes(job: Job, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def finish(
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
     results = (
-        {key: None if math.isnan(value) else float(value) for key, value in metrics.items()}  # null: undefined
+        {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}  # null: undefined
         | notes
         | {
             "split": split,

@@ -199,3 +199,26 @@ def test_gaps_are_where_labels_are_not_ignored():
     assert (batch["labels"] != IGNORE).sum(1).tolist() == [1, 2]
     with pytest.raises(InputError, match="test, row 1: has no <mask> to fill"):
         gap_rows(make_job(LanguageData()), make_split("test", text=["a<mask>", "a"]), "text", TOKENIZER, 20)
+
+
+def test_a_character_is_a_word_where_there_are_no_spaces():
+    """Whole-word masking would hide all of a Chinese sentence at once; all bytes of a character are one word."""
+    texts = ["\u4eca\u5929 we \u597d.", "two words"]
+    read = read_stream(texts, TOKENIZER, documents=True)
+    encodings = TOKENIZER(texts)
+    starts = np.split(read.starts, [len(encodings[0].ids)])
+    words, current = [], []
+    for token, start in zip(encodings[0].ids[1:-1], starts[0][1:-1], strict=True):
+        if start:
+            current = []
+            words.append(current)
+        current.append(token)
+    assert [TOKENIZER.decode(word) for word in words] == ["\u4eca", "\u5929", " we", " \u597d", "."]
+    assert starts[1].sum() == 2 + 2  # the words, <s> and </s>, as ever
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("size", "special"), [(0, 2), (-1, 2), (0, 0)])
+def test_windows_without_room_are_refused(split, size, special):
+    with pytest.raises(InputError, match=rf"data.max_length is {size + special}; should be at least {special + 1}"):
+        stream_rows(make_split(split, text=["a"]), 10, size, special=special)

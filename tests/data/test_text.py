@@ -91,6 +91,26 @@ def test_a_tokenizer_is_the_checkpoints_or_new(tmp_path):
     assert tokenizer_for(with_model, refuse, add_prefix_space=True).add_prefix_space
 
 
+def test_tokens_are_added_in_training(tmp_path):
+    folder = str(tiny_reader(tmp_path))
+    job = make_job(TextData(add_tokens=["<user>", "the"]), model=folder)
+    plain = Tokenizer.from_pretrained(folder)
+    assert "the" in plain.vocab
+    added = tokenizer_for(job, list)
+    assert len(added) == len(plain) + 1 and added.vocab["<user>"] == len(plain)
+    assert [fact["tokens"] for fact in job.facts] == [["<user>"]]
+    (encoding,) = added(["a<user>b"])
+    assert encoding.ids[2] == len(plain) and added.decode(encoding.ids) == "a<user>b"
+    added.save_pretrained(tmp_path / "saved")
+    assert Tokenizer.from_pretrained(tmp_path / "saved").vocab == added.vocab
+    evaluate = make_job(TextData(add_tokens=["<user>"]), "evaluate", model=folder)
+    assert len(tokenizer_for(evaluate, list)) == len(plain)
+    new = tokenizer_for(make_job(TextData(vocab_size=280, add_tokens=["<user>"])), lambda: iter(TEXTS))
+    assert new.vocab["<user>"] == 280
+    with pytest.raises(InputError, match="add_tokens: ' ' should not be blank"):
+        new.add_tokens([" "])
+
+
 def test_rows_know_their_tokens(tokenizer):
     split = rows(text=TEXTS[:3], id=["x", "y", "z"]).select([2, 0])
     made = text_rows(make_job(TextData()), tokenizer, split, ["text"], 100, references=["b", "a"])

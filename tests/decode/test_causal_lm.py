@@ -1,10 +1,13 @@
 """Losses of windows, and texts continued, by a tiny model."""
 
+import copy
+
 import pytest
 import torch
 
 from d2v.decode.causal_lm import Sampling, continue_texts, show_samples, window_losses
 from d2v.errors import InputError
+from d2v.models.generation import repeat_less
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM
 from d2v.processors.text import Tokenizer
@@ -65,3 +68,28 @@ def test_options_out_of_range():
         Sampling(max_new_tokens=0)
     with pytest.raises(InputError, match="sampling.temperature should be at least 0, not -1"):
         Sampling(temperature=-1)
+    with pytest.raises(InputError, match="sampling.repetition_penalty should be above 0, not 0"):
+        Sampling(repetition_penalty=0)
+
+
+def test_nothing_of_the_mass_is_the_likeliest(model, tokenizer):
+    batch = prompts(tokenizer, ["the red cat", ""])
+    greedy = continue_texts(model, batch, tokenizer, Sampling(max_new_tokens=4, temperature=0), 0)
+    assert continue_texts(model, batch, tokenizer, Sampling(max_new_tokens=4, top_p=0.0), 0) == greedy
+
+
+def test_rows_without_a_token_are_never_written(model, tokenizer):
+    """A model may have more rows than its tokenizer has tokens."""
+    larger = copy.deepcopy(model)
+    larger.resize_token_embeddings(len(tokenizer) + 3)
+    larger.lm_head.bias.data[len(tokenizer) :] = 1e3  # the likeliest by far
+    batch = prompts(tokenizer, ["the red cat", ""])
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(max_new_tokens=4, temperature=temperature)
+        expected = continue_texts(model, batch, tokenizer, sampling, 3)
+        assert continue_texts(larger, batch, tokenizer, sampling, 3) == expected
+
+
+def test_what_was_written_is_less_likely():
+    logits, ids = torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[0, 1, 0]])
+    assert repeat_less(logits, ids, 2.0).tolist() == [[1.0, -4.0, 1.0]] and repeat_less(logits, ids, 1.0) is logits

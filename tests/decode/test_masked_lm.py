@@ -46,3 +46,10 @@ def test_a_text_without_a_gap_stays():
     (encoding,) = TOKENIZER(["the red cat"])
     ids = torch.tensor(encoding.ids)
     assert write_gaps(ids, torch.zeros_like(ids, dtype=torch.bool), [], TOKENIZER) == "the red cat"
+
+
+def test_rows_without_a_token_are_never_guessed():
+    """A model may have more rows than its tokenizer has tokens; a guess of one ended the prediction."""
+    ids, where, logits = gaps("the red<mask> sees")
+    larger = torch.nn.functional.pad(logits, (0, 5), value=1e3)
+    assert fill_texts(ids, where, larger, TOKENIZER) == fill_texts(ids, where, logits, TOKENIZER)

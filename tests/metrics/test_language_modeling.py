@@ -46,3 +46,8 @@ def test_how_a_text_is_cut_changes_nothing(losses, data):
 def test_nothing_to_predict():
     with pytest.raises(InputError, match="no token to predict"):
         language_modeling_metrics([], [])
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(700.0, math.exp(700)), (710.0, math.inf), (1e9, math.inf)])
+def test_a_perplexity_beyond_all_numbers_is_infinite(loss, perplexity):
+    assert language_modeling_metrics([loss], [1]) == {"loss": loss, "perplexity": perplexity}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
-from d2v.metrics.question_answering import normalize, question_answering_metrics, squad, squad_v2
+from d2v.metrics.question_answering import normalize, overlap, question_answering_metrics, squad, squad_v2
 
 WORDS = ["the", "An", "cat", "Cat!", "dog", "1,000", "1000", "—", "-", "état", "x.y", "the."]
 text = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
@@ -108,3 +108,9 @@ def test_a_threshold_asks_for_the_metrics_of_2_0():
     rows = [{"answer": "", "best": "one", "no_answer": 0.7}, {"answer": "two", "best": "two", "no_answer": 0.2}]
     assert question_answering_metrics(references, rows, 0.5) == squad_v2(references, ["one", "two"], [0.7, 0.2], 0.5)
     assert question_answering_metrics([["one"], ["two"]], rows, None) == squad([["one"], ["two"]], ["", "two"])
+
+
+def test_a_character_is_a_word_where_there_are_no_spaces():
+    assert overlap("\u5317\u4eac\u5e02", "\u5317\u4eac") == pytest.approx(2 * 2 / 5)  # it was 0: two words
+    assert overlap("in \u5317\u4eac", "\u5317\u4eac in") == 1
+    assert overlap("new york", "york city") == pytest.approx(1 / 2)

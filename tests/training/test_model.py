@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from d2v.config import Lora
-from d2v.data.text import TextData
+from d2v.data.text import TextData, tokenizer_for
 from d2v.data.token_classification import TokenData
 from d2v.errors import InputError
 from d2v.models.audio_heads import Data2VecAudioForCTC, Data2VecAudioForSequenceClassification
@@ -225,3 +225,24 @@ def test_a_ctc_head_has_its_rows_by_character(head, tmp_path):
     for i, row in known.items():
         assert torch.equal(weight[i], smaller.lm_head.weight[row])
     assert training.facts[0]["line"].startswith(f"head: {len(known)} of 9 rows are the checkpoint's, by name; new: ")
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_tokens_begin_as_the_mean(rows, tied, tmp_path):
+    """In rows that the model has beyond its tokenizer, or in new ones; in an output layer too."""
+    folder = tiny_reader(tmp_path)
+    known = Tokenizer.from_pretrained(folder)
+    arch = TINY_TEXT | {"vocab_size": len(known) + rows, "max_position_embeddings": 20, "tie_word_embeddings": tied}
+    saved(folder, Data2VecTextForMaskedLM, arch)
+    made = make_job(TextData(add_tokens=["<a>", "<b>"]), model=str(folder))
+    tokenizer = tokenizer_for(made, list)
+    model = build(made, Data2VecTextForMaskedLM, tokenizer=tokenizer)
+    assert model.config.vocab_size == len(known) + (rows or 2)
+    tables = [model.base_model.embeddings.word_embeddings.weight]
+    tables += [] if tied else [model.lm_head.decoder.weight]
+    for table in tables:
+        mean = table[: len(known)].mean(0)
+        assert all(torch.equal(table[tokenizer.vocab[token]], mean) for token in ("<a>", "<b>"))
+    (encoding,) = tokenizer(["the <a> cat"])
+    assert model(torch.tensor([encoding.ids])).logits.shape[-1] == model.config.vocab_size
