@@ -15,17 +15,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
-from d2v.data.audio import clip_batch
+from d2v.data.audio import clip_batch, long_recordings
 from d2v.data.ctc import TranscriptData, ctc_tokenizer, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
-from d2v.decode.ctc import transcribe, windowed_logits
+from d2v.decode.ctc import transcribe
 from d2v.decode.ctc_lm import Decoding, beam_search
+from d2v.decode.windows import frame_logits, windowed_logits
 from d2v.demo.speech import number_words
 from d2v.metrics.asr import normalized_error_rate, show_errors, transcript_metrics, whisper_normalizer
 from d2v.metrics.statistics import transcript_statistics
@@ -73,12 +72,9 @@ class Config(Recipe):
 def collate(rows: list[dict], *, extractor, tokenizer, data, longest: float = math.inf) -> dict[str, Any]:
     """A batch of clips; if one is longer than `longest` seconds a list of recordings, each normalised as a whole."""
     rows, batch = clip_batch(rows, extractor, data)
-    if max(batch["lengths"]) > longest * extractor.sampling_rate:
-        clips = zip(batch["input_values"].numpy(), batch["lengths"], strict=True)
-        return {"rows": batch["rows"], "recordings": [values[:length] for values, length in clips]}
     if "reference" in rows[0]:
         batch["labels"] = pad_labels([tokenizer.encode(row["reference"]) for row in rows])
-    return batch
+    return long_recordings(batch, longest * extractor.sampling_rate)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -101,10 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
     def forward(model, batch):
-        if windowed and "recordings" in batch:
-            return windowed(model, batch["recordings"])
-        logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
-        return logits, torch.tensor([settings.frames(length) for length in batch["lengths"]])
+        return frame_logits(model, batch, settings, windowed)  # (B, T, C), (B,)
 
     # Loss: CTC over the frames of each clip
     def loss_fn(model, batch):

@@ -11,6 +11,7 @@
 Without a data option it learns to tell apart two synthesised voices that talk at once, in a few minutes on a CPU.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run
-from d2v.data.audio import clip_batch
+from d2v.data.audio import clip_batch, long_recordings
 from d2v.data.diarization import (
     SegmentData,
     frame_head,
@@ -29,7 +30,16 @@ from d2v.data.diarization import (
 )
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.decode.diarization import DECISION, decode_segments, read_decision, segment_records, write_arrays, write_rttm
+from d2v.decode.diarization import (
+    DECISION,
+    decode_segments,
+    read_decision,
+    segment_records,
+    segment_windows,
+    write_arrays,
+    write_rttm,
+)
+from d2v.decode.windows import frame_logits
 from d2v.demo.speech import conversations
 from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
 from d2v.metrics.statistics import diarization_statistics
@@ -56,9 +66,10 @@ class Config(Recipe):
 def collate(rows: list[dict], *, extractor, data, settings) -> dict[str, Any]:
     """A batch of recordings; those of train are cropped, and have the labels of their frames."""
     rows, batch = clip_batch(rows, extractor, data, crop_seconds=data.crop_seconds)
+    rate = extractor.sampling_rate
     if "starts" in batch:
-        batch["labels"] = frame_labels(rows, batch["lengths"], batch["starts"], settings, extractor.sampling_rate)
-    return batch
+        return batch | {"labels": frame_labels(rows, batch["lengths"], batch["starts"], settings, rate)}
+    return long_recordings(batch, (data.chunk_seconds or math.inf) * rate)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -77,6 +88,7 @@ def main(config: Config) -> dict[str, Any]:
     settings, rate, diarization = model.config, extractor.sampling_rate, model.config.frame_loss == "pit_bce"
     names = [f"speaker_{i}" for i in settings.id2label] if diarization else list(settings.id2label.values())
     hop, rows = settings.inputs_to_logits_ratio / rate, segment_rows(job, splits, rate, settings, segments)
+    windowed = segment_windows(data, settings, rate)
     collate_rows = partial(collate, extractor=extractor, data=data, settings=settings)
     recordings = {split: recording_names(rows[split].ids, split) for split in rows if split != "train"}
 
@@ -93,9 +105,9 @@ def main(config: Config) -> dict[str, Any]:
 
     # Prediction: probabilities of each frame, by recording
     def predict_fn(model, batch):
-        logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
-        probabilities, frames = logits.float().sigmoid().cpu().numpy(), map(settings.frames, batch["lengths"])
-        return [values[:count] for values, count in zip(probabilities, frames, strict=True)]
+        logits, frames = frame_logits(model, batch, settings, windowed)  # (B, T, C), (B,)
+        probabilities = logits.float().sigmoid().cpu().numpy()
+        return [values[:count] for values, count in zip(probabilities, frames.tolist(), strict=True)]
 
     def predict_split(model, split):
         predictions = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)

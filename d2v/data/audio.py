@@ -247,6 +247,18 @@ def load_clip(row: dict[str, Any], data: AudioData, rate: int) -> np.ndarray:
     return load_audio(row[data.audio_column], rate, channel=data.channel, part=row.get("part"))
 
 
+def long_recordings(batch: dict[str, Any], samples: float) -> dict[str, Any]:
+    """The batch, or if a clip of it is longer than so many samples a batch of `recordings`, each normalised as a whole.
+
+    See `d2v.decode.windows`; a list of arrays stays on the host.
+    """
+    if max(batch["lengths"]) <= samples:
+        return batch
+    clips = zip(batch["input_values"].numpy(), batch["lengths"], strict=True)
+    kept = {key: value for key, value in batch.items() if key not in ("input_values", "attention_mask")}
+    return kept | {"recordings": [values[:length] for values, length in clips]}
+
+
 def clip_batch(
     rows: list[dict[str, Any]],
     extractor: AudioFeatureExtractor,

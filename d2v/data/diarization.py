@@ -47,12 +47,17 @@ class SegmentData(AudioData):
         label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
         rttm: RTTM file of the segments of all splits' recordings; by default segments_column has them.
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
+        chunk_seconds: length of the windows that longer recordings are computed in, in seconds; by default none.
+        stride_seconds: context at either end of a window, in seconds; by default a sixth of the window. Speakers are
+            matched over the time that two windows share, which is twice as long.
     """
 
     segments_column: str = "turns"
     label_key: str | None = "speaker"
     rttm: str | None = None
     crop_seconds: float = 8.0
+    chunk_seconds: float | None = None
+    stride_seconds: float | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,21 +1,15 @@
-"""From CTC logits to text, and the logits of recordings of any length. With a language model: `d2v.decode.ctc_lm`.
+"""From CTC logits to text. With a language model: `d2v.decode.ctc_lm`.
 
-Shapes: B batch, S samples, T frames, C vocabulary.
+Shapes: B batch, T frames, C vocabulary.
 """
 
 from collections.abc import Callable
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from d2v.errors import InputError
-from d2v.models.audio import Data2VecAudioConfig
-from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.ctc import CTCTokenizer
 
 NEVER = -1e4  # a log probability far below all others, but finite: hypotheses that have it still differ by the rest
@@ -90,72 +84,3 @@ def transcribe(
     if search is None:
         return found
     return [row | {"text_lm": text} for row, text in zip(found, search(logits, frames), strict=True)]
-
-
-def windows(frames: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """Where to cut a recording into overlapping windows, and which frames to keep of each.
-
-    All windows are of one length, the last one too: it ends where the recording ends. Every frame is kept once, from
-    the window in which it is nearest the centre.
-
-    Args:
-        frames: of the recording.
-        length: frames of a window.
-        stride: frames that are not kept at either end of a window, unless the recording begins or ends there.
-
-    Returns:
-        For each window its first frame, the first that is kept of it, and the first that no longer is, all counted from
-        the recording's beginning.
-    """
-    last = max(0, frames - length)
-    firsts = [*range(0, last, length - 2 * stride), last]
-    seams = [0, *((a + b + length) // 2 for a, b in pairwise(firsts)), frames]
-    return [(first, start, end) for first, (start, end) in zip(firsts, pairwise(seams), strict=True)]
-
-
-def windowed_logits(
-    config: Data2VecAudioConfig, rate: int, chunk_seconds: float, stride_seconds: float | None, batch_seconds: float
-) -> Callable[[Data2VecAudioForCTC, list[np.ndarray]], tuple[Tensor, Tensor]]:
-    """A function that computes the logits of recordings of any length in windows, in bounded memory.
-
-    Args:
-        config: the model's.
-        rate: samples a second.
-        chunk_seconds: length of a window.
-        stride_seconds: context at either end of a window whose logits are not kept; by default a sixth of the window,
-            as in Hugging Face's pipeline for speech recognition (`stride_length_s`).
-        batch_seconds: most seconds that are computed at once, but at least one window.
-
-    Returns:
-        A function of a model and of B waveforms on the host, (S,), each normalised as a whole. It returns logits
-        (B, T, C) and the numbers of frames, (B,), on the host too.
-
-    Raises:
-        InputError: such windows cannot be, or the model has adapters, whose frames would not fit together.
-    """
-    hop, length = config.inputs_to_logits_ratio, config.frames(int(chunk_seconds * rate))
-    stride = int((chunk_seconds / 6 if stride_seconds is None else stride_seconds) * rate) // hop
-    if config.add_adapter:
-        raise InputError("--data.chunk_seconds is for models without adapters (add_adapter)")
-    if length < 1 or not 0 <= 2 * stride < length:
-        raise InputError(
-            f"--data.chunk_seconds {chunk_seconds:g} should be at least {config.shortest_clip / rate:g}, and "
-            "--data.stride_seconds from 0 to less than half of it"
-        )
-    samples, rows = (length - 1) * hop + config.shortest_clip, max(1, int(batch_seconds // chunk_seconds))
-
-    def compute(model: Data2VecAudioForCTC, recordings: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        joined, device = [], next(model.parameters()).device
-        for recording in recordings:
-            cuts, parts = windows(config.frames(len(recording)), length, stride), []
-            for i in range(0, len(cuts), rows):
-                some = cuts[i : i + rows]
-                batch = np.stack([recording[first * hop :][:samples] for first, *_ in some])
-                logits = model(torch.from_numpy(batch).to(device)).logits.cpu()
-                parts += [
-                    row[start - first : end - first] for row, (first, start, end) in zip(logits, some, strict=True)
-                ]
-            joined.append(torch.cat(parts))
-        return pad_sequence(joined, batch_first=True), torch.tensor([len(logits) for logits in joined])
-
-    return compute

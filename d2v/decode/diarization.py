@@ -9,13 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from d2v.data.diarization import Segment
+from d2v.data.diarization import Segment, SegmentData
+from d2v.decode.windows import Windowed, windowed_logits
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
 from d2v.pretrained import fetch_file, read_json
 
 DECISION = "diarization.json"
 """File beside a model that has its `threshold` and the `filter` of `decode_segments`, chosen on validation."""
+
+
+def segment_windows(data: SegmentData, config: Data2VecAudioConfig, rate: int) -> Windowed | None:
+    """Computes recordings longer than `data.chunk_seconds` in windows, whose speakers are matched; None without it."""
+    if data.chunk_seconds is None:
+        return None
+    align = match_speakers if config.frame_loss == "pit_bce" else None
+    return windowed_logits(config, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds, align)
+
+
+def match_speakers(before: Tensor, after: Tensor) -> Tensor:
+    """The order of the columns of `after` in which speakers are those of `before`, (C,).
+
+    Args:
+        before, after: logits (T, C) of the same frames, from two windows that each have their own order of speakers.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    both = before.float().sigmoid()[:, :, None], after.float().sigmoid()[:, None]
+    apart = (both[0] - both[1]).abs().sum(0)  # (C, C)
+    return torch.from_numpy(linear_sum_assignment(apart.numpy())[1])
 
 
 def frames_to_segments(activity: np.ndarray, hop: float, names: Sequence[str]) -> list[Segment]:

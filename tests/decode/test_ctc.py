@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.decode.ctc import greedy, windowed_logits, windows, words_with_times
+from d2v.decode.ctc import greedy, words_with_times
+from d2v.decode.windows import windowed_logits, windows
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC

@@ -1,12 +1,15 @@
 """From frames to segments and RTTM files: hand-worked cases, round trips, what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from d2v.data.diarization import check_segments, read_rttm, segments_to_frames
+from d2v.data.diarization import SegmentData, check_segments, read_rttm, segments_to_frames
 from d2v.decode.diarization import (
     DECISION,
     binarise,
@@ -15,10 +18,14 @@ from d2v.decode.diarization import (
     median_filter,
     read_decision,
     segment_records,
+    segment_windows,
     write_arrays,
     write_rttm,
 )
+from d2v.decode.windows import windowed_logits
 from d2v.errors import InputError
+from d2v.models.audio import Data2VecAudioConfig
+from tests.tiny import TINY_AUDIO
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=100)
 activities = arrays(bool, st.tuples(st.integers(0, 30), st.integers(1, 3)))
@@ -114,3 +121,43 @@ def test_records_and_arrays(tmp_path):
     for _ in range(2):  # a run that is repeated writes over it
         write_arrays(tmp_path / "arrays", {"a": values})
     assert np.array_equal(np.load(tmp_path / "arrays/a.npy"), values)
+
+
+def conversation(frames):
+    """Logits of three speakers who take turns of 20 frames and sometimes talk at once."""
+    turns = np.arange(frames) // 20
+    active = np.stack([turns % 3 == 0, turns % 3 == 1, (turns % 3 == 2) | (turns % 5 == 0)], axis=1)
+    return torch.from_numpy(np.where(active, 3.0, -3.0)).float()
+
+
+class Shuffled(torch.nn.Module):
+    """Hears `conversation` in a recording of numbered samples, its speakers in another order each time."""
+
+    def __init__(self, config, frames):
+        super().__init__()
+        self.config, self.logits, self.calls = config, conversation(frames), 0
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, values, mask=None):
+        rows = []
+        for clip in values:
+            first, count = int(clip[0]) // 320, self.config.frames(len(clip))
+            order = [(i + self.calls) % 3 for i in range(3)]
+            rows.append(self.logits[first : first + count][:, order])
+            self.calls += 1
+        return SimpleNamespace(logits=torch.stack(rows))
+
+
+@pytest.mark.parametrize("frames", [30, 150, 151, 500])
+def test_speakers_of_windows_are_matched(frames):
+    config = Data2VecAudioConfig(**TINY_AUDIO, frame_loss="pit_bce", id2label={0: "0", 1: "1", 2: "2"})
+    recording = np.arange((frames - 1) * 320 + config.shortest_clip, dtype=np.float32)
+    assert config.frames(len(recording)) == frames
+    data = SegmentData(chunk_seconds=2.0, stride_seconds=0.5)
+    model = Shuffled(config, frames)
+    logits, (count,) = segment_windows(data, config, 16_000)(model, [recording])
+    assert count == frames and torch.equal(logits[0], model.logits[:, :])
+    assert model.calls > 1 or frames <= 100
+    unmatched, _ = windowed_logits(config, 16_000, 2.0, 0.5, 100)(Shuffled(config, frames), [recording])
+    assert torch.equal(unmatched[0], model.logits) == (frames <= 100)
+    assert segment_windows(SegmentData(), config, 16_000) is None

@@ -278,6 +278,19 @@ def test_bad_turns_are_named_or_left_out(case, tmp_path, capsys):
     assert "train: 1 of 5 rows left out" in capsys.readouterr().out
 
 
+def test_long_recordings_in_windows(trained, data, tmp_path):
+    """A window over all changes nothing; shorter ones give as many frames."""
+    whole = trained[1]
+    for seconds, same in ((10, True), (0.8, False)):
+        args = ["--mode=evaluate", f"--model={trained[0] / 'best'}", f"--data.path={data}"]
+        out = tmp_path / str(seconds)
+        results = run(*args, f"--run.out={out}", f"--data.chunk_seconds={seconds}")
+        assert results["der"] == whole["der"] or not same
+        for path in (out / "probabilities").iterdir():
+            values = np.load(path)
+            assert values.shape == np.load(trained[0] / "probabilities" / path.name).shape
+
+
 def test_silence_has_no_error_rate_and_short_turns_none_with_a_collar(trained, tmp_path):
     for name, who in {"silence": lambda i: [], "short": lambda i: [{"speaker": "a", "start": 1.0, "end": 1.4}]}.items():
         data, out = write(tmp_path / name, who=who), tmp_path / f"{name}-out"
