@@ -134,7 +134,8 @@ class Data:
         name: configuration of the data set, such as cola of glue.
         train_split: split to train on; train+other joins two.
         validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.
-        test_split: split that is scored once, with the best checkpoint.
+        test_split: split that is scored once, with the best checkpoint; null leaves it for later, and validation is
+            scored.
         validation_share: share of train that is held out where there is no validation split.
         group_column: column of groups, such as speakers or sites, that are held out whole; by default none are.
         fold: part of train that is tested, such as 2/5 for the second of five; the others are trained on.
@@ -155,7 +156,7 @@ class Data:
     name: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
-    test_split: str = "test"
+    test_split: str | None = "test"
     validation_share: float = 0.1
     group_column: str | None = None
     fold: str | None = None

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from benchmarks.recipe import load_recipe
-from d2v import compare
+from d2v import compare, sweep
 from d2v.cli import parse
 from d2v.convert import command_line
 from tests.helpers import PRETRAINING, RECIPES, ROOT, SCRIPTS, parse_command, tiny_recogniser
@@ -100,6 +100,10 @@ def test_command(page, command):
         assert command_line().parse_args(args).out
     elif module == "d2v.compare":
         assert len(compare.build_parser().parse_args(args).runs) >= 2
+    elif module == "d2v.sweep":
+        own, others = args[: args.index("--")], args[args.index("--") + 1 :]
+        parsed = sweep.build_parser().parse_args(own)
+        assert sweep.combinations(parsed.grid) and parse(load_recipe(parsed.recipe).Config, others)
     elif module == "d2v.leaderboards":
         assert leaderboards_parser().parse_args(args).subcommand == args[0]
     elif module and module.startswith("benchmarks."):

@@ -121,6 +121,10 @@ def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, tra
         InputError: a split that was asked for is not there, or several may be meant.
     """
     wanted = getattr(data, f"{name}_split")
+    if wanted is None:
+        if not training:
+            raise InputError(f"data.{name}_split is null; --mode evaluate and predict need a split")
+        return []
     asked = wanted != getattr(type(data), f"{name}_split")
     found = []
     for part in [wanted] if wanted in source else wanted.split("+"):

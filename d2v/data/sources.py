@@ -170,7 +170,12 @@ def asked_splits(data: Data) -> list[str]:
     """The names of splits that somebody gave."""
     given = [getattr(data, f"{name}_split") for name in ("train", "validation", "test")]
     usual_names = [getattr(type(data), f"{name}_split") for name in ("train", "validation", "test")]
-    return [part for one, other in zip(given, usual_names, strict=True) if one != other for part in one.split("+")]
+    return [
+        part
+        for one, other in zip(given, usual_names, strict=True)
+        if one not in (other, None)
+        for part in one.split("+")
+    ]
 
 
 def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) -> list[PurePath]:

@@ -83,6 +83,7 @@ def finish(
         {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}  # null: undefined
         | notes
         | {
+            "metric": (job.config.run.metric or metric).partition(",")[0].strip(),
             "split": split,
             "examples": len(predictions),
             "seconds": round(seconds, 3),

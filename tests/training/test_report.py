@@ -42,7 +42,7 @@ def end(out, mode, metrics, main=True, rows=7):
 def test_the_end_of_an_evaluation(tmp_path, capsys):
     results = end(tmp_path, "evaluate", {"wer": np.float32(0.5)})
     memory = results["peak_memory_mb"]
-    plain = {"wer": 0.5, "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
+    plain = {"wer": 0.5, "metric": "wer", "split": "test", "examples": 7, "seconds": 2.0, "examples_per_second": 3.5}
     assert results == plain | {"peak_memory_mb": memory} == json.loads((tmp_path / "results.json").read_text())
     lines = (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 7 and json.loads(lines[6]) == {"id": 6, "text": "größer"} and "größer" in lines[0]
