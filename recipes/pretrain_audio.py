@@ -21,9 +21,11 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MEL_BINS, MaskedAudioData, masked_clips
 from d2v.demo.speech import number_words
 from d2v.models.audio import Data2VecAudioModel
+from d2v.models.pretraining import at_masked
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import build, start
-from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 PRETRAINING = {"layerdrop": 0.05, "mask_feature_prob": 0.0}  # fairseq's base_librispeech.yaml; `arch` goes before it
 
@@ -54,12 +56,17 @@ def main(config: Config) -> dict[str, Any]:
         job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, crop_seconds=data.crop_seconds
     )
     collate = partial(
-        masked_clips, extractor=extractor, data=data, settings=base.config, auxiliary=config.auxiliary.weight > 0
+        masked_clips,
+        extractor=extractor,
+        data=data,
+        settings=base.config,
+        auxiliary=config.auxiliary.weight > 0,
+        views=config.economy.views,
     )
 
     # Loss: of the teacher's targets, see `pretrain`; and of log-mel bins, where they are asked for
     def auxiliary_loss(outputs, batch):
-        return losses.regression(outputs, batch["auxiliary"][batch["masked"]])[0]
+        return losses.regression(outputs, at_masked(batch["auxiliary"], batch["masked"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor])

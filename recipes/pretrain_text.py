@@ -21,9 +21,11 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
 from d2v.data.text import tokenizer_for
 from d2v.demo.text import docs_text
+from d2v.models.pretraining import at_masked
 from d2v.models.text import Data2VecTextModel
 from d2v.training import build, start
-from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 
 @dataclass
@@ -48,7 +50,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, docs_text, inputs={"text": data.text_column})
     texts = {name: pieces(job, split) for name, split in splits.items()}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
-    mask = text_masker(tokenizer, data)
+    mask = text_masker(tokenizer, data, config.economy.views)
 
     # Model: a student that sees masked tokens, and a teacher that is its moving average and sees them all
     base = build(job, Data2VecTextModel, tokenizer=tokenizer)
@@ -57,11 +59,13 @@ def main(config: Config) -> dict[str, Any]:
     for name in ("train", "validation"):
         stream = read_stream(texts[name], tokenizer, documents=data.separator is None)
         rows[name] = stream_rows(splits[name], len(stream.ids) - 2, size - 2, special=2)
-        collates[name] = partial(masked_windows, tokenizer=tokenizer, stream=stream, mask=mask)
+        collates[name] = partial(
+            masked_windows, tokenizer=tokenizer, stream=stream, mask=mask, views=config.economy.views
+        )
 
     # Loss: of the teacher's targets, see `pretrain`; and of the tokens, where they are asked for
     def auxiliary_loss(outputs, batch):
-        return losses.cross_entropy(outputs, batch["input_ids"][batch["masked"]])[0]
+        return losses.cross_entropy(outputs, at_masked(batch["input_ids"], batch["masked"]))[0]
 
     batches = train_loader(job, rows["train"], collates["train"])
     held_out = eval_loader(job, rows["validation"], collates["validation"])

@@ -22,11 +22,12 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedImageData, masked_images, patches
 from d2v.data.rows import Rows
 from d2v.demo.images import digits
-from d2v.models.pretraining import begin
+from d2v.models.pretraining import at_masked, begin
 from d2v.models.vision import Data2VecVisionModel, sides
 from d2v.processors.image import ImageProcessor
 from d2v.training import build, start
-from d2v.training.pretraining import Pretraining, Teaching, finish_pretraining, pretrain, student_and_teacher
+from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 PRETRAINING = {"use_mask_token": True}  # an embedding for masked patches; `arch` goes before it
 PLAIN: dict[str, Any] = {"rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
@@ -64,15 +65,23 @@ def main(config: Config) -> dict[str, Any]:
     if not config.model:
         begin(base)
     grid, size, patch = base.config.grid(), sides(base.config.image_size), sides(base.config.patch_size)
-    student, teacher = student_and_teacher(job, base, auxiliary=base.config.num_channels * patch[0] * patch[1])
+    pixels = base.config.num_channels * patch[0] * patch[1]
+    student, teacher = student_and_teacher(job, base, auxiliary=pixels, grid=grid)
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio, base.config.num_channels)
     augmented = augmenter(config.augment, processor, size)
-    collate = partial(masked_images, processor=processor, augmented=augmented, data=data, grid=grid)
+    collate = partial(
+        masked_images,
+        processor=processor,
+        augmented=augmented,
+        data=data,
+        grid=grid,
+        views=config.economy.views,
+    )
 
     # Loss: of the teacher's targets, see `pretrain`; and of the patches' pixels, where they are asked for
     def auxiliary_loss(outputs, batch):
-        return losses.regression(outputs, patches(batch["pixel_values"], patch)[batch["masked"]])[0]
+        return losses.regression(outputs, at_masked(patches(batch["pixel_values"], patch), batch["masked"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor])

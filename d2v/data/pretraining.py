@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -24,7 +25,7 @@ from d2v.data.text import token_batch
 from d2v.errors import InputError
 from d2v.losses import at_least_fp32
 from d2v.models.audio import Data2VecAudioConfig
-from d2v.models.masking import block_mask, span_mask
+from d2v.models.masking import block_mask, seen_blocks, span_mask
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.text import Tokenizer
 
@@ -41,7 +42,7 @@ class MaskedAudioData(AudioData):
     Attributes:
         crop_seconds: length of the random part that is heard of a longer clip, in seconds.
         mask_share: share of the frames that spans would cover if none overlapped.
-        mask_length: number of frames of a span.
+        mask_length: number of frames of a span; with economy.views, of each span that is seen.
     """
 
     crop_seconds: float = 20.0
@@ -60,7 +61,8 @@ class MaskedTextData(LanguageData):
 
     Attributes:
         mask_share: share of the tokens that are masked.
-        mask_length: number of tokens of a span; with spans all are `<mask>`, single tokens are as BERT's.
+        mask_length: number of tokens of a span; with spans all are `<mask>`, single tokens are as BERT's. With
+            economy.views, of each span that is seen.
     """
 
     mask_share: float = 0.15
@@ -78,7 +80,7 @@ class MaskedImageData(ImageData):
 
     Attributes:
         mask_share: share of the patches that are masked.
-        mask_block: number of patches of the smallest block.
+        mask_block: number of patches of the smallest block; with economy.views, of each block that is seen.
     """
 
     mask_share: float = 0.6
@@ -108,21 +110,41 @@ def masked_clips(
     data: MaskedAudioData,
     settings: Data2VecAudioConfig,
     auxiliary: bool,
+    views: int = 0,
 ) -> dict[str, Any]:
-    """A batch of random parts of clips, with `masked` (B, T) and, if asked for, their log-mel bins as `auxiliary`."""
+    """A batch of random parts of clips, with `masked` (B, T) and, if asked for, their log-mel bins as `auxiliary`.
+
+    Args:
+        rows: from `d2v.data.audio.clip_rows`.
+        extractor: of the model.
+        data: how much is heard and masked.
+        settings: the model's.
+        auxiliary: whether the bins are asked for.
+        views: M masks of each row, (B, M, T), that leave spans unmasked; 0 for one that masks spans.
+    """
     rows, batch = clip_batch(with_seeds(rows), extractor, data, crop_seconds=data.crop_seconds)
     masks = []
     for row, samples in zip(rows, batch["lengths"], strict=True):
         frames = settings.frames(samples)
         with seeded((*row["seed"], 2)):
-            masks.append(span_mask([frames], frames, data.mask_share, data.mask_length, 1)[0])
-    batch["masked"] = pad_sequence(masks, batch_first=True)
+            if views:
+                masks.append(seen_parts(frames, data.mask_share, data.mask_length, views))
+            else:
+                masks.append(span_mask([frames], frames, data.mask_share, data.mask_length, 1).T)
+    masked = pad_sequence(masks, batch_first=True).mT  # (B, M, T)
+    batch["masked"] = masked if views else masked[:, 0]
     if auxiliary:
         window, hop = settings.shortest_clip, settings.inputs_to_logits_ratio
         clips = zip(batch["input_values"], batch["lengths"], strict=True)
         bins = [log_mel(clip[:length], extractor.sampling_rate, window, hop) for clip, length in clips]
         batch["auxiliary"] = pad_sequence(bins, batch_first=True)  # (B, T, M)
     return batch
+
+
+def seen_parts(length: int, share: float, block: int, views: int) -> Tensor:
+    """(T, M) masks of a share of the positions that leave spans of so many."""
+    masks = [seen_blocks((1, length), round(share * length), (1, block))[0] for _ in range(views)]
+    return torch.stack(masks, dim=1)
 
 
 def log_mel(clip: Tensor, rate: int, window: int, hop: int, bins: int = MEL_BINS) -> Tensor:
@@ -156,7 +178,7 @@ def mel_bands(rate: int, frequencies: int, bins: int) -> Tensor:
 
 
 def masked_windows(
-    rows: list[dict[str, Any]], *, tokenizer: Tokenizer, stream: Stream, mask: Callable
+    rows: list[dict[str, Any]], *, tokenizer: Tokenizer, stream: Stream, mask: Callable, views: int = 0
 ) -> dict[str, Any]:
     """A batch of windows between `<s>` and `</s>`: `input_ids`, `masked_ids`, and what is to be predicted, `masked`.
 
@@ -165,6 +187,7 @@ def masked_windows(
         tokenizer: of the model.
         stream: the split's tokens.
         mask: `mask(ids, starts, seed)`, from `text_masker`.
+        views: M, of that mask; `masked` is (B, M, T) then.
     """
     whole, seen, masks = [], [], []
     for row in rows:
@@ -173,14 +196,16 @@ def masked_windows(
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         whole.append([begin, *ids, end])
         seen.append([begin, *masked, end])
-        masks.append(torch.tensor([False, *hidden, False]))
-    batch = token_batch(tokenizer, whole)
-    seen_ids = token_batch(tokenizer, seen)["input_ids"]
-    return batch | {"masked_ids": seen_ids, "masked": pad_sequence(masks, batch_first=True)}
+        masks.append(F.pad(torch.as_tensor(hidden).reshape(len(ids), -1), (0, 0, 1, 1)))  # (T, 1 or M)
+    batch = token_batch(tokenizer, whole) | {"mask_token": tokenizer.mask_token_id}
+    masked_ids, masked = token_batch(tokenizer, seen)["input_ids"], pad_sequence(masks, batch_first=True).mT
+    return batch | {"masked_ids": masked_ids, "masked": masked if views else masked[:, 0]}
 
 
-def text_masker(tokenizer: Tokenizer, data: MaskedTextData) -> Callable:
-    """`mask(ids, starts, seed)` as `masker` returns it, for spans where they are asked for."""
+def text_masker(tokenizer: Tokenizer, data: MaskedTextData, views: int = 0) -> Callable:
+    """`mask(ids, starts, seed)` as `masker` returns it, for spans or views where they are asked for."""
+    if views:
+        return partial(view_masks, share=data.mask_share, length=data.mask_length, views=views)
     if data.mask_length == 1:
         return masker(tokenizer, data.mask_share, whole_words=False)
     return partial(
@@ -197,8 +222,22 @@ def span_masks(
     return np.where(hidden, mask_token, ids), hidden
 
 
+def view_masks(
+    ids: np.ndarray, starts: np.ndarray, seed: Sequence[int], *, share: float, length: int, views: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens (T,) as they are, and M masks, (T, M) bool; `starts` is not looked at."""
+    with seeded((*seed, 2)):
+        return ids, seen_parts(len(ids), share, length, views).numpy()
+
+
 def masked_images(
-    rows: list[dict[str, Any]], *, processor: Any, augmented: Any, data: MaskedImageData, grid: tuple[int, int]
+    rows: list[dict[str, Any]],
+    *,
+    processor: Any,
+    augmented: Any,
+    data: MaskedImageData,
+    grid: tuple[int, int],
+    views: int = 0,
 ) -> dict[str, Any]:
     """A batch of images, those of train augmented, with `masked` (B, P).
 
@@ -208,12 +247,17 @@ def masked_images(
         augmented: from `d2v.data.augment.augmenter`.
         data: where the images are, and how much of them is masked.
         grid: rows and columns of patches.
+        views: M masks of each image, (B, M, P), that leave square blocks; 0 for one that masks blocks.
     """
+    count, side = round(data.mask_share * grid[0] * grid[1]), max(round(data.mask_block**0.5), 1)
     rows, images, decoded = load_images(rows, data, processor.channels)
     masks = []
     for row in with_seeds(rows):
         with seeded((*row["seed"], 2)):
-            masks.append(block_mask(grid, round(data.mask_share * grid[0] * grid[1]), data.mask_block).flatten())
+            if views:
+                masks.append(torch.stack([seen_blocks(grid, count, (side, side)).flatten() for _ in range(views)]))
+            else:
+                masks.append(block_mask(grid, count, data.mask_block).flatten())
     batch = {"size": len(rows), "rows": [row["row"] for row in rows], "decoded": decoded, "masked": torch.stack(masks)}
     if "seed" not in rows[0]:
         return batch | processor(images)

@@ -36,6 +36,30 @@ def span_mask(lengths: Sequence[int], length: int, prob: float, span: int, min_s
     return mask
 
 
+def seen_blocks(grid: tuple[int, int], count: int, block: tuple[int, int]) -> Tensor:
+    """A mask that leaves blocks, which may overlap, until all but `count` positions are seen (data2vec 2.0's inverse).
+
+    Args:
+        grid: rows and columns; (1, L) for a row.
+        count: positions to mask, exactly; at least one is seen.
+        block: rows and columns of a block.
+
+    Returns:
+        (rows, columns) bool, True where masked.
+    """
+    mask = torch.ones(grid, dtype=torch.bool)
+    block, count = (min(block[0], grid[0]), min(block[1], grid[1])), min(count, mask.numel() - 1)
+    while (more := int(mask.sum()) - count) > 0:
+        top, left = (int(torch.randint(room - side + 1, ())) for room, side in zip(grid, block, strict=True))
+        part = mask[top : top + block[0], left : left + block[1]]
+        if int(part.sum()) <= more:
+            part[:] = False
+        else:  # of the last block as much as it takes
+            places = part.nonzero()[torch.randperm(int(part.sum()))[:more]]
+            part[places[:, 0], places[:, 1]] = False
+    return mask
+
+
 def block_mask(grid: tuple[int, int], count: int, smallest: int = 16, flattest: float = 0.3) -> Tensor:
     """A mask of rectangles that may overlap, drawn until `count` patches are masked (Bao et al., 2022, algorithm 1).
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from d2v.errors import InputError
 from d2v.losses import at_least_fp32
 from d2v.models.base import PreTrainedModel
+from d2v.models.economy import Decoder, encode_seen
 from d2v.models.packing import Packing
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import LMHead
@@ -54,12 +55,14 @@ class Student(nn.Module):
             `data2vec_text.py`); 0 for no such head, without a teacher.
         auxiliary: outputs of a linear layer for another target at the masked places; 0 for none. A text model has a
             language modelling head instead, whose outputs are its tokens.
+        decoder: what fills the gaps where the student encodes but what it sees, see `d2v.models.economy`.
     """
 
     base_model_prefix: ClassVar[str] = "base_model"
 
-    def __init__(self, base_model: Any, *, head_layers: int = 1, auxiliary: int = 0):
+    def __init__(self, base_model: Any, *, head_layers: int = 1, auxiliary: int = 0, decoder: Decoder | None = None):
         super().__init__()
+        self.decoder = decoder
         self.base_model = base_model
         config: Any = base_model.config
         width, layers = config.hidden_size, list[nn.Module]()
@@ -83,12 +86,17 @@ class Student(nn.Module):
             batch: what `views` reads of it.
             teacher: of this student; without one nothing but the auxiliary head is computed.
         """
-        seen, packing, front, whole = views(self.base_model, batch, None if teacher is None else teacher.model)
-        masked, skip = batch["masked"], first_patch(self.base_model)
-        states = self.base_model.encoder(seen, packing)[0]
-        states = packing.unpack(states)[:, skip:][masked]  # (n, D)
-        states = states if self.final_norm is None else self.final_norm(states)
-        targets = None if teacher is None or whole is None else teacher.targets(whole, packing)[masked]
+        masked, other = batch["masked"], None if teacher is None else teacher.model
+        if self.decoder is None:
+            seen, packing, front, whole = views(self.base_model, batch, other)
+            states = packing.unpack(self.base_model.encoder(seen, packing)[0])[:, first_patch(self.base_model) :]
+            states = states[masked]  # (n, D)
+            states = states if self.final_norm is None else self.final_norm(states)
+        else:
+            filled, real, front, packing = encode_seen(self.base_model, batch, self.final_norm)
+            states = self.decoder(filled, real)[masked.flatten(0, 1)]
+            whole = whole_input(other, batch, front)
+        targets = None if teacher is None or whole is None else at_masked(teacher.targets(whole, packing), masked)
         return PretrainingOutput(
             None if self.head is None else self.head(states),
             targets,
@@ -107,6 +115,18 @@ class Student(nn.Module):
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """As `PreTrainedModel.gradient_checkpointing_enable`."""
         self.base_model.gradient_checkpointing_enable(enable)
+
+
+def at_masked(values: Tensor, masked: Tensor) -> Tensor:
+    """(B, T, ...) at the masked places, (n, ...).
+
+    Args:
+        values: of each place.
+        masked: (B, T) bool, or (B, M, T) for M views of each row.
+    """
+    if masked.ndim == 3:
+        values = values[:, None].expand(-1, masked.shape[1], *[-1] * (values.ndim - 1))
+    return values[masked]
 
 
 @torch.no_grad()
@@ -160,14 +180,23 @@ def views(
         return model.mask(x, packing, batch["masked"]), packing, x, x.detach()
     if kind == "data2vec-text":
         x, packing = model.embed(batch["masked_ids"], batch["attention_mask"])
-        with torch.no_grad():
-            front = (other or model).embed(batch["input_ids"], batch["attention_mask"])[0]
+        front = whole_input(other or model, batch, x)
         return x, packing, front, front
     padded, grid = model.embeddings(batch["pixel_values"], batch["masked"])
     packing = model.packing(padded, grid)
-    with torch.no_grad():
-        front = packing.pack((other or model).embeddings(batch["pixel_values"])[0])
+    front = whole_input(other or model, batch, padded)
     return packing.pack(padded), packing, front, front
+
+
+@torch.no_grad()
+def whole_input(model: Any, batch: Mapping[str, Any], shared: Tensor) -> Any:
+    """(N, D) that a teacher's encoder reads of whole rows, which in speech is `shared`, the student's; None without."""
+    if model is None or model.config.model_type == "data2vec-audio":
+        return None if model is None else shared.detach()
+    if model.config.model_type == "data2vec-text":
+        return model.embed(batch["input_ids"], batch["attention_mask"])[0]
+    padded, grid = model.embeddings(batch["pixel_values"])
+    return model.packing(padded, grid).pack(padded)
 
 
 AVERAGED = {"data2vec-audio": r"encoder\.(?!pos_conv_embed\.)", "data2vec-text": r"encoder\.", "data2vec-vision": ""}

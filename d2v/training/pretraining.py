@@ -1,4 +1,4 @@
-"""Pretraining: its options, a loop of the parts that `d2v.training.loop` is made of, and what it leaves.
+"""Pretraining: a loop of the parts that `d2v.training.loop` is made of, and what it leaves.
 
 The loop differs from fine-tuning's in what the method has: a teacher that follows the student, a loss that is no
 measure of progress, since its targets move, and so figures that tell whether they still say something.
@@ -8,21 +8,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2v import losses
-from d2v.config import Data, Job, Lora, Optim, Run, at_least
+from d2v.config import Job
 from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.metrics.pretraining import Moments
-from d2v.models.pretraining import Norm, PretrainingOutput, Student, Teacher
+from d2v.models.pretraining import PretrainingOutput, Student, Teacher
 from d2v.pretrained import write_json
 from d2v.training.identity import run_identity
 from d2v.training.log import Log, read_log
@@ -38,144 +37,7 @@ from d2v.training.resume import (
     save_checkpoint,
 )
 from d2v.training.signals import hold_signals, received
-
-
-@dataclass
-class Teaching:
-    """The teacher, and the loss of what the student learns from it.
-
-    Attributes:
-        weight: weight of the loss; 0 for no teacher, which leaves the auxiliary target alone to learn from.
-        layers: number of the teacher's last blocks whose outputs make the targets.
-        outputs: what of a block is an output, its feed-forward before the residual is added or the whole block.
-        layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
-        target_norm: normalisation of the mean of these outputs, likewise.
-        half_life: share of the run's updates in which the teacher forgets half of what it was, at the first update.
-        final_half_life: that share once it has risen.
-        rise: share of the run's updates in which it rises.
-        beta: difference from which the loss grows linearly; 0 for the squared difference.
-        reduction: a position's loss is the sum over the channels, that over the root of their number, or their mean.
-        head_layers: number of linear layers from the student's states to the targets.
-    """
-
-    weight: float = 1.0
-    layers: int = 8
-    outputs: Literal["feed_forward", "block"] = "feed_forward"
-    layer_norm: Norm = "layer"
-    target_norm: Norm = "none"
-    half_life: float = 0.005
-    final_half_life: float = 0.05
-    rise: float = 0.25
-    beta: float = 0.0
-    reduction: Literal["sum", "root", "mean"] = "mean"
-    head_layers: int = 1
-
-    def __post_init__(self):
-        at_least(0, "teacher", self, ("weight", "half_life", "final_half_life", "rise", "beta"))
-        at_least(1, "teacher", self, ("layers", "head_layers"))
-
-    def decay(self, step: int, total: int) -> float:
-        """What the teacher keeps of itself after an update; it rises linearly, as fairseq's `get_annealed_rate`.
-
-        Args:
-            step: updates done before.
-            total: updates of the whole run.
-        """
-        first, last = (0.5 ** (1 / max(share * total, 1e-9)) for share in (self.half_life, self.final_half_life))
-        risen = min(step / max(self.rise * total, 1), 1.0)
-        return first + (last - first) * risen
-
-
-@dataclass
-class Auxiliary:
-    """A target that needs no teacher: log-mel bins of sound, pixels of images, tokens of text.
-
-    Attributes:
-        weight: weight of its loss at the first update; 0 for none.
-        until: share of the run's updates in which the weight falls to 0; by default it stays.
-    """
-
-    weight: float = 0.0
-    until: float | None = None
-
-    def __post_init__(self):
-        at_least(0, "auxiliary", self, ("weight", "until"))
-
-    def at(self, step: int, total: int) -> float:
-        """The weight in an update."""
-        return self.weight * (1.0 if self.until is None else max(1 - step / max(self.until * total, 1), 0.0))
-
-
-@dataclass
-class Alarm:
-    """When a run stops since the targets have collapsed.
-
-    Attributes:
-        rank: effective rank of the targets below which they may have collapsed.
-        unexplained: share of the targets' variance that the student leaves unexplained, below which they then have.
-        deviation: standard deviation of the targets or predictions below which they have collapsed in any case.
-        patience: number of lines of the log in a row that have to say so; 0 never stops a run.
-    """
-
-    rank: float = 20.0
-    unexplained: float = 0.25
-    deviation: float = 0.01
-    patience: int = 5
-
-
-@dataclass
-class Pretraining:
-    """What the configuration of every pretraining recipe has.
-
-    Attributes:
-        model: hub id or folder of the model to go on with; by default pretraining starts from random weights.
-        arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
-        teacher: the teacher, and the loss of what the student learns from it.
-        auxiliary: a target that needs no teacher.
-        alarm: when a run stops since the targets have collapsed.
-        data: the data, whose labels are not looked at.
-        optim: optimisation by AdamW.
-        run: the run.
-    """
-
-    mode: ClassVar[str] = "train"
-    freeze: ClassVar[str] = "nothing"
-    lora: ClassVar[Lora] = Lora()
-
-    model: str | None = None
-    arch: dict[str, Any] = field(default_factory=dict)
-    teacher: Teaching = field(default_factory=Teaching)
-    auxiliary: Auxiliary = field(default_factory=Auxiliary)
-    alarm: Alarm = field(default_factory=Alarm)
-    data: Data = field(default_factory=Data)
-    optim: Optim = field(default_factory=Optim)
-    run: Run = field(default_factory=Run)
-
-    def __post_init__(self):
-        if not self.teacher.weight and not self.auxiliary.weight:
-            raise InputError("teacher.weight and auxiliary.weight are 0: there is nothing to learn")
-        unused = {"run.patience": self.run.patience, "run.metric": self.run.metric, "optim.ema": self.optim.ema}
-        unused["optim.freeze_encoder_steps"] = self.optim.freeze_encoder_steps
-        for name, value in unused.items():
-            if value:
-                raise InputError(f"{name} has no meaning in pretraining, which keeps the last model; leave it out")
-
-
-def student_and_teacher(job: Job, base_model: Any, auxiliary: int) -> tuple[Student, Teacher | None]:
-    """The two networks that a run starts from.
-
-    Args:
-        job: whose configuration is a `Pretraining`.
-        base_model: from `d2v.training.model.build`.
-        auxiliary: outputs that the auxiliary target takes.
-    """
-    options: Teaching = job.config.teacher
-    layers = options.head_layers if options.weight else 0
-    student = Student(base_model, head_layers=layers, auxiliary=auxiliary if job.config.auxiliary.weight else 0)
-    if not options.weight:
-        return student, None
-    norms = {"layer_norm": options.layer_norm, "target_norm": options.target_norm}
-    return student, Teacher(student, layers=options.layers, outputs=options.outputs, **norms)
+from d2v.training.teaching import Alarm
 
 
 class Vigil:
@@ -228,7 +90,7 @@ def pretrain(
 
     Args:
         job: whose configuration is a `Pretraining`.
-        student, teacher: from `student_and_teacher`.
+        student, teacher: from `d2v.training.teaching.student_and_teacher`.
         batches: from `train_loader`; batches have what `d2v.models.pretraining.views` reads.
         held_out: from `eval_loader`, with masks that are the same each time.
         auxiliary_loss: of the auxiliary outputs (n, C) and their batch, summed over masked places.

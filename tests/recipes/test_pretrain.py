@@ -191,3 +191,11 @@ def test_rows_that_cannot_be_decoded_are_left_out_if_asked(data, tmp_path):
     runner("pretrain_vision")(*args, f"--run.out={tmp_path / 'out'}", "--data.bad_rows=skip")
     facts = json.loads((tmp_path / "out/data.json").read_text("utf-8"))["facts"]
     assert [fact["rows"] for fact in facts if "cannot be decoded" in fact["fact"]] == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_views_share_a_teacher(kind, data, tmp_path):
+    args = [*arguments(kind), f"--data.path={data / kind}", "--run.max_steps=2", "--auxiliary.weight=1"]
+    args += ["--economy.views=2", "--economy.width=16", "--economy.layers=1", "--economy.groups=4"]
+    results = runner(f"pretrain_{kind}")(*args, f"--run.out={tmp_path}")
+    assert results["loss"] > 0 and results["auxiliary_loss"] > 0

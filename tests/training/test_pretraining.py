@@ -6,7 +6,8 @@ import pytest
 
 from d2v.config import Optim, Run
 from d2v.errors import InputError
-from d2v.training.pretraining import Alarm, Auxiliary, Pretraining, Teaching, Vigil, half_life
+from d2v.training.pretraining import Vigil, half_life
+from d2v.training.teaching import Alarm, Auxiliary, Pretraining, Teaching
 
 HEALTHY = {"target_rank": 60.0, "unexplained": 0.4, "target_deviation": 0.9, "prediction_deviation": 0.6}
 NARROW = HEALTHY | {"target_rank": 11.0, "unexplained": 0.1}

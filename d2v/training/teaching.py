@@ -1,0 +1,180 @@
+"""The options of pretraining, and the two networks that they describe."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from d2v.config import Data, Job, Lora, Optim, Run, at_least
+from d2v.errors import InputError
+from d2v.models.economy import Decoder
+from d2v.models.pretraining import Norm, Student, Teacher
+
+
+@dataclass
+class Teaching:
+    """The teacher, and the loss of what the student learns from it.
+
+    Attributes:
+        weight: weight of the loss; 0 for no teacher, which leaves the auxiliary target alone to learn from.
+        layers: number of the teacher's last blocks whose outputs make the targets.
+        outputs: what of a block is an output, its feed-forward before the residual is added or the whole block.
+        layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
+        target_norm: normalisation of the mean of these outputs, likewise.
+        half_life: share of the run's updates in which the teacher forgets half of what it was, at the first update.
+        final_half_life: that share once it has risen.
+        rise: share of the run's updates in which it rises.
+        beta: difference from which the loss grows linearly; 0 for the squared difference.
+        reduction: a position's loss is the sum over the channels, that over the root of their number, or their mean.
+        head_layers: number of linear layers from the student's states to the targets.
+    """
+
+    weight: float = 1.0
+    layers: int = 8
+    outputs: Literal["feed_forward", "block"] = "feed_forward"
+    layer_norm: Norm = "layer"
+    target_norm: Norm = "none"
+    half_life: float = 0.005
+    final_half_life: float = 0.05
+    rise: float = 0.25
+    beta: float = 0.0
+    reduction: Literal["sum", "root", "mean"] = "mean"
+    head_layers: int = 1
+
+    def __post_init__(self):
+        at_least(0, "teacher", self, ("weight", "half_life", "final_half_life", "rise", "beta"))
+        at_least(1, "teacher", self, ("layers", "head_layers"))
+
+    def decay(self, step: int, total: int) -> float:
+        """What the teacher keeps of itself after an update; it rises linearly, as fairseq's `get_annealed_rate`.
+
+        Args:
+            step: updates done before.
+            total: updates of the whole run.
+        """
+        first, last = (0.5 ** (1 / max(share * total, 1e-9)) for share in (self.half_life, self.final_half_life))
+        risen = min(step / max(self.rise * total, 1), 1.0)
+        return first + (last - first) * risen
+
+
+@dataclass
+class Auxiliary:
+    """A target that needs no teacher: log-mel bins of sound, pixels of images, tokens of text.
+
+    Attributes:
+        weight: weight of its loss at the first update; 0 for none.
+        until: share of the run's updates in which the weight falls to 0; by default it stays.
+    """
+
+    weight: float = 0.0
+    until: float | None = None
+
+    def __post_init__(self):
+        at_least(0, "auxiliary", self, ("weight", "until"))
+
+    def at(self, step: int, total: int) -> float:
+        """The weight in an update."""
+        return self.weight * (1.0 if self.until is None else max(1 - step / max(self.until * total, 1), 0.0))
+
+
+@dataclass
+class Alarm:
+    """When a run stops since the targets have collapsed.
+
+    Attributes:
+        rank: effective rank of the targets below which they may have collapsed.
+        unexplained: share of the targets' variance that the student leaves unexplained, below which they then have.
+        deviation: standard deviation of the targets or predictions below which they have collapsed in any case.
+        patience: number of lines of the log in a row that have to say so; 0 never stops a run.
+    """
+
+    rank: float = 20.0
+    unexplained: float = 0.25
+    deviation: float = 0.01
+    patience: int = 5
+
+
+@dataclass
+class Economy:
+    """data2vec 2.0's economy.
+
+    Attributes:
+        views: masked views of each row that share the teacher's pass, of which the student encodes but what they leave
+            unmasked; 0 for version 1, whose student encodes whole rows with the mask embedding in them.
+        layers: number of the decoder's convolutions, which fill the gaps.
+        width: number of the decoder's channels.
+        kernel: number of positions that a convolution sees; of patches in either direction.
+        groups: number of groups of a convolution's channels.
+    """
+
+    views: int = 0
+    layers: int = 4
+    width: int = 384
+    kernel: int = 7
+    groups: int = 16
+
+    def __post_init__(self):
+        at_least(0, "economy", self, ("views",))
+        at_least(1, "economy", self, ("layers", "width", "kernel", "groups"))
+
+
+@dataclass
+class Pretraining:
+    """What the configuration of every pretraining recipe has.
+
+    Attributes:
+        model: hub id or folder of the model to go on with; by default pretraining starts from random weights.
+        arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
+        teacher: the teacher, and the loss of what the student learns from it.
+        auxiliary: a target that needs no teacher.
+        alarm: when a run stops since the targets have collapsed.
+        economy: data2vec 2.0's economy.
+        data: the data, whose labels are not looked at.
+        optim: optimisation by AdamW.
+        run: the run.
+    """
+
+    mode: ClassVar[str] = "train"
+    freeze: ClassVar[str] = "nothing"
+    lora: ClassVar[Lora] = Lora()
+
+    model: str | None = None
+    arch: dict[str, Any] = field(default_factory=dict)
+    teacher: Teaching = field(default_factory=Teaching)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    alarm: Alarm = field(default_factory=Alarm)
+    economy: Economy = field(default_factory=Economy)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self):
+        if not self.teacher.weight and not self.auxiliary.weight:
+            raise InputError("teacher.weight and auxiliary.weight are 0: there is nothing to learn")
+        unused = {"run.patience": self.run.patience, "run.metric": self.run.metric, "optim.ema": self.optim.ema}
+        unused["optim.freeze_encoder_steps"] = self.optim.freeze_encoder_steps
+        for name, value in unused.items():
+            if value:
+                raise InputError(f"{name} has no meaning in pretraining, which keeps the last model; leave it out")
+
+
+def student_and_teacher(
+    job: Job, base_model: Any, auxiliary: int, grid: tuple[int, int] | None = None
+) -> tuple[Student, Teacher | None]:
+    """The two networks that a run starts from.
+
+    Args:
+        job: whose configuration is a `Pretraining`.
+        base_model: from `d2v.training.model.build`.
+        auxiliary: outputs that the auxiliary target takes.
+        grid: rows and columns of patches of an image.
+    """
+    options: Teaching = job.config.teacher
+    layers, decoder, economy = options.head_layers if options.weight else 0, None, job.config.economy
+    if economy.views:
+        shape = {"layers": economy.layers, "kernel": economy.kernel, "groups": economy.groups, "grid": grid}
+        decoder = Decoder(base_model.config.hidden_size, economy.width, **shape)
+    outputs = auxiliary if job.config.auxiliary.weight else 0
+    student = Student(base_model, head_layers=layers, auxiliary=outputs, decoder=decoder)
+    if not options.weight:
+        return student, None
+    norms = {"layer_norm": options.layer_norm, "target_norm": options.target_norm}
+    return student, Teacher(student, layers=options.layers, outputs=options.outputs, **norms)
