@@ -17,7 +17,7 @@ RUN = "run.json"
 """In a checkpoint's folder: what the run is made of."""
 
 RUN_MAY = "out epochs max_steps max_minutes resume pieces eval_every save_every save_minutes log_every keep_last"
-RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker push private"
+RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker push private replications"
 OPTIM_MAY = "lr betas eps weight_decay clip schedule warmup hold start_scale final_scale layer_decay"
 OPTIM_MAY += " freeze_encoder_steps ema"
 DATA_MAY = "path workers test_split max_test_samples also submission"  # another path to the same files
