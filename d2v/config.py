@@ -32,6 +32,8 @@ class Run:
         max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         replications: resampled sets that a metric's 95 % interval is taken from; 0 gives no interval.
+        push: hub id that the best model is pushed to in the end, with its processor, card and adapter; by default none.
+        private: create a repository that others do not see.
         tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
     """
 
@@ -53,6 +55,8 @@ class Run:
     max_nonfinite: int = 10
     gradient_checkpointing: bool = False
     replications: int = 1000
+    push: str | None = None
+    private: bool = False
     tracker: str | None = "auto"
 
     def __post_init__(self):
@@ -144,6 +148,8 @@ class Data:
         max_test_samples: number of rows to test on, sampled alike.
         batch_size: maximum number of rows in a batch.
         workers: number of processes that read and prepare batches; 0 reads in the training's own process.
+        submission: sample submission of a competition, a CSV of ids and predictions, like which predict writes
+            submission.csv; by default none.
         bad_rows: refuse rows that cannot be used, or skip and count them.
         delimiter: character between the columns of a CSV or TSV file; by default a comma or a tab, as its name ends.
         header: names of the columns of CSV and TSV files that have no header; by default their first line has them.
@@ -165,6 +171,7 @@ class Data:
     max_test_samples: int | None = None
     batch_size: int = 16
     workers: int = 0
+    submission: str | None = None
     bad_rows: Literal["refuse", "skip"] = "refuse"
     delimiter: str | None = None
     header: list[str] | None = None
@@ -196,7 +203,8 @@ class Recipe:
 
     Attributes:
         mode: train and test a model, evaluate it on labelled data, or predict on unlabelled data.
-        model: hub id or folder of the model to start from; without it training starts from random weights.
+        model: hub id, with a revision as in owner/name@main, or folder of the model to start from; without it training
+            starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         freeze: part that is not trained: nothing, what lies before the Transformer's blocks, or all but the head.
         lora: low-rank adapters.

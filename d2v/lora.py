@@ -21,6 +21,13 @@ from d2v.pretrained import fetch_file, read_json, read_weights_file, rename, wri
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft puts before every name in its files
 NAME = "default"  # what peft calls an adapter that has no other name
+TASKS = {
+    "TextForSequenceClassification": "SEQ_CLS",
+    "TextForTokenClassification": "TOKEN_CLS",
+    "TextForQuestionAnswering": "QUESTION_ANS",
+    "TextForCausalLM": "CAUSAL_LM",
+}
+"""What peft calls the task of a class; it has none for sound, images and the other heads."""
 
 
 def add_lora(
@@ -100,6 +107,8 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     config = copy.copy(model.peft_config[NAME])
     config.target_modules, config.modules_to_save = layer_names(list(weights)), modules or None
     config.inference_mode = True
+    kinds = [kind for name, kind in TASKS.items() if type(model).__name__.endswith(name)]
+    config.task_type = kinds[0] if kinds else None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(weights, folder / ADAPTER)

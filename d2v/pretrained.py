@@ -8,6 +8,7 @@ model's weights; the tests check every model's.
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,13 +51,14 @@ def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
+    repo, revision = split_revision(str(source))
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(str(source), name))
+        return Path(hf_hub_download(repo, name, revision=revision))
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: offline, or the hub out of reach
-        if try_to_load_from_cache(str(source), name) is _CACHED_NO_EXIST:  # found missing when last there
+        if try_to_load_from_cache(repo, name, revision=revision) is _CACHED_NO_EXIST:  # found missing when last there
             return None
         raise InputError(
             f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)"
@@ -65,6 +67,12 @@ def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
         return None
     except (HFValidationError, HfHubHTTPError) as error:
         raise InputError(f"{source}: neither a folder nor a hub repository that can be read") from error
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A hub id and the branch, tag or commit that stands behind an @, as in `owner/name@refs/pr/1`."""
+    name, _, revision = source.partition("@")
+    return name, revision or None
 
 
 def read_json_value(path: str | Path) -> Any:
@@ -247,14 +255,50 @@ def save(model: Storable, folder: str | Path) -> None:
 
 def push_to_hub(model: Storable, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload what `save` writes to a hub repository, created if need be; returns the commit's address."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        return upload(Path(folder), repo_id, private=private, token=token)
+
+
+PROCESSORS = ("preprocessor_config.json", "tokenizer.json", "vocab.json")
+"""A model of sound, images or text cannot be used without one of these."""
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a model with its processor or tokenizer, card and adapter, as a run leaves it in `best/`.
+
+    The token is the one that `hf auth login` or HF_TOKEN gives.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: the folder has no model or no processor, or the hub does not take it.
+    """
+    for names in (("config.json",), (WEIGHTS, WEIGHTS_INDEX), PROCESSORS):
+        if not any((folder / name).is_file() for name in names):
+            raise InputError(f"{folder}: no {' or '.join(names)}, without which a pushed model could not be used")
+    card = folder / "README.md"
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp", ".*"))
+        if card.is_file():  # what runs the model names it as it is called there
+            text = card.read_text("utf-8").replace('("best")', f'("{repo_id}")')
+            Path(copy, "README.md").write_text(text.replace("--model best ", f"--model {repo_id} "), "utf-8")
+        try:
+            return upload(Path(copy), repo_id, private=private)
+        except InputError as error:
+            raise InputError(f"{error}; python -m d2v.push {folder} {repo_id} tries again") from error
+
+
+def upload(folder: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload a folder to a hub repository, created if need be; returns the commit's address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            save(model, folder)
-            return api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise InputError(f"{repo_id}: cannot be pushed to the hub ({error})") from error
+        return api.upload_folder(repo_id=repo_id, folder_path=str(folder)).commit_url
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{repo_id}: cannot be pushed to the hub ({reason})") from error

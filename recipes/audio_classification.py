@@ -117,11 +117,15 @@ def main(config: Config) -> dict[str, Any]:
     split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
     statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
-    if job.labelled and job.is_main and labels.problem_type == "single_label":
+
+    def confusion():
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
+
+    draw = confusion if job.labelled and labels.problem_type == "single_label" else None
     about: About = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
-    return finish(job, results, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
+    records = rows[split].records(predictions)
+    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

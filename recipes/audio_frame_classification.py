@@ -152,12 +152,12 @@ def main(config: Config) -> dict[str, Any]:
     if job.is_main:
         write_rttm(job.out / "hypothesis.rttm", predictions)
         write_arrays(job.out / "probabilities", probabilities)
-    if job.is_main and job.labelled:
-        plot_timelines(references, predictions, job.out / "timeline.png", free_names=diarization)
+    timelines = partial(plot_timelines, path=job.out / "timeline.png", free_names=diarization)
+    draw = partial(timelines, references, predictions) if job.labelled else None
     ids = by_recording(split, rows[split].ids)
     records = segment_records({ids[name]: segments for name, segments in predictions.items()})
     about: About = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations"}
-    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, draw, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

@@ -138,11 +138,11 @@ def main(config: Config) -> dict[str, Any]:
         results["accuracy_real"] = real_accuracy(seen, [labels.numbers[row["label"]] for row in records])
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
-    if job.is_main and ranked and job.labelled:
-        truth = [row["reference"] for row in records]
-        plot_confusion(truth, [row["label"] for row in records], labels.names, job.out / "confusion.png")
+    truth, best = ([row.get(key, "") for row in records] for key in ("reference", "label"))
+    picture = partial(plot_confusion, truth, best, labels.names, job.out / "confusion.png")
+    draw = picture if ranked and job.labelled else None
     about: About = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
-    return finish(job, results, records, statistics, split=split, seconds=seconds, **about)
+    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -134,16 +134,15 @@ def main(config: Config) -> dict[str, Any]:
     predictions, seconds = timed(predict_split, model, split, files)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     statistics = pixel_statistics(predictions) if job.labelled else None
-    if job.is_main:
-        first = [row for row, _ in predictions[:6]]
-        examples = [(*read_example(rows[split][i], data, processor, classes)[:2], Image.open(files[i])) for i in first]
-        draw_overlays(examples, names, job.out / "overlays.png")
+    first = (row for row, _ in predictions[:6])
+    examples = ((*read_example(rows[split][i], data, processor, classes)[:2], Image.open(files[i])) for i in first)
+    draw = partial(draw_overlays, examples, names, job.out / "overlays.png")
     if job.is_main and job.labelled:
         write_class_table(sum(counts for _, (counts, _) in predictions), names, job.out / "classes.csv")
     records = rows[split].records([(row, {"mask": f"masks/{files[row].name}"}) for row, _ in predictions])
     notes = {"scales": config.scales, "flip": config.flip, "window": data.window} if job.labelled else None
     about: About = {"metric": "mean_iou", "task": "image-segmentation", "demo": "scenes of handwritten digits"}
-    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, draw, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

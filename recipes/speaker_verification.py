@@ -140,12 +140,11 @@ def main(config: Config) -> dict[str, Any]:
     statistics = trial_statistics(trials, scores, rows[split].references) if job.labelled else None
     if job.is_main:
         verification.write_scores(job.out / "scores.txt", named_trials, scores)
-    if job.is_main and job.labelled:
-        plot_det([label for label, _, _ in trials], scores, job.out / "det.png")
+    draw = partial(plot_det, [label for label, _, _ in trials], scores, job.out / "det.png") if job.labelled else None
     notes = {"trials": source, "center": config.center, "s_norm": config.s_norm}
     records = verification.trial_records(named_trials, scores)
     about: About = {"metric": "eer", "task": "audio-classification", "demo": "synthesised voices"}  # no task is nearer
-    return finish(job, metrics, records, statistics, split=split, seconds=seconds, notes=notes, **about)
+    return finish(job, metrics, records, statistics, draw, split=split, seconds=seconds, notes=notes, **about)
 
 
 if __name__ == "__main__":

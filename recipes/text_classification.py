@@ -122,11 +122,15 @@ def main(config: Config) -> dict[str, Any]:
         results |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
         if job.is_main:
             write_jsonl(job.out / f"predictions_{ending}.jsonl", rows[ending].records(others))
-    if job.labelled and job.is_main and labels.problem_type == "single_label":
+
+    def confusion():
         truth, predicted = rows[split].compare(predictions)
         plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
+
+    draw = confusion if job.labelled and labels.problem_type == "single_label" else None
     about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
-    return finish(job, results, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
+    records = rows[split].records(predictions)
+    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,15 @@ def main(config: Config) -> dict[str, Any]:
     records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]
     if job.is_main:
         write_conll(job.out / "predictions.conll", records, keys)
-    if job.is_main and job.labelled:
+
+    def confusion():
         pairs = [pair for row in records for pair in zip(row["reference"], row["labels"], strict=True) if pair[0]]
         truth, predicted = zip(*pairs, strict=True)
         plot_confusion(truth, predicted, names, job.out / "confusion.png")
+
+    draw = confusion if job.labelled else None
     about: About = {"metric": metric, "task": "token-classification", "demo": "Python's documentation"}
-    return finish(job, metrics, records, statistics, split=split, seconds=seconds, **about)
+    return finish(job, metrics, records, statistics, draw, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

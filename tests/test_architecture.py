@@ -44,7 +44,7 @@ LADDER = [
     ("d2v.metrics",),
     ("d2v.training",),
     ("d2v.cli",),
-    ("d2v.compare", "d2v.convert", "d2v.leaderboards", "d2v.sweep"),  # commands
+    ("d2v.compare", "d2v.convert", "d2v.leaderboards", "d2v.push", "d2v.sweep"),  # commands
 ]
 BESIDE = {"d2v.demo": 4}
 """What nothing of the library imports may import as much as the rooms on this rung."""

@@ -9,9 +9,11 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 
+from d2v import push
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.pretrained import push_folder
 from tests.tiny import TINY_AUDIO
 
 
@@ -48,15 +50,18 @@ def complaint(source):
 def test_from_the_hub(folder, model, monkeypatch, tmp_path):
     asked = []
 
-    def download(repo, name):
-        asked.append((repo, name))
+    def download(repo, name, revision=None):
+        asked.append((repo, name, revision))
         if not (folder / name).is_file():
             raise EntryNotFoundError(name)
         return str(folder / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert loads("someone/model", model)
-    assert set(asked) == {("someone/model", "config.json"), ("someone/model", "model.safetensors")}
+    assert set(asked) == {("someone/model", "config.json", None), ("someone/model", "model.safetensors", None)}
+    asked.clear()
+    assert loads("someone/model@refs/pr/3", model)  # many have their safetensors in a pull request's branch alone
+    assert {(repo, revision) for repo, _, revision in asked} == {("someone/model", "refs/pr/3")}
     as_pickle(folder)
     assert loads("someone/model", model)
     (folder / "config.json").unlink()
@@ -64,7 +69,7 @@ def test_from_the_hub(folder, model, monkeypatch, tmp_path):
 
 
 def test_out_of_reach(monkeypatch):
-    def download(repo, name):
+    def download(repo, name, revision=None):
         raise LocalEntryNotFoundError("Cannot find the requested files\nin the disk cache")
 
     assert "hub cannot be reached" in complaint("someone/nothing")  # really offline, see conftest.py
@@ -89,7 +94,9 @@ def test_offline_a_file_known_to_be_missing_is_missing(monkeypatch, tmp_path, fo
     assert loads("someone/model", model)
 
 
-def test_push_to_hub(monkeypatch, model, tmp_path):
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that takes everything; returns what it was asked to do."""
     calls = []
 
     class HfApi:
@@ -100,14 +107,46 @@ def test_push_to_hub(monkeypatch, model, tmp_path):
             calls.append((repo_id, options))
 
         def upload_folder(self, repo_id, folder_path):
-            assert loads(folder_path, model)
-            calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            files = sorted(path for path in Path(folder_path).rglob("*") if path.is_file())
+            calls.append((repo_id, {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in files}))
             return SimpleNamespace(commit_url="https://hub/commit/1")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+    return calls
+
+
+def test_push_to_hub(hub, model, folder):
     assert model.push_to_hub("me/model", private=True, token="secret") == "https://hub/commit/1"
-    assert calls == [
-        ("token", "secret"),
-        ("me/model", {"private": True, "exist_ok": True}),
-        ("me/model", ["config.json", "model.safetensors"]),
-    ]
+    assert hub[:2] == [("token", "secret"), ("me/model", {"private": True, "exist_ok": True})]
+    assert hub[2] == ("me/model", {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")})
+
+
+def test_a_run_is_pushed_with_all_that_its_model_needs(hub, folder, tmp_path, capsys):
+    """A model that was pushed without its processor could not be used."""
+    best = folder.rename(tmp_path / "best")
+    with pytest.raises(SystemExit) as exit:
+        push.main([str(tmp_path), "me/model"])
+    message = "best: no preprocessor_config.json or tokenizer.json or vocab.json, without which a pushed model"
+    assert exit.value.code == 2 and message in capsys.readouterr().err and not hub
+    for name in ("preprocessor_config.json", "adapter/adapter_config.json", ".cache/x", "model.safetensors.tmp"):
+        (best / name).parent.mkdir(exist_ok=True)
+        (best / name).write_text("{}")
+    (best / "README.md").write_text('d2v.auto.from_pretrained("best")\nrun.py --model best --data.path DIR')
+    push.main([str(tmp_path), "me/model", "--private"])
+    assert capsys.readouterr().out == "https://hub/commit/1\n"
+    names = ["README.md", "adapter/adapter_config.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert hub[1] == ("me/model", {"private": True, "exist_ok": True}) and list(hub[2][1]) == names
+    card = b'd2v.auto.from_pretrained("me/model")\nrun.py --model me/model --data.path DIR'
+    assert hub[2][1]["README.md"] == card and b'"best"' in (best / "README.md").read_bytes()
+    push.main([str(best), "me/model"])  # a model's folder itself
+    assert list(hub[-1][1]) == names
+
+
+def test_a_push_that_fails_says_how_to_try_again_and_tells_no_token(monkeypatch, folder):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError) as caught:
+        push_folder(folder, "me/model")  # offline
+    message = str(caught.value)
+    assert message.startswith("me/model: cannot be pushed to the hub (") and "\n" not in message
+    assert message.endswith(f"; python -m d2v.push {folder} me/model tries again") and "secret" not in message

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from benchmarks.recipe import load_recipe
-from d2v import compare, sweep
+from d2v import compare, push, sweep
 from d2v.cli import parse
 from d2v.convert import command_line
 from tests.helpers import PRETRAINING, RECIPES, ROOT, SCRIPTS, parse_command, tiny_recogniser
@@ -106,6 +106,8 @@ def test_command(page, command):
         assert sweep.combinations(parsed.grid) and parse(load_recipe(parsed.recipe).Config, others)
     elif module == "d2v.leaderboards":
         assert leaderboards_parser().parse_args(args).subcommand == args[0]
+    elif module == "d2v.push":
+        assert push.command_line().parse_args(args).repo
     elif module and module.startswith("benchmarks."):
         assert parse_benchmark(module, args)
     elif words[-1] == "--help":
@@ -250,7 +252,7 @@ def test_options_exist(recipe):
     sections = {"Pretraining": PRETRAINING, "What is common": RECIPES}
     configs = [load_recipe(name).Config() for name in sections.get(recipe, [recipe])]
     text = section(recipe)
-    launchers = {"multi_gpu", "num_processes", "nproc_per_node", "quiet"} if recipe not in RECIPES else set()
+    launchers = {"multi_gpu", "num_processes", "nproc_per_node", "quiet", "private"} if recipe not in RECIPES else set()
     known = {"config", "help"} | launchers
 
     def exists(group: str, name: str) -> bool:

@@ -4,7 +4,7 @@ Shapes: B batch, C classes, H and W height and width in pixels.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -99,7 +99,7 @@ def colours_of(image: Picture) -> np.ndarray:
 
 
 def draw_overlays(
-    rows: Sequence[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
+    rows: Iterable[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
 ) -> None:
     """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
 
@@ -132,7 +132,7 @@ def draw_overlays(
 
     columns = 2 if arrays[0][1] is None else 3
     figure, axes = pyplot.subplots(
-        len(rows), columns, figsize=(3.2 * columns + 1.5, 2.5 * len(rows)), layout="constrained", squeeze=False
+        len(arrays), columns, figsize=(3.2 * columns + 1.5, 2.5 * len(arrays)), layout="constrained", squeeze=False
     )
     for line, (image, reference, prediction) in zip(axes, arrays, strict=True):
         maps = {"image": None, "reference": reference, "prediction": prediction}

@@ -21,6 +21,7 @@ from d2v.pretrained import read_json, write_json
 from d2v.training.identity import check_config, check_data, fingerprint, plain
 from d2v.training.resume import checkpoints
 from d2v.training.signals import LAUNCHED
+from d2v.training.submission import read_sample
 
 ENGINES = {
     "DEEPSPEED": "DeepSpeed",
@@ -50,6 +51,10 @@ def start(config: Any) -> Job:
             stream.reconfigure(errors="backslashreplace")
     if config.mode != "train" and config.model is None:
         raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
+    if config.data.submission:
+        read_sample(Path(config.data.submission))
+        if config.mode != "predict":
+            raise InputError("data.submission is what --mode predict fills in")
     for name, engine in ENGINES.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(

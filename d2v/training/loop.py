@@ -187,6 +187,7 @@ def fit(
         log.say_evaluation(progress.step, metrics, best)
         if job.is_main:
             note_evaluation(out, progress)
+        accelerator.wait_for_everyone()  # whoever goes on may read what the main process has written
         log.reset()
 
     def asked() -> list[bool]:

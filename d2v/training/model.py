@@ -11,10 +11,10 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.data.labels import MODEL_TYPES, checkpoint_labels, match_classes
 from d2v.errors import InputError
-from d2v.lora import add_lora
+from d2v.lora import NAME, add_lora
 from d2v.models.base import PreTrainedModel
 from d2v.models.text import Data2VecTextConfig
-from d2v.pretrained import fetch_file, load_weights
+from d2v.pretrained import fetch_file, load_weights, split_revision
 from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 
@@ -71,6 +71,8 @@ def build(
         raise InputError("--freeze encoder and --lora.rank exclude each other: adapters are trained inside the encoder")
     if job.training and config.lora.rank:
         add_lora(model, **vars(config.lora))
+        adapter, (source, revision) = model.peft_config[NAME], split_revision(config.model or "")
+        adapter.base_model_name_or_path, adapter.revision = source or None, revision
     elif config.freeze == "encoder":
         model.freeze_base_model()
     elif config.freeze == "feature_encoder":

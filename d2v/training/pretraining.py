@@ -273,9 +273,7 @@ def finish_pretraining(job: Job, metrics: dict[str, float], rows: int, demo: str
     if job.is_main:
         write_json(job.out / "results.json", results)
         plot_pretraining(job.out)
-        data = job.config.data.path or demo
-        about = {"recipe": job.recipe, "task": "feature-extraction", "data": data}
-        write_model_card(job.out / "best", **about, results=results, metrics=list(metrics))
+        write_model_card(job, task="feature-extraction", demo=demo, results=results, metrics=list(metrics))
         lines = [(key, f"{value:.4f}") for key, value in metrics.items()]
         lines += [(str(job.out / name), what) for name, what in FILES.items() if (job.out / name).exists()]
         print("\n".join(f"{left:<{max(len(each) for each, _ in lines)}}  {right}" for left, right in lines))

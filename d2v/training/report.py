@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -13,9 +14,13 @@ import torch
 
 from d2v.config import Job
 from d2v.data.facts import say_decoded
+from d2v.errors import InputError
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
-from d2v.pretrained import write_json
+from d2v.pretrained import fetch_file, push_folder, read_json, split_revision, write_json
+from d2v.training.identity import RUN
 from d2v.training.log import read_log
+from d2v.training.resume import checkpoints
+from d2v.training.submission import write_submission
 
 Result = TypeVar("Result")
 
@@ -52,6 +57,7 @@ def finish(
     metrics: dict[str, float],
     predictions: list[dict[str, Any]],
     statistics: Statistics | None = None,
+    draw: Callable[[], Any] | None = None,
     *,
     split: str,
     seconds: float,
@@ -67,6 +73,7 @@ def finish(
         metrics: fractions, not per cent; NaN where undefined; none where there are no labels.
         predictions: a row for each example.
         statistics: what each row adds to the metrics, which their intervals are taken from.
+        draw: draws the recipe's pictures, which come after the results and may fail.
         split: that they were made on.
         seconds: that making them took.
         metric: the metric that the best checkpoint was chosen by.
@@ -76,6 +83,9 @@ def finish(
 
     Returns:
         The content of `results.json`.
+
+    Raises:
+        InputError: the submission or the hub cannot take what there is; everything else is written.
     """
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
@@ -98,17 +108,25 @@ def finish(
         results["intervals"] = {name: found.get(name) for name in metrics}
     if job.is_main:
         write_json(job.out / "results.json", results)
-        write_jsonl(job.out / "predictions.jsonl", predictions)
+        write_jsonl(job.out / "predictions.jsonl", map(rounded, predictions))
         if statistics:
             save_statistics(job.out / "statistics.npz", statistics, ids, ids)
         if job.training:
-            plot_curves(job.out, metric)
-            data = job.config.data.path or demo
-            defined = [key for key in metrics if results[key] is not None]
-            write_model_card(
-                job.out / "best", recipe=job.recipe, task=task, data=data, results=results, metrics=defined
-            )
+            write_model_card(job, task=task, demo=demo, results=results, metrics=list(metrics))
+        chosen_by = (job.config.run.metric or metric).partition(",")[0]
+        for picture in ([partial(plot_curves, job.out, chosen_by)] if job.training else []) + ([draw] if draw else []):
+            try:
+                picture()
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:
+                print(f"a picture could not be drawn: {error or type(error).__name__}")
         print(summary(job.out, results, list(metrics), notes))
+        if job.config.data.submission and job.config.mode == "predict":
+            path = job.out / "submission.csv"
+            others = write_submission(Path(job.config.data.submission), predictions, path)
+            print(f"{path}  submission" + (f"; {others} predictions have no row in the sample" if others else ""))
+        if job.training and job.config.run.push:
+            address = push_folder(job.out / "best", job.config.run.push, private=job.config.run.private)
+            print(f"pushed to {address}")
     return results
 
 
@@ -118,6 +136,13 @@ def with_interval(results: Mapping[str, Any], metric: str) -> str:
     if results[metric] is None:
         return "undefined"
     return f"{results[metric]:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """A prediction as it is written: six decimals of its scores, which metrics have had whole."""
+    if not isinstance(row.get("scores"), dict):
+        return row
+    return row | {"scores": {name: round(float(score), 6) for name, score in row["scores"].items()}}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -132,7 +157,9 @@ def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["filename", *(f"top{i}" for i in ranks), *(f"p{i}" for i in ranks)])
-        lines.writerows([Path(row["id"]).name, *row["scores"], *row["scores"].values()] for row in records)
+        lines.writerows(
+            [Path(row["id"]).name, *row["scores"], *row["scores"].values()] for row in map(rounded, records)
+        )
 
 
 def plot_curves(out: Path, metric: str) -> None:
@@ -156,42 +183,66 @@ def plot_curves(out: Path, metric: str) -> None:
     pyplot.close(figure)
 
 
-def write_model_card(
-    folder: Path, *, recipe: str, task: str, data: str, results: dict[str, Any], metrics: list[str]
-) -> None:
-    """Write `README.md` with a `model-index` that the hub reads.
+def write_model_card(job: Job, *, task: str, demo: str, results: dict[str, Any], metrics: list[str]) -> None:
+    """Write `README.md` of `best/`, with a `model-index` that the hub reads; it names no path of this machine.
 
     Args:
-        folder: of the model.
-        recipe: name of the recipe.
+        job: of the run.
         task: the hub's name of the task, such as "automatic-speech-recognition".
-        data: hub id or folder of the data.
+        demo: name of the embedded data.
         results: content of `results.json`.
         metrics: keys of `results` to list.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    common = {"task_type": task, "dataset_type": data, "dataset_name": data, "dataset_split": results["split"]}
+    data, folder, saved = job.config.data, job.out / "best", checkpoints(job.out)
+    local = data.path is not None and Path(data.path).expanduser().exists()
+    source = demo if data.path is None else Path(data.path).expanduser().resolve().stem if local else data.path
+    name = source if data.name is None else f"{source}, {data.name}"
+    about = {"task_type": task, "dataset_type": source, "dataset_name": name, "dataset_config": data.name}
+    about["dataset_split"] = results["split"]
+    scored = [key for key in metrics if results[key] is not None]
+    base = None if not job.config.model or Path(job.config.model).exists() else split_revision(job.config.model)[0]
     card = ModelCardData(
         model_name=folder.resolve().parent.name,
         pipeline_tag=task,
         tags=["data2vec", "d2v"],
-        eval_results=[EvalResult(metric_type=key, metric_value=results[key], **common) for key in metrics],
+        base_model=base,
+        datasets=None if local or data.path is None else [split_revision(data.path)[0]],
+        license=licence_of(job.config.model) if job.config.model else None,
+        eval_results=[EvalResult(metric_type=key, metric_value=results[key], **about) for key in scored],
     )
-    listed = ", ".join(f"{key} {with_interval(results, key)}" for key in metrics)
+    listed = ", ".join(f"{key} {with_interval(results, key)}" for key in scored)
+    rows = read_json(saved[-1] / RUN).get("rows") if saved and (saved[-1] / RUN).is_file() else None
+    trained = f"trained on {rows} rows of {name}" if rows else f"trained on {name}"
     (folder / "README.md").write_text(
         f"---\n{card.to_yaml()}\n---\n\n# {folder.resolve().parent.name}\n\n"
-        f"A Data2Vec model from `recipes/{recipe}.py` of d2v, trained on `{data}`.\n"
-        f"On the split `{results['split']}` ({results['examples']} examples): {listed}.\n"
-        "`config.yaml` beside the model's folder repeats the run.\n",
+        f"A Data2Vec model from `recipes/{job.recipe}.py` of d2v, {trained}.\n"
+        f"On the split `{results['split']}` ({results['examples']} examples): {listed}.\n\n"
+        '```python\nimport d2v.auto\n\nmodel = d2v.auto.from_pretrained("best")\n```\n\n'
+        f"```bash\naccelerate launch recipes/{job.recipe}.py --mode predict --model best --data.path DIR\n```\n",
         "utf-8",
     )
+
+
+def licence_of(model: str) -> str | None:
+    """The licence in the card of the model that a run started from, where it has one that can be read."""
+    import yaml
+
+    try:
+        card = fetch_file(model, "README.md")
+        front = yaml.safe_load(card.read_text("utf-8").split("---")[1]) if card else None
+    except (InputError, OSError, ValueError, IndexError, yaml.YAMLError):
+        return None
+    licence = front.get("license") if isinstance(front, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 FILES = {
     "results.json": "metrics",
     "predictions.jsonl": "a prediction a line",
     "statistics.npz": "what each row adds to the metrics, for python -m d2v.compare",
+    "submission.csv": "the same, as the sample has them",
     "predictions.csv": "the same, up to five classes of each image",
     "predictions.json": "the same, as SQuAD's scripts read them",
     "nbest_predictions.json": "answers with their probabilities",

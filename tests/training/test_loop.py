@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v import losses
@@ -578,3 +578,12 @@ def test_sums_are_taken_on_the_host_where_the_device_has_no_float64(monkeypatch)
     monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device: batch)
     sums = accumulate(None, [{"size": 2}] * 2, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
     assert sums == [1.0, 6.0, 4.0]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_and_is_saved_under_its_own_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    train(tmp_path, max_steps=1, arch=STILL)
+    assert not [name for name in load_file(tmp_path / "best/model.safetensors") if "_orig_mod" in name]
+    _, progress = train(tmp_path, max_steps=2, arch=STILL, resume=True)
+    assert progress["step"] == 2

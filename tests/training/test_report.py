@@ -13,7 +13,7 @@ import yaml
 
 from d2v.config import Data
 from d2v.training import log, report
-from tests.helpers import make_job
+from tests.helpers import make_job, tiny_reader
 
 RESULTS = {"wer": 0.125, "cer": 0.0625, "split": "test", "examples": 8, "seconds": 2.0, "examples_per_second": 4.0}
 
@@ -32,11 +32,11 @@ def new_log(path, step=0, total=10, main=True, evaluated=None):
     return log.Log(path, step, evaluated or step, total, "audio s", FakeAccelerator(main))
 
 
-def end(out, mode, metrics, main=True, rows=7):
+def end(out, mode, metrics, main=True, rows=7, data=None, draw=None):
     predictions = [{"id": i, "text": "größer"} for i in range(rows)]
-    job = make_job(Data(path="some/data"), mode=mode, rank=int(not main), out=str(out))
+    job = make_job(data or Data(path="some/data"), mode=mode, rank=int(not main), out=str(out))
     names = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "number words"}
-    return report.finish(job, metrics, predictions, split="test", seconds=2.0, **names)
+    return report.finish(job, metrics, predictions, split="test", seconds=2.0, draw=draw, **names)
 
 
 def test_the_end_of_an_evaluation(tmp_path, capsys):
@@ -96,30 +96,82 @@ def test_curves(tmp_path, monkeypatch):
     report.plot_curves(tmp_path, "wer")  # a run of no updates
 
 
-def test_model_card_is_read_by_the_hub(tmp_path):
+def card_of(tmp_path, data=None, model=None):
+    """The card of a run, and its text."""
     from huggingface_hub import ModelCard
 
-    folder = tmp_path / "my_run" / "best"
-    folder.mkdir(parents=True)
-    report.write_model_card(
-        folder,
-        recipe="asr_ctc",
-        task="automatic-speech-recognition",
-        data="openslr/librispeech_asr",
-        results=RESULTS,
-        metrics=["wer", "cer"],
-    )
-    text = (folder / "README.md").read_text()
-    card = ModelCard(text)
+    job = make_job(data, model=model, out=str(tmp_path / "my_run"))
+    (job.out / "best").mkdir(parents=True)
+    (job.out / "checkpoints/step-00000004").mkdir(parents=True)
+    (job.out / "checkpoints/step-00000004/run.json").write_text('{"rows": 120}')
+    task = "automatic-speech-recognition"
+    report.write_model_card(job, task=task, demo="number words", results=RESULTS | {"x": None}, metrics=["wer", "x"])
+    text = (job.out / "best/README.md").read_text("utf-8")
+    return ModelCard(text), text
+
+
+def test_model_card_is_read_by_the_hub(tmp_path):
+    card, text = card_of(tmp_path, Data(path="openslr/librispeech_asr@main", name="clean"), "facebook/base@refs/pr/1")
     assert card.data.model_name == "my_run" and card.data.pipeline_tag == "automatic-speech-recognition"
-    found = {r.metric_type: (r.metric_value, r.dataset_type, r.dataset_split) for r in card.data.eval_results}
-    assert found == {
-        "wer": (0.125, "openslr/librispeech_asr", "test"),
-        "cer": (0.0625, "openslr/librispeech_asr", "test"),
-    }
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("wer", 0.125, "test")
+    assert (card.data.base_model, card.data.datasets) == ("facebook/base", ["openslr/librispeech_asr"])
     (model,) = yaml.safe_load(text.split("---")[1])["model-index"]
     assert model["results"][0]["task"] == {"type": "automatic-speech-recognition"}
-    assert "`recipes/asr_ctc.py`" in card.text and "(8 examples): wer 0.1250, cer 0.0625." in card.text
+    assert "`recipes/test.py`" in card.text and "(8 examples): wer 0.1250." in card.text
+    assert "trained on 120 rows of " in card.text
+
+
+def test_a_card_has_the_name_of_the_data_and_not_the_path_on_its_authors_disk(tmp_path):
+    (tmp_path / "home/me/birds").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Base")
+    card, text = card_of(tmp_path, Data(path=str(tmp_path / "home/me/birds")), str(tmp_path / "base"))
+    assert str(tmp_path) not in text and "home" not in text
+    assert card.data.eval_results[0].dataset_type == "birds" and "rows of birds" in card.text
+    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
+    assert card_of(tmp_path / "demo")[0].data.eval_results[0].dataset_name == "number words"
+
+
+def test_the_snippet_of_a_card_runs(tmp_path, monkeypatch):
+    from d2v.models.text import Data2VecTextModel
+
+    _, text = card_of(tmp_path)
+    tiny_reader(tmp_path / "my_run/best")
+    monkeypatch.chdir(tmp_path / "my_run")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    exec(snippet, found := {})
+    assert isinstance(found["model"], Data2VecTextModel)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("no font"), OSError("full"), None])
+def test_results_are_written_before_pictures_are_drawn(tmp_path, capsys, error):
+    seen = []
+
+    def draw():
+        seen.append({path.name for path in tmp_path.iterdir()})
+        (tmp_path / "confusion.png").touch()
+        if error:
+            raise error
+
+    end(tmp_path, "evaluate", {"wer": 0.5}, draw=draw)
+    assert seen == [{"results.json", "predictions.jsonl"}]
+    said = capsys.readouterr().out
+    assert ("a picture could not be drawn" in said) == bool(error) and "confusion.png" in said
+    end(tmp_path, "evaluate", {"wer": 0.5}, main=False, draw=draw)
+    assert len(seen) == 1
+
+
+def test_scores_are_rounded_where_they_are_written_alone():
+    row = {"id": "a", "label": "x", "scores": {"x": 0.12345678901}}
+    assert report.rounded(row) == row | {"scores": {"x": 0.123457}} and row["scores"]["x"] == 0.12345678901
+
+
+def test_the_submission_is_part_of_a_prediction(tmp_path, capsys):
+    (tmp_path / "sample.csv").write_text("id,answer\n6,?\n0,?\n")
+    end(tmp_path, "predict", {}, data=Data(submission=str(tmp_path / "sample.csv")))
+    assert (tmp_path / "submission.csv").read_text("utf-8") == "id,answer\n6,größer\n0,größer\n"
+    assert "submission.csv  submission; 5 predictions have no row in the sample" in capsys.readouterr().out
 
 
 def test_summary_names_what_is_there(tmp_path):
