@@ -22,12 +22,11 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft puts before every name in its files
 NAME = "default"  # what peft calls an adapter that has no other name
 TASKS = {
-    "TextForSequenceClassification": "SEQ_CLS",
     "TextForTokenClassification": "TOKEN_CLS",
     "TextForQuestionAnswering": "QUESTION_ANS",
     "TextForCausalLM": "CAUSAL_LM",
 }
-"""What peft calls the task of a class; it has none for sound, images and the other heads."""
+"""What peft calls the task of a class; it has none for sound and images, and wants the head of texts' classes in one."""
 
 
 def add_lora(

@@ -284,6 +284,9 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
         if card.is_file():  # what runs the model names it as it is called there
             text = card.read_text("utf-8").replace('("best")', f'("{repo_id}")')
             Path(copy, "README.md").write_text(text.replace("--model best ", f"--model {repo_id} "), "utf-8")
+        adapter = Path(copy, "adapter/adapter_config.json")
+        if adapter.is_file() and Path((config := read_json(adapter)).get("base_model_name_or_path") or "").is_dir():
+            write_json(adapter, config | {"base_model_name_or_path": None})  # a folder of this machine
         try:
             return upload(Path(copy), repo_id, private=private)
         except InputError as error:

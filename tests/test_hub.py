@@ -1,5 +1,6 @@
 """Checkpoints from and to the hub, of which every call is faked or made offline."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,7 +139,9 @@ def test_a_run_is_pushed_with_all_that_its_model_needs(hub, folder, tmp_path, ca
     assert hub[1] == ("me/model", {"private": True, "exist_ok": True}) and list(hub[2][1]) == names
     card = b'd2v.auto.from_pretrained("me/model")\nrun.py --model me/model --data.path DIR'
     assert hub[2][1]["README.md"] == card and b'"best"' in (best / "README.md").read_bytes()
+    (best / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     push.main([str(best), "me/model"])  # a model's folder itself
+    assert json.loads(hub[-1][1]["adapter/adapter_config.json"]) == {"base_model_name_or_path": None}
     assert list(hub[-1][1]) == names
 
 

@@ -32,7 +32,11 @@ def adapters_open_in_transformers(run: Callable, name: str, base: Path, args: li
     merged = theirs.from_pretrained(out / "best").eval()
     plain = theirs.from_pretrained(base, config=transformers.AutoConfig.from_pretrained(out / "best"))
     adapted = peft.PeftModel.from_pretrained(plain, out / "best/adapter").eval()
-    assert json.loads((out / "best/adapter/adapter_config.json").read_text("utf-8"))["r"] == 4
+    config = json.loads((out / "best/adapter/adapter_config.json").read_text("utf-8"))
+    kinds = {"Data2VecTextForTokenClassification": "TOKEN_CLS", "Data2VecTextForQuestionAnswering": "QUESTION_ANS"}
+    kinds["Data2VecTextForCausalLM"] = "CAUSAL_LM"
+    assert (config["r"], config["task_type"]) == (4, kinds.get(name))
+    assert config["base_model_name_or_path"] == str(base)  # without which an adapter says not whose it is
     with torch.no_grad():
         expected, found = merged(x), adapted(x)
     for key in expected:
