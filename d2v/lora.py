@@ -26,7 +26,7 @@ TASKS = {
     "TextForQuestionAnswering": "QUESTION_ANS",
     "TextForCausalLM": "CAUSAL_LM",
 }
-"""What peft calls the task of a class; it has none for sound and images, and wants the head of texts' classes in one."""
+"""What peft calls the task of a class; it has none for sound and images, and takes heads of one layer alone."""
 
 
 def add_lora(
