@@ -79,6 +79,10 @@ def choose_splits(
     splits: dict[str, Split] = {}
     for name in roles:
         names = source_splits(source, data, name, training=training)
+        if name == "test" and training and len(names) > 1 and data.test_split == type(data).test_split:
+            several = f"{', '.join(names)} may be meant by 'test', so none is used; data.test_split names one"
+            note(job, "test not used", several, splits=names)
+            continue
         if not names:
             continue
         only = len(source) == 1 and not fitting(getattr(data, f"{name}_split"), source)
@@ -117,6 +121,8 @@ def choose_splits(
 def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, training: bool) -> list[str]:
     """The names that a source gives to the splits which are used as train, validation or test; none if it has none.
 
+    In training those of a test that nobody named may be several.
+
     Raises:
         InputError: a split that was asked for is not there, or several may be meant.
     """
@@ -129,6 +135,8 @@ def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, tra
     found = []
     for part in [wanted] if wanted in source else wanted.split("+"):
         names = fitting(part, source)
+        if len(names) > 1 and training and name == "test" and not asked:
+            return names
         if len(names) > 1:
             several, both = ", ".join(names), "+".join(names)
             raise InputError(

@@ -209,6 +209,12 @@ def test_several_splits_that_may_be_meant_are_named():
     )
     with pytest.raises(InputError, match=message):
         chosen(source, Data(), target=None)
+    source = {"train": columns(9), "dev": columns(1), "test-clean": columns(1), "test-other": columns(1)}
+    splits, job = chosen(source, Data(), target=None)
+    assert set(splits) == {"train", "validation"}  # training goes on without a test
+    assert line(job, "test not used").startswith("test-clean, test-other may be meant by 'test', so none is used")
+    with pytest.raises(InputError, match=r"demo: test-clean, test-other may be meant by 'test'; name one"):
+        chosen(source, Data(), "evaluate", target=None)
 
 
 NO_LABELS = {
