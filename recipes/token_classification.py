@@ -111,7 +111,8 @@ def main(config: Config) -> dict[str, Any]:
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     statistics = word_statistics(*rows[split].compare(predictions), numbers, chunks=chunks) if job.labelled else None
     keys = ["tokens", "reference", "labels"] if job.labelled else ["tokens", "labels"]  # as conlleval reads them
-    records = [{key: record[key] for key in ("id", *keys)} for record in rows[split].records(predictions)]
+    kept, records = ("id", "group", *keys), rows[split].records(predictions)
+    records = [{key: record[key] for key in kept if key in record} for record in records]
     if job.is_main:
         write_conll(job.out / "predictions.conll", records, keys)
 

@@ -89,7 +89,7 @@ def choose_splits(
         called = [name] if only else names
         tables = [known_columns(job, source[part], columns) for part in names]
         table, rows = join(tables), [len(table) for table in tables]
-        split = Split(name, table, np.arange(len(table)), tuple(zip(called, rows, strict=True)))
+        split = Split(name, table, np.arange(len(table)), tuple(zip(called, rows, strict=True)), data.group_column)
         if training and name != "train" and (why := unlabelled(split, labels)):
             other = "validation" if name == "test" else "a share of train"
             line = f"{'+'.join(names)}: has no labels ({why}), so {other} is used in its place"

@@ -31,12 +31,14 @@ class Split:
         table: all rows of one or more splits of the source, sound and images undecoded.
         index: (N,) the table's rows that are used, in order.
         parts: the source's splits that the table joins, by name, with their numbers of rows.
+        group: the column of the rows' groups, such as speakers, where there is one.
     """
 
     name: str
     table: "Dataset"
     index: np.ndarray
     parts: tuple[tuple[str, int], ...]
+    group: str | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -150,9 +152,14 @@ class Rows:
         return [self.references[row] for row, _ in predictions], [prediction for _, prediction in predictions]
 
     def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Predictions as they are written down: the row's id, what was predicted, and its reference if there is one."""
+        """Predictions as they are written down: the row's id, its group, what was predicted, its reference."""
+        first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
+        if self.split.group and len(self.split) == len(self):
+            first = [
+                one | {"group": each} for one, each in zip(first, self.split.column(self.split.group), strict=True)
+            ]
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
-        return [{"id": self.ids[row]} | prediction | last[row] for row, prediction in predictions]
+        return [first[row] | prediction | last[row] for row, prediction in predictions]
 
 
 def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndarray:

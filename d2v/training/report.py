@@ -102,15 +102,18 @@ def finish(
         }
     )
     if statistics:
-        ids = [row.get("id") or f"{row['enrol']} {row['test']}" for row in predictions]  # trials have a pair
+        ids = [
+            row["id"] if "id" in row else f"{row['enrol']} {row['test']}" for row in predictions
+        ]  # trials have a pair
+        clusters = [row.get("group", name) for row, name in zip(predictions, ids, strict=True)]
         run = job.config.run
-        found = intervals(statistics, ids, replications=run.replications, seed=run.seed)
+        found = intervals(statistics, clusters, replications=run.replications, seed=run.seed)
         results["intervals"] = {name: found.get(name) for name in metrics}
     if job.is_main:
         write_json(job.out / "results.json", results)
         write_jsonl(job.out / "predictions.jsonl", map(rounded, predictions))
         if statistics:
-            save_statistics(job.out / "statistics.npz", statistics, ids, ids)
+            save_statistics(job.out / "statistics.npz", statistics, ids, clusters)
         if job.training:
             write_model_card(job, task=task, demo=demo, results=results, metrics=list(metrics))
         chosen_by = (job.config.run.metric or metric).partition(",")[0]

@@ -1,6 +1,7 @@
 """Rows: their names, their columns, and that nothing is copied for them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -96,3 +97,9 @@ def test_columns_of_joined_tables():
     split = Split("train", joined, np.array([1, 0]), (("first", 1), ("second", 1)))
     assert split.files("audio") == ["b", "a"] and split.where(0) == "second, row 0"
     assert isinstance(Data().max_size, type(None))
+
+
+def test_groups_stand_in_the_records():
+    split = replace(make_split(text=list("abc"), speaker=["x", "y", "x"]), group="speaker").select([2, 1])
+    rows = Rows(split, ["2", "1"], [1, 1])
+    assert rows.records([(1, {"label": 5})]) == [{"id": "1", "group": "y", "label": 5}]

@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from d2v.config import Data
+from d2v.metrics.intervals import load_statistics
+from d2v.metrics.statistics import mean_statistics
 from d2v.training import log, report
 from tests.helpers import make_job, tiny_reader
 
@@ -48,6 +50,24 @@ def test_the_end_of_an_evaluation(tmp_path, capsys):
     assert len(lines) == 7 and json.loads(lines[6]) == {"id": 6, "text": "größer"} and "größer" in lines[0]
     assert capsys.readouterr().out == report.summary(tmp_path, results, ["wer"]) + "\n"
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "predictions.jsonl"}
+
+
+def test_intervals_are_over_rows_or_their_groups(tmp_path, capsys):
+    right = np.random.default_rng(0).random(60) < 0.8
+    accuracy, names = float(right.mean()), {"metric": "accuracy", "task": "text-classification", "demo": "words"}
+    widths = []
+    for group in ({}, {"group": "one"}, None):
+        rows = [{"id": i} | ({"group": i // 4} if group is None else group) for i in range(60)]
+        job = make_job(mode="evaluate", out=str(tmp_path))
+        statistics = mean_statistics(accuracy=right)
+        results = report.finish(job, {"accuracy": accuracy}, rows, statistics, split="test", seconds=1.0, **names)
+        low, high = results["intervals"]["accuracy"] or (0.0, 0.0)
+        widths.append(high - low)
+        shown = f"{accuracy:.4f} ({low:.4f} to {high:.4f})" if high else f"{accuracy:.4f}"
+        assert re.search(rf"^accuracy +{re.escape(shown)}$", capsys.readouterr().out, re.MULTILINE)
+    assert widths[0] == pytest.approx(2 * 1.96 * (accuracy * (1 - accuracy) / 60) ** 0.5, rel=0.15)
+    assert widths[1] == 0.0 and widths[2] != widths[0]
+    assert load_statistics(tmp_path / "statistics.npz")[2] == [str(i // 4) for i in range(60)]
 
 
 def test_an_undefined_metric_is_null(tmp_path, capsys):
