@@ -155,9 +155,8 @@ class Rows:
         """Predictions as they are written down: the row's id, its group, what was predicted, its reference."""
         first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
         if self.split.group and len(self.split) == len(self):
-            first = [
-                one | {"group": each} for one, each in zip(first, self.split.column(self.split.group), strict=True)
-            ]
+            groups = self.split.column(self.split.group)
+            first = [one | {"group": group} for one, group in zip(first, groups, strict=True)]
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 
