@@ -56,7 +56,12 @@ def ctc(
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore: int = IGNORE, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore: int = IGNORE,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy.
 
@@ -64,27 +69,43 @@ def cross_entropy(
         logits: (N, C), or (N, C, ...) for maps.
         labels: (N,) or (N, ...) class numbers, `ignore` where nothing counts; or probabilities of logits' shape.
         ignore: that number.
+        weight: (C,) of the classes; by default all have 1.
         label_smoothing: share of the probability that is spread over all classes.
 
     Returns:
-        Sum over labels and how many count.
+        Sum over labels and how many count, or the sum of their weights.
     """
+    logits = at_least_fp32(logits)
+    weight = None if weight is None else weight.to(logits)
     total = F.cross_entropy(
-        at_least_fp32(logits), labels, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
+        logits, labels, weight, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
     )
+    if weight is not None:
+        counted = labels @ weight if labels.is_floating_point() else weight[labels[labels != ignore]]
+        return total, counted.sum()
     if labels.is_floating_point():
         return total, labels.new_tensor(labels.numel() // labels.shape[1])
     return total, (labels != ignore).sum()
 
 
-def classification(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> tuple[Tensor, Tensor]:
+def classification(
+    logits: Tensor,
+    labels: Tensor,
+    problem_type: str | None = None,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """The loss that fits the labels: cross-entropy, binary cross-entropy for each class, or squared error.
 
     Args:
         logits: (B, C).
-        labels: (B,) class numbers; (B, C) zeros and ones, or values; (B,) values if C is 1.
+        labels: (B,) class numbers, or (B, C) probabilities of them; (B, C) zeros and ones, or values; (B,) values if
+            C is 1.
         problem_type: "single_label_classification", "multi_label_classification" or "regression"; by default a single
             output is a regression, whole numbers are classes, and anything else is several labels at once.
+        weight: (C,) of the classes; with several labels of the ones among the labels.
+        label_smoothing: share of the probability that is spread over all classes, with several labels over 0 and 1.
 
     Returns:
         Sum, and the number of labels or, but for classes, of elements.
@@ -94,11 +115,16 @@ def classification(logits: Tensor, labels: Tensor, problem_type: str | None = No
         problem_type = "single_label_classification" if whole else "multi_label_classification"
         problem_type = "regression" if logits.shape[-1] == 1 else problem_type
     if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels.flatten())
+        labels = labels if labels.is_floating_point() else labels.flatten()
+        return cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
     logits = at_least_fp32(logits)
     labels = labels.view_as(logits).to(logits.dtype)
-    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    return loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
+    smooth = labels * (1 - label_smoothing) + label_smoothing / 2
+    weight = None if weight is None else weight.to(logits)
+    loss = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight, reduction="sum")
+    return loss, labels.new_tensor(labels.numel())
 
 
 def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

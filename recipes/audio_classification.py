@@ -22,7 +22,7 @@ from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.speech import spoken_words
 from d2v.errors import InputError
-from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
+from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, report_classes
 from d2v.metrics.statistics import label_statistics
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.processors.audio import AudioFeatureExtractor
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: cross-entropy of each clip's class or classes
     def loss_fn(model, batch):
         logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, C)
-        return losses.classification(logits, batch["labels"], settings.problem_type)
+        return losses.classification(logits, batch["labels"], settings.problem_type, **labels.loss_options)
 
     # Prediction: the classes of a clip with their scores
     def predict_fn(model, batch):
@@ -112,20 +112,16 @@ def main(config: Config) -> dict[str, Any]:
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metrics[0])
+        labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: accuracy, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     results = compute_metrics(predictions, split) if job.labelled else {}
     statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
-
-    def confusion():
-        truth, predicted = rows[split].compare(predictions)
-        plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
-
-    draw = confusion if job.labelled and labels.problem_type == "single_label" else None
+    draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
     about: About = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
-    records = rows[split].records(predictions)
-    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
+    records, notes = rows[split].records(predictions), labels.notes(results)
+    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.images import digits
-from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion, ranked_accuracy, real_accuracy
+from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, real_accuracy, report_classes
 from d2v.metrics.statistics import label_statistics
 from d2v.models.vision import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
@@ -87,7 +87,8 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: images and their classes
     splits = load(job, digits, inputs={"image": data.image_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics, ranked = choose_metrics(data.metrics, labels.problem_type), labels.problem_type == "single_label"
+    metrics = choose_metrics(data.metrics, labels.problem_type, top5=True)
+    ranked = labels.problem_type == "single_label"
 
     # Model: mean-pooled patches with one output a class
     model = build(job, Data2VecVisionForImageClassification, **labels.head)
@@ -99,11 +100,11 @@ def main(config: Config) -> dict[str, Any]:
     collate_rows = partial(collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, data=data)
 
     # Loss: cross-entropy with smoothed or mixed labels
+    smoothing = {"label_smoothing": labels.smoothing or config.augment.smoothing} if ranked else {}
+
     def loss_fn(model, batch):
         logits = model(batch["pixel_values"]).logits  # (B, C)
-        if ranked:
-            return losses.cross_entropy(logits, batch["labels"], label_smoothing=config.augment.smoothing)
-        return losses.classification(logits, batch["labels"], settings.problem_type)
+        return losses.classification(logits, batch["labels"], settings.problem_type, **labels.loss_options | smoothing)
 
     # Prediction: the five classes with the highest scores
     def predict_fn(model, batch):
@@ -116,10 +117,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Metrics: top-1 and top-5 accuracy
     def compute_metrics(predictions, split="validation"):
-        truth, predicted = rows[split].compare(predictions)
-        if ranked and not data.metrics:
-            return ranked_accuracy(truth, [list(row["scores"]) for row in predicted])
-        return label_metrics(metrics, labels, truth, predicted)
+        return label_metrics(metrics, labels, *rows[split].compare(predictions))
 
     def evaluate(model):
         return compute_metrics(predict_split(model, "validation"))
@@ -127,6 +125,7 @@ def main(config: Config) -> dict[str, Any]:
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric=metrics[0])
+        labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: accuracy, ReaL's too, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
@@ -138,11 +137,10 @@ def main(config: Config) -> dict[str, Any]:
         results["accuracy_real"] = real_accuracy(seen, [labels.numbers[row["label"]] for row in records])
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
-    truth, best = ([row.get(key, "") for row in records] for key in ("reference", "label"))
-    picture = partial(plot_confusion, truth, best, labels.names, job.out / "confusion.png")
-    draw = picture if ranked and job.labelled else None
+    draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
     about: About = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
-    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
+    notes = labels.notes(results)
+    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

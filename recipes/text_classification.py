@@ -27,11 +27,11 @@ from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.demo.text import docs_classification
-from d2v.metrics.classification import choose_metrics, label_metrics, plot_confusion
+from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, report_classes
 from d2v.metrics.statistics import label_statistics
 from d2v.models.text_heads import Data2VecTextForSequenceClassification
 from d2v.training import About, build, finish, fit, predict, predict_test, start
-from d2v.training.report import write_jsonl
+from d2v.training.report import rounded, write_jsonl
 
 
 @dataclass
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: cross-entropy of classes, or squared error of values
     def loss_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, C)
-        return losses.classification(logits, batch["labels"], settings.problem_type)
+        return losses.classification(logits, batch["labels"], settings.problem_type, **labels.loss_options)
 
     # Prediction: the classes of a text with their scores, or its value
     def predict_fn(model, batch):
@@ -112,6 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metrics[0])
+        labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: the metrics of every test split, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
@@ -121,16 +122,11 @@ def main(config: Config) -> dict[str, Any]:
         others = predict_split(model, ending)
         results |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
         if job.is_main:
-            write_jsonl(job.out / f"predictions_{ending}.jsonl", rows[ending].records(others))
-
-    def confusion():
-        truth, predicted = rows[split].compare(predictions)
-        plot_confusion(truth, [row["label"] for row in predicted], labels.names, job.out / "confusion.png")
-
-    draw = confusion if job.labelled and labels.problem_type == "single_label" else None
+            write_jsonl(job.out / f"predictions_{ending}.jsonl", map(rounded, rows[ending].records(others)))
+    draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
     about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
-    records = rows[split].records(predictions)
-    return finish(job, results, records, statistics, draw, split=split, seconds=seconds, **about)
+    records, notes = rows[split].records(predictions), labels.notes(results)
+    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

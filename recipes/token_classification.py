@@ -32,7 +32,7 @@ from d2v.data.windows import window_rows
 from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
 from d2v.losses import IGNORE
-from d2v.metrics.classification import plot_confusion
+from d2v.metrics.classification import plot_confusion, write_classes
 from d2v.metrics.statistics import word_statistics
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
 from d2v.models.text_heads import Data2VecTextForTokenClassification
@@ -81,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: cross-entropy of each word's first token, or of all its tokens
     def loss_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, T, C)
-        return losses.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        return losses.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), **labels.loss_options)
 
     # Prediction: the labels of all words, windows of a sentence joined
     def predict_fn(model, batch):
@@ -119,6 +119,7 @@ def main(config: Config) -> dict[str, Any]:
     def confusion():
         pairs = [pair for row in records for pair in zip(row["reference"], row["labels"], strict=True) if pair[0]]
         truth, predicted = zip(*pairs, strict=True)
+        write_classes(job.out / "classes.csv", truth, predicted, names)
         plot_confusion(truth, predicted, names, job.out / "confusion.png")
 
     draw = confusion if job.labelled else None

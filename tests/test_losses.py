@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2v import losses
 from d2v.losses import IGNORE, ctc, pit_bce
 from tests.parity import EXACT, apart, exact
 
@@ -214,3 +215,27 @@ def test_pit_decides_between_equal_orders():
     loss, _ = pit_bce(logits, torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]]))
     loss.backward()
     assert torch.equal(logits.grad[0, :, 0], -logits.grad[0, :, 1]) and (logits.grad.abs() == 0.5).all()
+
+
+def test_weighted_classes_are_torchs():
+    """The mean is torch's, whatever the pieces a batch is computed in; of probabilities by their weights."""
+    logits, weight = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 2, losses.IGNORE, 0])
+    total, count = losses.cross_entropy(logits, labels, weight=weight, label_smoothing=0.1)
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight, label_smoothing=0.1)
+    assert torch.allclose(total / count, expected)
+    parts = [losses.cross_entropy(*pair, weight=weight) for pair in zip(logits.split(2), labels.split(2), strict=True)]
+    whole = losses.cross_entropy(logits, labels, weight=weight)
+    assert all(torch.allclose(sum(part), each) for part, each in zip(zip(*parts, strict=True), whole, strict=True))
+    kept = labels != losses.IGNORE
+    soft = torch.nn.functional.one_hot(labels[kept], 3).double()
+    assert all(map(torch.allclose, losses.cross_entropy(logits[kept], soft, weight=weight), whole))
+    kind = "single_label_classification"
+    assert torch.allclose(losses.classification(logits[kept], labels[kept], kind, weight=weight)[0], whole[0])
+    several = torch.tensor([[1.0, 0.0, 1.0]] * 6, dtype=torch.float64)
+    total, count = losses.classification(logits, several, "multi_label_classification", weight=weight)
+    mean = torch.nn.functional.binary_cross_entropy_with_logits(logits, several, pos_weight=weight)
+    assert torch.allclose(total / count, mean)
+    smooth = losses.classification(logits, several, "multi_label_classification", label_smoothing=0.2)[0]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, several * 0.8 + 0.1, reduction="sum")
+    assert torch.allclose(smooth, expected)

@@ -32,7 +32,7 @@ class Augment:
         erasing: share of the images that have a rectangle replaced by noise.
         mixup: alpha of MixUp's share of the other image, such as 0.8.
         cutmix: alpha of CutMix's share of the other image; with both, each batch has one of them.
-        smoothing: label smoothing.
+        smoothing: label smoothing of single labels, unless data.label_smoothing is given.
     """
 
     crop: tuple[float, float] = (0.08, 1.0)

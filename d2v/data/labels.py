@@ -5,7 +5,8 @@ Shapes: B batch, C classes.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -27,10 +28,12 @@ from d2v.data.class_names import (
 from d2v.data.facts import note
 from d2v.data.rows import Split
 from d2v.errors import InputError
-from d2v.pretrained import load_config
+from d2v.pretrained import fetch_file, load_config, read_json
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
 Match = Literal["name", "number", "order"]
+THRESHOLDS = "thresholds.json"
+"""File beside a model with the scores above which classes are predicted."""
 # As a model's config.json calls them; of older checkpoints the number of outputs says it.
 MODEL_TYPES: dict[ProblemType, str] = {
     "single_label": "single_label_classification",
@@ -50,6 +53,11 @@ class LabelData(Data):
         label_separator: text between the labels of a row, such as ";", where multi_label has them in one text.
         problem_type: what is predicted of a row: single_label, one class; multi_label, any number of classes;
             regression, a value.
+        positive_class: the class of two whose F1 is `f1`; by default the second.
+        threshold: score above which multi_label predicts a class; best chooses one for each class by F1 on validation.
+        class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
+            frequent ones; by default all have 1.
+        label_smoothing: share of the probability that is spread over all classes in training.
         match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
             the data's classes being the model's first.
         metrics: names of the metrics, the first of which chooses the best checkpoint; by default the usual ones.
@@ -59,8 +67,18 @@ class LabelData(Data):
     label_columns: list[str] = field(default_factory=list)
     label_separator: str | None = None
     problem_type: ProblemType = "single_label"
+    positive_class: str | None = None
+    threshold: float | Literal["best"] = 0.5
+    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
+    label_smoothing: float = 0.0
     match: Match = "name"
     metrics: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_smoothing(self.label_smoothing)
+        if self.problem_type == "regression" and (self.class_weights != "equal" or self.label_smoothing):
+            raise InputError("data.class_weights and data.label_smoothing are for classes, not for regression")
 
     @property
     def targets(self) -> dict[str, str | None]:
@@ -77,12 +95,20 @@ class Labels:
         problem_type: single_label, multi_label or regression.
         column: where the labels of the data are.
         data_names: what the data call the classes, where that differs.
+        positive: the class of two whose F1 is computed.
+        thresholds: scores above which multi_label predicts a class, by name; others have a half.
+        weights: (C,) of the classes in the loss; None if all have 1.
+        smoothing: share of the probability that is spread over all classes.
     """
 
     names: list[str]
     problem_type: ProblemType
     column: str = "label"
     data_names: list[str] | None = None
+    positive: str | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    weights: Sequence[float] | None = None
+    smoothing: float = 0.0
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -99,6 +125,25 @@ class Labels:
         """The fields of a model's configuration that give it a head for these labels."""
         classes = {"num_labels": 1} if self.problem_type == "regression" else {"id2label": dict(enumerate(self.names))}
         return classes | {"problem_type": MODEL_TYPES[self.problem_type]}
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """What `d2v.losses.classification` takes besides."""
+        weight = None if self.weights is None else torch.tensor(self.weights)
+        return {"weight": weight, "label_smoothing": self.smoothing}
+
+    @property
+    def positive_last(self) -> list[str]:
+        """The names with the positive class, if one was named, at the end."""
+        return sorted(self.names, key=lambda name: name == self.positive)
+
+    def notes(self, metrics: Iterable[str]) -> dict[str, Any] | None:
+        """What the results say besides: with `f1` whose it is."""
+        return {"positive_class": self.positive_last[-1]} if "f1" in metrics else None
+
+    def limits(self) -> list[float]:
+        """(C,) the scores above which a class is predicted, in multi_label."""
+        return [self.thresholds.get(name, 0.5) for name in self.names]
 
     def problem(self, label: Any) -> str | None:
         """Why a row's label cannot be used, or None."""
@@ -124,7 +169,7 @@ class Labels:
         return logits.sigmoid() if self.problem_type == "multi_label" else logits.softmax(-1)
 
     def decode(self, scores: Sequence[float], most: int | None = None) -> dict[str, Any]:
-        """What a row's scores say: `label`, with multi_label all `labels` above a half, in regression the `value`.
+        """What a row's scores say: `label`, with multi_label all `labels` above the threshold, else the `value`.
 
         Args:
             scores: (C,) of `scores`.
@@ -135,9 +180,9 @@ class Labels:
         order: Sequence[int] = range(len(scores))
         if most is not None:
             order = sorted(order, key=lambda i: -scores[i])[:most]
-        listed = {self.names[i]: round(float(scores[i]), 6) for i in order}
+        listed = {self.names[i]: float(scores[i]) for i in order}
         if self.problem_type == "multi_label":
-            above = [name for name, score in zip(self.names, scores, strict=True) if score > 0.5]
+            above = [name for name, *pair in zip(self.names, scores, self.limits(), strict=True) if pair[0] > pair[1]]
             return {"labels": above, "scores": listed}
         return {"label": self.names[max(range(len(scores)), key=scores.__getitem__)], "scores": listed}
 
@@ -162,12 +207,16 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
         labels = checkpoint_labels(job.config.model, column)
         labels = replace(labels, problem_type=data.problem_type) if job.training else labels
     if not job.labelled:
-        return labels, {}
+        return replace(labels, thresholds=thresholds(job, labels)), {}
     if labels.problem_type == "regression":
         values = {name: list(map(as_number, split.column(column))) for name, split in splits.items()}
         return (Labels(["LABEL_0"], "regression", column) if job.training else labels), values
     columns = {name: read_names(split, data, labels.problem_type) for name, split in splits.items()}
-    return settle_classes(job, labels, columns, data.match)
+    labels, references = settle_classes(job, labels, columns, data.match)
+    if data.positive_class is not None and data.positive_class not in labels.names:
+        raise InputError(f"data.positive_class {data.positive_class!r} is none of {', '.join(labels.names[:20])}")
+    labels = weighted(labels, data, references.get("train"))
+    return replace(labels, positive=data.positive_class, thresholds=thresholds(job, labels)), references
 
 
 def settle_classes(
@@ -196,6 +245,56 @@ def settle_classes(
         raise InputError(f"{column}: {there}; should be as many")
     known = match_classes("number" if first.numbered else match, labels.names, first.classes)
     return matched(job, labels, first.classes, known, named)
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raise InputError unless data.label_smoothing is a share."""
+    if not 0 <= smoothing < 1:
+        raise InputError(f"data.label_smoothing should be at least 0 and below 1, not {smoothing:g}")
+
+
+def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:
+    """The labels with what `data.class_weights` and `data.label_smoothing` say of the loss.
+
+    Args:
+        labels: single_label or multi_label.
+        data: has these options.
+        train: the labels of train's rows, names or lists of them; None without training.
+    """
+    if train is None:
+        return labels
+    given = data.class_weights
+    weights = None
+    if given == "balanced":
+        rows = list(train)
+        counts = Counter(name for row in rows for name in (row if isinstance(row, list) else [row]))
+        known = [max(counts[name], 1) for name in labels.names]
+        if labels.problem_type == "multi_label":  # as many zeros as ones
+            weights = [max(len(rows) - count, 1) / count for count in known]
+        else:
+            weights = [sum(counts[name] for name in labels.names) / (len(known) * count) for count in known]
+    elif given != "equal":
+        if unknown := [name for name in given if name not in labels.names]:
+            raise InputError(f"data.class_weights: {unknown[0]!r} is none of {', '.join(labels.names[:20])}")
+        weights = [float(given.get(name, 1.0)) for name in labels.names]
+    return replace(labels, weights=weights, smoothing=data.label_smoothing)
+
+
+def thresholds(job: Job, labels: Labels) -> dict[str, float]:
+    """The scores above which multi_label predicts a class, by name; by default those beside the model."""
+    data: LabelData = job.config.data
+    if labels.problem_type != "multi_label":
+        return {}
+    if data.threshold != "best":
+        stored = None if job.training or data.threshold != 0.5 else fetch_file(job.config.model, THRESHOLDS)
+        return read_json(stored) if stored else dict.fromkeys(labels.names, data.threshold)
+    if job.training:
+        return {}
+    if stored := fetch_file(job.config.model, THRESHOLDS):
+        return read_json(stored)
+    raise InputError(
+        f"data.threshold best: {job.config.model} has no {THRESHOLDS}; training with this option chooses them"
+    )
 
 
 def matched(

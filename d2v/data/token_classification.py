@@ -7,14 +7,14 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, Literal
 
 import numpy as np
 
 from d2v.config import Job
 from d2v.data.class_names import as_list, name_values
-from d2v.data.labels import Labels, Match, checkpoint_labels, label_problem, settle_classes
+from d2v.data.labels import Labels, Match, check_smoothing, checkpoint_labels, label_problem, settle_classes, weighted
 from d2v.data.rows import CHUNK, Split, check_rows
 from d2v.data.text import TextData
 from d2v.errors import InputError
@@ -29,6 +29,9 @@ class TokenData(TextData):
     Attributes:
         tokens_column: column of lists of words.
         tags_column: column of lists of the words' labels, names or numbers; null and negative numbers do not count.
+        class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
+            frequent ones; by default all have 1.
+        label_smoothing: share of the probability that is spread over all classes in training.
         match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
             the data's classes being the model's first.
         label_all_pieces: train on the labels of all tokens of a word; by default on that of its first.
@@ -38,9 +41,15 @@ class TokenData(TextData):
 
     tokens_column: str = "tokens"
     tags_column: str = "tags"
+    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
+    label_smoothing: float = 0.0
     match: Match = "name"
     label_all_pieces: bool = False
     stride: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_smoothing(self.label_smoothing)
 
 
 NO_TAGS = (-100, -1, "-100", "-1", "")
@@ -96,7 +105,9 @@ def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, 
         return labels, {}
     tables = {name: [as_list(row, None) for row in split.table[data.tags_column][:]] for name, split in splits.items()}
     columns = {name: name_values(split, data.tags_column, tables[name], NO_TAGS) for name, split in splits.items()}
-    return settle_classes(job, labels, columns, data.match)
+    labels, tags = settle_classes(job, labels, columns, data.match)
+    train = tags.get("train")
+    return weighted(labels, data, None if train is None else chain.from_iterable(filter(None, train))), tags
 
 
 def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenData) -> str | None:

@@ -3,14 +3,21 @@
 Shapes: N examples, C classes.
 """
 
+import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2v.data.labels import Labels
+from d2v.config import Job
+from d2v.data.labels import THRESHOLDS, Labels
+from d2v.data.rows import Rows
 from d2v.errors import InputError
+from d2v.pretrained import write_json
 
 
 def accuracy_and_f1(references: Sequence[int | str], predictions: Sequence[int | str]) -> dict[str, float]:
@@ -101,7 +108,7 @@ def macro_f1(references: Sequence[str], predictions: Sequence[str], classes: Seq
 
 
 def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
-    """F1 of the second of two classes, such as "duplicate".
+    """F1 of the second of two classes, such as "duplicate"; `label_metrics` puts `data.positive_class` there.
 
     Raises:
         InputError: there are more classes.
@@ -146,6 +153,25 @@ def spearmanr(references: Sequence[float], predictions: Sequence[float], classes
     return correlation(spearmanr, references, predictions)
 
 
+def rmse(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
+    """The root of the mean squared error, in the unit of the values."""
+    return float(np.sqrt(np.mean((np.asarray(predictions, float) - references) ** 2)))
+
+
+def mae(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
+    """The mean absolute error, in the unit of the values."""
+    return float(np.mean(np.abs(np.asarray(predictions, float) - references)))
+
+
+def r2(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
+    """The coefficient of determination: the share of the variance that is explained; 0 for the mean as prediction."""
+    from sklearn.metrics import r2_score
+
+    if len(references) < 2 or np.ptp(references) == 0:
+        raise InputError("r2 needs two or more examples, of different values")
+    return float(r2_score(references, predictions))
+
+
 def correlation(method: Callable, references: Sequence[float], predictions: Sequence[float]) -> float:
     """What `method` of scipy calls the statistic; InputError where the references have none."""
     if len(references) < 2 or np.ptp(references) == 0:
@@ -153,6 +179,8 @@ def correlation(method: Callable, references: Sequence[float], predictions: Sequ
     return 0.0 if np.ptp(predictions) == 0 else method(references, predictions).statistic
 
 
+TOP5 = "accuracy_top5"
+"""A metric of single labels that takes the scores of five classes or more."""
 METRICS: dict[str, dict[str, Callable]] = {  # by problem type; the first two are the default
     "single_label": {
         "accuracy": accuracy,
@@ -161,31 +189,32 @@ METRICS: dict[str, dict[str, Callable]] = {  # by problem type; the first two ar
         "matthews_correlation": matthews_correlation,
     },
     "multi_label": {"map": average_precision, "micro_f1": micro_f1},
-    "regression": {"pearson": pearson, "spearmanr": spearmanr},
+    "regression": {"pearson": pearson, "spearmanr": spearmanr, "rmse": rmse, "mae": mae, "r2": r2},
 }
 
 
-def choose_metrics(names: Sequence[str], problem_type: str) -> list[str]:
+def choose_metrics(names: Sequence[str], problem_type: str, *, top5: bool = False) -> list[str]:
     """The metrics to report.
 
     Args:
         names: of metrics, or none for the two that are the default.
         problem_type: a key of `METRICS`.
+        top5: the default of single labels is `accuracy` and `accuracy_top5`.
 
     Raises:
         InputError: there is no such metric of this type of problem.
     """
-    known = list(METRICS[problem_type])
+    known = [*METRICS[problem_type], *([TOP5] if problem_type == "single_label" else [])]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"data.metrics: {unknown[0]} is no metric of {problem_type}; there are {', '.join(known)}")
-    return list(names) or known[:2]
+    return list(names) or (["accuracy", TOP5] if top5 and problem_type == "single_label" else known[:2])
 
 
 def classification_metrics(
     names: Sequence[str],
     problem_type: str,
     references: Sequence[Any] | np.ndarray,
-    predictions: Sequence[Any],
+    predictions: Sequence[Any] | np.ndarray,
     classes: Sequence[int | str] = (),
 ) -> dict[str, float]:
     """Metrics by name.
@@ -218,10 +247,103 @@ def label_metrics(
     """
     kind = labels.problem_type
     if kind == "multi_label":
-        scores = [list(row["scores"].values()) for row in predictions]
+        scores = above_half(labels, predictions)
         return classification_metrics(names, kind, labels.encode(references).numpy(), scores, labels.names)
     key = "value" if kind == "regression" else "label"
-    return classification_metrics(names, kind, references, [row[key] for row in predictions], labels.names)
+    others, values = [name for name in names if name != TOP5], [row[key] for row in predictions]
+    metrics = classification_metrics(others, kind, references, values, labels.positive_last)
+    if TOP5 in names and len(labels.names) >= 5:
+        metrics[TOP5] = ranked_accuracy(references, list(map(likeliest, predictions)))[TOP5]
+    return metrics
+
+
+def likeliest(prediction: dict[str, Any], most: int = 5) -> list[str]:
+    """The names of the classes with the highest `scores`, the highest first."""
+    scores = prediction["scores"]
+    return sorted(scores, key=lambda name: -scores[name])[:most]
+
+
+def above_half(labels: Labels, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The scores (N, C) of several labels, moved so that what is predicted is above a half."""
+    scores = np.array([list(row["scores"].values()) for row in predictions], float)
+    return scores - labels.limits() + 0.5 if scores.size else scores
+
+
+def choose_thresholds(job: Job, labels: Labels, rows: Rows, predict: Callable[[], Sequence[tuple[int, Any]]]) -> Labels:
+    """With `data.threshold` best the labels with each class's threshold of the best F1, kept beside the best model.
+
+    A threshold is in the middle between two scores; a class without an example keeps a half.
+
+    Args:
+        job: that has been trained.
+        labels: what the model predicts.
+        rows: those of validation.
+        predict: returns their predictions, with the `scores` of all classes.
+    """
+    if job.config.data.threshold != "best":
+        return labels
+    references, predictions = rows.compare(predict())
+    if labels.problem_type != "multi_label":
+        raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
+    truth, chosen = labels.encode(references).numpy(), {}
+    scores = np.array([list(row["scores"].values()) for row in predictions], float)
+    for i, name in enumerate(labels.names):
+        order = np.argsort(-scores[:, i], kind="stable")
+        ranked, right = scores[order, i], truth[order, i].cumsum()
+        best = 2 * right / (np.arange(1, len(order) + 1) + truth[:, i].sum())
+        ends = np.append(ranked[:-1] > ranked[1:], True)  # equal scores are predicted together
+        last = int(np.where(ends, best, -1.0).argmax())
+        below = ranked[last + 1] if last + 1 < len(ranked) else 0.0
+        chosen[name] = float((ranked[last] + below) / 2) if truth[:, i].any() else 0.5
+    if job.is_main:
+        write_json(job.out / "best" / THRESHOLDS, chosen)
+    return replace(labels, thresholds=chosen)
+
+
+def report_classes(
+    folder: Path, labels: Labels, references: Sequence[Any], predictions: Sequence[dict[str, Any]]
+) -> None:
+    """Write `classes.csv`, precision, recall and F1 of each class, and with a single label `confusion.png`.
+
+    Args:
+        folder: to write into.
+        labels: what the model predicts; nothing is written of values.
+        references, predictions: as in `label_metrics`.
+    """
+    if labels.problem_type == "regression":
+        return
+    if labels.problem_type == "multi_label":
+        truth, found = labels.encode(references).numpy(), labels.encode([row["labels"] for row in predictions]).numpy()
+        write_classes(folder / "classes.csv", truth, found, labels.names)
+        return
+    predicted = [row["label"] for row in predictions]
+    write_classes(folder / "classes.csv", references, predicted, labels.names)
+    plot_confusion(references, predicted, labels.names, folder / "confusion.png")
+
+
+def write_classes(path: Path, references: Any, predictions: Any, names: Sequence[str]) -> None:
+    """Write a line a class: its name, precision, recall, F1, and how many examples are referred to and predicted.
+
+    Args:
+        path: of the CSV file.
+        references, predictions: (N,) names of classes, or (N, C) zeros and ones.
+        names: (C,) of the classes.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    names = list(names)
+    if isinstance(references, np.ndarray):
+        options: dict[str, Any] = {"labels": range(len(names))}
+        counts = predictions.sum(0).astype(int).tolist()
+    else:
+        options, known = {"labels": names}, Counter(predictions)
+        counts = [known[name] for name in names]
+    columns = precision_recall_fscore_support(references, predictions, zero_division=0, **options)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["class", "precision", "recall", "f1", "references", "predictions"])
+        for name, *rates, support, count in zip(names, *(column.tolist() for column in columns), counts, strict=True):
+            lines.writerow([name, *(round(rate, 6) for rate in rates), int(support), count])
 
 
 def plot_confusion(

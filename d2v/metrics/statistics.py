@@ -8,9 +8,11 @@ import numpy as np
 
 from d2v.data.diarization import segments_to_frames
 from d2v.data.labels import Labels
+from d2v.metrics.classification import above_half, likeliest
 from d2v.metrics.diarization import Recordings, error_seconds, name_speakers
 from d2v.metrics.intervals import Statistics
 from d2v.metrics.question_answering import question_answering_metrics
+from d2v.metrics.token_classification import as_iobes, scored_words
 
 
 def transcript_statistics(references: Sequence[str], predictions: Sequence[Mapping[str, str]]) -> Statistics:
@@ -83,10 +85,14 @@ def pixel_statistics(predictions: Sequence[tuple[int, Any]]) -> Statistics:
 
 
 def word_statistics(
-    references: Sequence[list[str]], predictions: Sequence[Mapping[str, Any]], names: Iterable[str], *, chunks: bool
+    references: Sequence[Sequence[str | None]],
+    predictions: Sequence[Mapping[str, Any]],
+    names: Iterable[str],
+    *,
+    chunks: bool,
 ) -> Statistics:
     """Of `token_classification_metrics`, by sentence."""
-    labels = [row["labels"] for row in predictions]
+    references, labels = scored_words(references, [row["labels"] for row in predictions])
     return chunk_statistics(references, labels) if chunks else class_statistics(references, labels, list(names))
 
 
@@ -95,6 +101,7 @@ def chunk_statistics(references: Sequence[list[str]], predictions: Sequence[list
     from seqeval.metrics.sequence_labeling import get_entities
     from seqeval.scheme import IOB2, IOBES, Entities
 
+    references, predictions = ([list(map(as_iobes, labels)) for labels in side] for side in (references, predictions))
     prefixes = {label[0] for side in (references, predictions) for labels in side for label in labels}
     scheme = IOBES if prefixes & {"E", "S"} else IOB2
     chunks: dict[str, list[tuple[int, int, int]]] = {"": [], "_strict": []}
@@ -188,13 +195,13 @@ def label_statistics(
     """Of `label_metrics`; arguments as there, but for `accuracy_top5` of ranked classes."""
     kind = labels.problem_type
     if kind == "multi_label":
-        scores = np.array([list(row["scores"].values()) for row in predictions])
-        return {"rankings": {"reference": labels.encode(references).numpy(), "scores": scores}}
+        reference = labels.encode(references).numpy()
+        return {"rankings": {"reference": reference, "scores": above_half(labels, predictions)}}
     if kind == "regression":
         values = np.array([row["value"] for row in predictions], float)
         return {"values": {"reference": np.asarray(references, float), "prediction": values}}
-    statistics = class_statistics(references, [row["label"] for row in predictions], labels.names)
+    statistics = class_statistics(references, [row["label"] for row in predictions], labels.positive_last)
     if "accuracy_top5" in names:
-        hits = [name in list(row["scores"])[:5] for name, row in zip(references, predictions, strict=True)]
+        hits = [name in likeliest(row) for name, row in zip(references, predictions, strict=True)]
         statistics |= mean_statistics(accuracy_top5=hits)
     return statistics

@@ -38,14 +38,21 @@ def token_classification_metrics(
     Returns:
         `chunk_metrics`, or else `accuracy` and `macro_f1` of the words.
     """
+    sides = scored_words(references, predictions)
+    if chunks:
+        return chunk_metrics(*sides)
+    return accuracy_and_f1(*([label for labels in side for label in labels] for side in sides))
+
+
+def scored_words(
+    references: Sequence[Sequence[str | None]], predictions: Labels
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The labels and predictions of the words that count, by sentence: those whose label is not None."""
     pairs = [
         [(reference, label) for reference, label in zip(*rows, strict=True) if reference is not None]
         for rows in zip(references, predictions, strict=True)
     ]
-    sides = [[[pair[side] for pair in row] for row in pairs if row] for side in (0, 1)]
-    if chunks:
-        return chunk_metrics(*sides)
-    return accuracy_and_f1(*([label for labels in side for label in labels] for side in sides))
+    return [[pair[0] for pair in row] for row in pairs], [[pair[1] for pair in row] for row in pairs]
 
 
 def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:

@@ -280,3 +280,50 @@ def test_training_goes_on_with_the_models_order(tmp_path):
     assert read(["good", "poor", "so"], model=model, match="order")[0].names == ["good", "poor", "so"]
     model = checkpoint(tmp_path, num_labels=2)  # names that say nothing
     assert read(["good", "poor"], model=model)[0].names == ["good", "poor"]
+
+
+def test_classes_are_weighted():
+    values = ["a"] * 6 + ["b"] * 3 + ["c"]
+    weights = read(values, class_weights="balanced")[0].weights
+    assert weights == pytest.approx([10 / 18, 10 / 9, 10 / 3])  # n / (classes * count), as scikit-learn has it
+    assert sum(weight * count for weight, count in zip(weights, (6, 3, 1), strict=True)) == pytest.approx(10)
+    assert read(values)[0].loss_options == {"weight": None, "label_smoothing": 0.0}
+    labels = read(values, class_weights={"c": 5.0}, label_smoothing=0.1)[0]
+    assert labels.weights == [1.0, 1.0, 5.0] and labels.loss_options["label_smoothing"] == 0.1
+    with pytest.raises(InputError, match="data.class_weights: 'd' is none of a, b, c"):
+        read(values, class_weights={"d": 5.0})
+    several = read([["a"], ["a", "b"], [], []], problem_type="multi_label", class_weights="balanced")[0]
+    assert several.weights == [1.0, 3.0]  # as many zeros as ones
+    for option in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}):
+        with pytest.raises(InputError, match="are for classes, not for regression"):
+            LabelData(problem_type="regression", **option)
+    with pytest.raises(InputError, match="data.label_smoothing should be at least 0 and below 1, not 1"):
+        LabelData(label_smoothing=1.0)
+
+
+def test_the_positive_class_is_named():
+    labels = read(["yes", "no"], positive_class="no")[0]
+    assert labels.positive_last == ["yes", "no"] and labels.notes(["f1"]) == {"positive_class": "no"}
+    assert read(["yes", "no"])[0].notes(["f1"]) == {"positive_class": "yes"} and labels.notes(["accuracy"]) is None
+    with pytest.raises(InputError, match="data.positive_class 'maybe' is none of no, yes"):
+        read(["yes", "no"], positive_class="maybe")
+
+
+def test_thresholds_of_several_labels(tmp_path):
+    values, options = [["a"], ["b"]], {"problem_type": "multi_label"}
+    assert read(values, threshold=0.3, **options)[0].decode([0.35, 0.1])["labels"] == ["a"]
+    assert read(values, **options)[0].decode([0.35, 0.1])["labels"] == []
+    names = {"0": "a", "1": "b"}
+    model = checkpoint(tmp_path, id2label=names, problem_type="multi_label_classification")
+    with pytest.raises(InputError, match="data.threshold best: .* has no thresholds.json"):
+        read(values, mode="predict", model=model, threshold="best")
+    (tmp_path / "thresholds.json").write_text('{"a": 0.9, "b": 0.05}')
+    for mode in ("evaluate", "predict"):
+        assert read(values, mode=mode, model=model)[0].decode([0.35, 0.1])["labels"] == ["b"]
+    assert read(values, mode="predict", model=model, threshold=0.2)[0].decode([0.35, 0.1])["labels"] == ["a"]
+
+
+def test_scores_are_whole_until_they_are_written():
+    """Metrics of scores that differ in the seventh decimal have an order of their own."""
+    scores = Labels(["a", "b"], "multi_label").decode([0.12345678, 0.12345679])["scores"]
+    assert scores == {"a": 0.12345678, "b": 0.12345679}

@@ -1,5 +1,7 @@
 """Metrics of classification: golden values, degenerate cases, by hand or by definition; the picture by its parts."""
 
+import csv
+import json
 import math
 import warnings
 from itertools import pairwise
@@ -10,17 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image, pyplot
 
+from d2v.data.labels import LabelData, Labels
+from d2v.data.rows import Rows
 from d2v.errors import InputError
+from d2v.metrics import higher_is_better
 from d2v.metrics.classification import (
     METRICS,
     accuracy_and_f1,
     choose_metrics,
+    choose_thresholds,
     classification_metrics,
+    label_metrics,
     mean_average_precision,
     plot_confusion,
     ranked_accuracy,
     real_accuracy,
+    report_classes,
 )
+from tests.helpers import make_job, make_split
 
 SINGLE, MULTI, REGRESSION = "single_label", "multi_label", "regression"
 SEEDED = settings(derandomize=True, deadline=None, max_examples=50)
@@ -209,3 +218,91 @@ def test_real_accuracy_by_hand():
     assert real_accuracy([[1], [], [2, 3], [0]], [1, 1, 3, 2]) == pytest.approx(2 / 3)
     with pytest.raises(InputError, match="no image has a ReaL label"):
         real_accuracy([[], []], [0, 1])
+
+
+def test_errors_of_values():
+    names = ["rmse", "mae", "r2"]
+    found = classification_metrics(names, "regression", [1.0, 2.0, 6.0], [1.0, 4.0, 5.0])
+    assert found == {
+        "rmse": pytest.approx((5 / 3) ** 0.5),
+        "mae": pytest.approx(1.0),
+        "r2": pytest.approx(1 - 5 / 14),  # 14 is the sum of squares around the mean, 3
+    }
+    assert classification_metrics(["r2"], "regression", [1.0, 3.0], [2.0, 2.0])["r2"] == 0
+    assert not any(map(higher_is_better, names[:2])) and higher_is_better("r2")
+    with pytest.raises(InputError, match="r2 needs two or more examples, of different values"):
+        classification_metrics(["r2"], "regression", [1.0, 1.0], [2.0, 2.0])
+
+
+def test_f1_is_that_of_the_class_that_is_named():
+    rows, truth = [{"label": name} for name in ("no", "no", "yes")], ["no", "yes", "yes"]
+    plain = Labels(["no", "yes"], "single_label")
+    assert label_metrics(["f1"], plain, truth, rows)["f1"] == pytest.approx(2 * 1 / (2 + 1))  # of "yes"
+    truth = ["no", "no", "yes"]
+    truth[1], rows[2] = "yes", {"label": "no"}
+    named = Labels(["no", "yes"], "single_label", positive="no")
+    assert label_metrics(["f1"], named, truth, rows)["f1"] == pytest.approx(2 * 1 / (1 + 3))
+    assert label_metrics(["f1"], plain, truth, rows)["f1"] == 0
+
+
+def test_five_are_ranked_by_their_scores():
+    names = list("abcdef")
+    rows = [{"label": "f", "scores": dict(zip(names, (0.0, 0.1, 0.2, 0.1, 0.1, 0.5), strict=True))}]
+    labels = Labels(names, "single_label")
+    assert label_metrics(["accuracy", "accuracy_top5"], labels, ["c"], rows) == {"accuracy": 0, "accuracy_top5": 1}
+    assert label_metrics(["accuracy_top5"], labels, ["a"], rows) == {"accuracy_top5": 0}
+    assert choose_metrics([], "single_label", top5=True) == ["accuracy", "accuracy_top5"]
+    assert choose_metrics([], "multi_label", top5=True) == ["map", "micro_f1"]
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_a_class(tmp_path):
+    labels = Labels(["a", "b, c", "d"], "single_label")
+    rows = [{"label": name} for name in ("a", "a", "b, c", "a")]
+    report_classes(tmp_path, labels, ["a", "b, c", "b, c", "a"], rows)
+    first, second, third = read_csv(tmp_path / "classes.csv")
+    assert first == {
+        "class": "a",
+        "precision": "0.666667",
+        "recall": "1.0",
+        "f1": "0.8",
+        "references": "2",
+        "predictions": "3",
+    }
+    assert (second["class"], second["precision"], second["recall"]) == ("b, c", "1.0", "0.5")
+    assert (third["f1"], third["references"], third["predictions"]) == ("0.0", "0", "0")
+    assert (tmp_path / "confusion.png").exists()
+
+
+def test_a_line_a_class_of_several_labels(tmp_path):
+    labels = Labels(["a", "b"], "multi_label")
+    report_classes(tmp_path, labels, [["a"], ["a", "b"], []], [{"labels": ["a"]}, {"labels": ["a"]}, {"labels": ["b"]}])
+    first, second = read_csv(tmp_path / "classes.csv")
+    assert (first["f1"], second["f1"], second["references"], second["predictions"]) == ("1.0", "0.0", "1", "1")
+    report_classes(tmp_path / "none", Labels(["LABEL_0"], "regression"), [1.0], [{"value": 1.0}])
+    assert not (tmp_path / "none").exists() and not (tmp_path / "confusion.png").exists()
+
+
+def test_thresholds_are_the_best_on_validation(tmp_path):
+    """By hand: class a is best above 0.3, b has no example, c is best where both are predicted."""
+    labels = Labels(["a", "b", "c"], "multi_label")
+    scores = [(0.9, 0.6, 0.2), (0.4, 0.1, 0.2), (0.2, 0.1, 0.1)]
+    predictions = [(i, {"scores": dict(zip("abc", row, strict=True))}) for i, row in enumerate(scores)]
+    references = [["a", "c"], ["a"], []]
+    split = make_split("validation", x=[0, 1, 2])
+    rows = Rows(split, list("012"), [1, 1, 1], references)
+    job = make_job(LabelData(problem_type="multi_label", threshold="best"), out=str(tmp_path))
+    (tmp_path / "best").mkdir()
+    chosen = choose_thresholds(job, labels, rows, lambda: predictions)
+    assert chosen.limits() == pytest.approx([0.3, 0.5, 0.15])
+    assert json.loads((tmp_path / "best/thresholds.json").read_text()) == pytest.approx({"a": 0.3, "b": 0.5, "c": 0.15})
+    found = [{**row, "labels": []} for _, row in predictions]
+    assert label_metrics(["micro_f1"], chosen, references, found)["micro_f1"] == pytest.approx(2 * 3 / (3 + 5))
+    plain = make_job(LabelData(problem_type="multi_label"), out=str(tmp_path))
+    assert choose_thresholds(plain, labels, rows, lambda: 1 / 0) is labels
+    with pytest.raises(InputError, match="data.threshold best is for multi_label"):
+        choose_thresholds(job, Labels(["a", "b"], "single_label"), rows, lambda: predictions)

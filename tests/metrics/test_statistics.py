@@ -282,3 +282,15 @@ def test_a_hundred_thousand_rows_take_little_time_and_memory():
         taken[name] = time.perf_counter() - begun
     print(taken)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # kilobytes, on Linux
+
+
+def test_words_without_a_label_and_other_letters():
+    """What does not count adds nothing, and BILOU or untyped chunks are those of IOBES."""
+    rows = [{"labels": ["B-A", "E-A"]}, {"labels": ["O"]}]
+    plain = s.word_statistics([["B-A", "E-A"], ["S-A"]], rows, [], chunks=True)
+    rows = [{"labels": ["B", "O", "L"]}, {"labels": ["O", "U"]}]
+    other = s.word_statistics([["B", None, "L"], ["U", None]], rows, [], chunks=True)
+    assert all(np.array_equal(other["sums"][name], values) for name, values in plain["sums"].items())
+    nothing = s.word_statistics([[None], ["O"]], [{"labels": ["B"]}, {"labels": ["O"]}], [], chunks=True)
+    assert nothing["sums"]["accuracy"].tolist() == [[0, 0], [1, 1]]
+    s.word_statistics([[None, "X"]], [{"labels": ["Y", "X"]}], ["X", "Y"], chunks=False)
