@@ -6,13 +6,16 @@ jsonargparse reads both into dataclasses. An unknown key, a wrong type and an im
 import argparse
 import difflib
 import errno
+import json
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from d2v.errors import InputError, Interrupted
 from d2v.training.signals import interrupt_at_signals, watch_launcher
@@ -29,6 +32,7 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         demo: YAML file of the embedded demo, the defaults where no `data.path` is given.
     """
     import jsonargparse
+    from yaml import YAMLError
 
     args = sys.argv[1:] if args is None else args
 
@@ -36,8 +40,14 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         """The recipe's description as it stands in its file, commands on lines of their own."""
 
     description = sys.modules[config_class.__module__].__doc__
+    texts = text_options(config_class)
+    jsonargparse.set_loader("as written", partial(load_yaml, texts=texts), (YAMLError,))
     parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=description, formatter_class=Formatter
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=description,
+        formatter_class=Formatter,
+        parser_mode="as written",
     )
     parser.add_argument("--config", action="config", help="YAML file with differences from the defaults.")
     parser.add_class_arguments(config_class)
@@ -58,11 +68,69 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         raise InputError(str(error)) from error
     for file in found.config:
         read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
-    args = [*(f"--config={file}" for file in found.config), *options]
+    args = [*(f"--config={file}" for file in found.config), *quoted(options, texts)]
     values = read(args)
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
+
+
+def text_options(config: type, before: str = "") -> set[str]:
+    """The options that are text, lists of texts or texts by name, such as data.names."""
+    found = set()
+    for name, hint in get_type_hints(config).items():
+        if name not in {each.name for each in fields(config)}:
+            continue
+        if is_dataclass(hint):
+            found |= text_options(hint, f"{before}{name}.")  # type: ignore[arg-type]
+        elif is_text(hint):
+            found.add(before + name)
+    return found
+
+
+def is_text(hint: Any) -> bool:
+    """Whether values of a type are text, or hold text alone."""
+    if hint is str:
+        return True
+    kinds = [kind for kind in get_args(hint) if kind not in (type(None), ...)]
+    return get_origin(hint) is not Literal and bool(kinds) and all(map(is_text, kinds))
+
+
+def load_yaml(content: str, texts: set[str]) -> Any:
+    """The content of YAML, in which values of the options `texts` are text as written, such as 007 and no."""
+    import yaml
+    from jsonargparse import get_loader
+
+    values = get_loader("yaml")(content)
+    return as_written(values, yaml.load(content, yaml.BaseLoader), texts) if isinstance(values, dict) else values
+
+
+def as_written(values: dict[Any, Any], written: dict[str, Any], texts: set[str], before: str = "") -> dict[Any, Any]:
+    """The values, with those of the options `texts` as they were written; null stays null."""
+    found = {}
+    for (key, value), text in zip(values.items(), written.values(), strict=True):
+        name = f"{before}{key}"
+        if isinstance(value, dict) and name not in texts:
+            found[key] = as_written(value, text, texts, name + ".")
+        else:
+            found[key] = text if name in texts and value is not None else value
+    return found
+
+
+def quoted(args: Sequence[str], texts: set[str]) -> list[str]:
+    """The command line, with what is in lists of the options `texts` in quotes, so that it stays text."""
+    import yaml
+
+    found, name = [], ""
+    for arg in args:
+        option, equals, value = arg.partition("=") if arg.startswith("--") else (name, "", arg)
+        if option.removeprefix("--").rstrip("+") in texts and value.lstrip().startswith(("[", "{")):
+            with suppress(yaml.YAMLError):  # which the parser will name
+                value = json.dumps(yaml.load(value, yaml.BaseLoader))
+            arg = option + equals + value if equals else value
+        name = "" if equals else option
+        found.append(arg)
+    return found
 
 
 def explain(message: str, parser) -> str:

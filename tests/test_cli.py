@@ -1,6 +1,7 @@
 """The command line: YAML and flags in, one dataclass or one line of complaint out."""
 
 import errno
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -208,3 +209,45 @@ def test_impossible_numbers_are_named(flag):
     name, value = flag.split("=")
     with pytest.raises(InputError, match=f"{name} should be at least [01], not {value}"):
         parse(load_recipe("asr_ctc").Config, [f"--{flag}"])
+
+
+# Text stays text, in lists and files too.
+AS_WRITTEN = {
+    "--data.held_out_speakers=[007]": ["007"],
+    "--data.held_out_speakers=[no]": ["no"],
+    "--data.held_out_speakers=[Yes, 1e3, null, 2020-01-01, ~, 0x10, a]": [
+        "Yes",
+        "1e3",
+        "null",
+        "2020-01-01",
+        "~",
+        "0x10",
+        "a",
+    ],
+    "--data.held_out_speakers=['007', \"no\", 'a, b']": ["007", "no", "a, b"],
+    "--data.held_out_speakers+=007": ["007"],
+    "--data.held_out_speakers=[]": [],
+    "--data.name=007": "007",
+    "--data.name=no": "no",
+    "--data.name=null": None,
+    "--data.header=[1, no]": ["1", "no"],
+    "--run.seed=7": 7,
+}
+
+
+@pytest.mark.parametrize("option", AS_WRITTEN)
+def test_text_is_as_written(option):
+    config = parse(load_recipe("speaker_verification").Config, ["--data.path=x", option])
+    group, name = re.match(r"--(\w+)\.(\w+)", option).groups()
+    assert getattr(getattr(config, group), name) == AS_WRITTEN[option]
+
+
+def test_text_in_files_is_as_written(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "data:\n  held_out_speakers: [007, no]\n  path: 0010\n  name: 1.0\nrun: {seed: 7}\n"
+    )
+    config = parse(load_recipe("speaker_verification").Config, ["--config", str(tmp_path / "a.yaml")])
+    assert (config.data.held_out_speakers, config.data.path, config.data.name) == (["007", "no"], "0010", "1.0")
+    assert config.run.seed == 7
+    also = parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.also={no: 007}"]).data.also
+    assert also == {"no": "007"}
