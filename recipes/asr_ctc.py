@@ -22,6 +22,7 @@ from d2v.data.audio import clip_batch, long_recordings
 from d2v.data.ctc import TranscriptData, ctc_tokenizer, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
+from d2v.decode.captions import Format, export, transcript_tiers
 from d2v.decode.ctc import transcribe
 from d2v.decode.ctc_lm import Decoding, beam_search
 from d2v.decode.windows import frame_logits, windowed_logits
@@ -60,10 +61,12 @@ class Config(Recipe):
 
     Attributes:
         lm: language model to decode the test split with as well.
+        export: formats that transcripts are also written in, of textgrid, srt, vtt and rttm; by default none.
     """
 
     freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     lm: Decoding = field(default_factory=Decoding)
+    export: list[Format] = field(default_factory=list)
     data: SpeechData = field(default_factory=SpeechData)
     optim: Optim = field(default_factory=partial(Optim, clip=0.0, schedule="tri_stage", **SCALES))
     run: Run = field(default_factory=lambda: Run(out="runs/asr_ctc"))
@@ -134,6 +137,7 @@ def main(config: Config) -> dict[str, Any]:
         metrics |= normalized_error_rate([raw[row] for row, _ in predictions], texts, normalize)
     if job.labelled and job.is_main:
         print("", show_errors(rows[split].compare(predictions)[0], texts), "", sep="\n")
+    export(job, transcript_tiers(rows[split], predictions, data.audio_column))
     about: About = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
     return finish(job, metrics, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
 

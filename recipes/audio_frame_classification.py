@@ -30,6 +30,7 @@ from d2v.data.diarization import (
 )
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
+from d2v.decode.captions import Format, export, segment_tiers
 from d2v.decode.diarization import (
     DECISION,
     decode_segments,
@@ -55,9 +56,11 @@ class Config(Recipe):
 
     Attributes:
         task: diarization of at most --arch.num_labels speakers, by default two; or frames of classes that may overlap.
+        export: formats that segments are also written in, of textgrid, srt, vtt and rttm; by default none.
     """
 
     task: Literal["diarization", "frames"] = "diarization"
+    export: list[Format] = field(default_factory=list)
     freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     data: SegmentData = field(default_factory=SegmentData)
     run: Run = field(default_factory=lambda: Run(out="runs/audio_frame_classification"))
@@ -154,6 +157,7 @@ def main(config: Config) -> dict[str, Any]:
         write_arrays(job.out / "probabilities", probabilities)
     timelines = partial(plot_timelines, path=job.out / "timeline.png", free_names=diarization)
     draw = partial(timelines, references, predictions) if job.labelled else None
+    export(job, segment_tiers(predictions))
     ids = by_recording(split, rows[split].ids)
     records = segment_records({ids[name]: segments for name, segments in predictions.items()})
     about: About = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations"}

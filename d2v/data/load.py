@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2v.config import Data, Job
+from d2v.data.annotations import with_tiers
 from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
@@ -41,6 +42,8 @@ def load(
     data = job.config.data
     with job.accelerator.main_process_first():
         source = demo() if data.path is None else (reader or read)(data)
+        if getattr(data, "tiers", None):
+            source = with_tiers(source, data)
         splits = choose_splits(job, source, inputs, targets or {})
     for fact, line, values in getattr(source, "remarks", ()):
         note(job, fact, line, **values)

@@ -35,11 +35,14 @@ class PartData(Data):
         end_column: column of the seconds at which the part ends; auto likewise.
         duration_column: column of the seconds that the part lasts, where no column has its end; auto likewise, beside a
             column of starts.
+        tiers: tiers of the ELAN (.eaf) or Praat (.TextGrid) file beside each recording whose intervals are the rows, or
+            the recording's segments; [*] means all. By default such files are not read.
     """
 
     start_column: str | None = "auto"
     end_column: str | None = "auto"
     duration_column: str | None = "auto"
+    tiers: list[str] | None = None
 
 
 def find_columns(

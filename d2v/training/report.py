@@ -256,6 +256,7 @@ FILES = {
     "overlays.png": "label maps over their images",
     "masks": "label maps, a class number a pixel",
     "hypothesis.rttm": "the same as RTTM",
+    "annotations": "the same, as Praat and players read them",
     "timeline.png": "predictions below their references",
     "probabilities": "probabilities of each frame",
     "best": "best model",

@@ -146,6 +146,15 @@ def test_long_recordings_are_heard_in_windows(trained, data, tmp_path, monkeypat
     assert all(word["end"] <= 8.8 for word in long_rows[0]["words"])
 
 
+def test_transcripts_leave_in_other_formats(trained, tmp_path):
+    folder = speech(tmp_path / "data", test=[(flac(tones("abc ab")), "abc ab")] * 2)
+    _, rows = evaluate(trained, folder, tmp_path / "out", "--export=[textgrid,srt,vtt,rttm]", "--data.channel=1")
+    left = {path.name for path in (tmp_path / "out/annotations").iterdir()}
+    assert left == {f"test-{i}.{kind}" for i in (0, 1) for kind in ("TextGrid", "srt", "vtt")} | {"all.rttm"}
+    shown = (tmp_path / "out/annotations/test-0.vtt").read_text("utf-8")
+    assert (rows[0]["text"] in shown) and ("-->" in shown) == bool(rows[0]["text"])
+
+
 def test_best_opens_in_transformers(trained, data):
     import transformers
 
@@ -229,7 +238,7 @@ def test_damage_that_the_header_hides_is_named_or_left_out(workers, tmp_path, ca
     cut = (GOOD[0][: len(GOOD[0]) // 2], "ab")
     folder = speech(tmp_path / "data", train=[GOOD, cut, GOOD, GOOD], validation=[cut, GOOD, GOOD])
     args = [*SMALL, f"--data.path={folder}", "--run.max_steps=4", f"--data.workers={workers}", "--data.batch_size=1"]
-    with pytest.raises(InputError, match="train, row 1: <bytes>: damaged .*--data.bad_rows skip"):
+    with pytest.raises(InputError, match="(train, row 1|validation, row 0): <bytes>: damaged .*--data.bad_rows skip"):
         run(*args, f"--run.out={tmp_path / 'a'}")
     results = run(*args, f"--run.out={tmp_path / 'b'}", "--data.bad_rows=skip")
     assert results["examples"] == 2  # validation is the test here
