@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Loss: of the teacher's targets, see `pretrain`; and of log-mel bins, where they are asked for
     def auxiliary_loss(outputs, batch):
-        return losses.regression(outputs, at_masked(batch["auxiliary"], batch["masked"]))[0]
+        return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor])

@@ -114,6 +114,9 @@ def masked_clips(
 ) -> dict[str, Any]:
     """A batch of random parts of clips, with `masked` (B, T) and, if asked for, their log-mel bins as `auxiliary`.
 
+    These are learnt at all frames, `auxiliary_at`: where a frame is seen, they keep the front end from hearing less
+    and less, which would make its own targets easy.
+
     Args:
         rows: from `d2v.data.audio.clip_rows`.
         extractor: of the model.
@@ -137,7 +140,9 @@ def masked_clips(
         window, hop = settings.shortest_clip, settings.inputs_to_logits_ratio
         clips = zip(batch["input_values"], batch["lengths"], strict=True)
         bins = [log_mel(clip[:length], extractor.sampling_rate, window, hop) for clip, length in clips]
-        batch["auxiliary"] = pad_sequence(bins, batch_first=True)  # (B, T, M)
+        batch["auxiliary"] = pad_sequence(bins, batch_first=True)  # (B, T, bins)
+        heard = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in bins], batch_first=True)
+        batch["auxiliary_at"] = heard[:, None].expand_as(masked) if views else heard
     return batch
 
 

@@ -36,7 +36,8 @@ class Moments:
             named |= {"target": output.targets, "prediction": output.predictions, "error": error}
         for name, values in named.items():
             x = F.pad(values.float(), (0, 1), value=1.0)[: None if counts else 0]  # the last column counts
-            self.products[name] = self.products.get(name, 0) + x.T @ x
+            with torch.autocast(x.device.type, enabled=False):  # in 16 bits, counts and differences are wrong
+                self.products[name] = self.products.get(name, 0) + x.T @ x
 
     def figures(self) -> dict[str, float]:
         """Of all processes: each `rank` and `deviation`, and what share of the targets' variance is `unexplained`."""

@@ -83,24 +83,24 @@ class Student(nn.Module):
         """What both make of a batch, at its masked places.
 
         Args:
-            batch: what `views` reads of it.
+            batch: what `views` reads of it; `auxiliary_at`, like `masked`, where the auxiliary head is computed, if
+                that is elsewhere.
             teacher: of this student; without one nothing but the auxiliary head is computed.
         """
         masked, other = batch["masked"], None if teacher is None else teacher.model
         if self.decoder is None:
             seen, packing, front, whole = views(self.base_model, batch, other)
             states = packing.unpack(self.base_model.encoder(seen, packing)[0])[:, first_patch(self.base_model) :]
-            states = states[masked]  # (n, D)
-            states = states if self.final_norm is None else self.final_norm(states)
+            states = states if self.final_norm is None else self.final_norm(states)  # (B, T, D)
         else:
             filled, real, front, packing = encode_seen(self.base_model, batch, self.final_norm)
-            states = self.decoder(filled, real)[masked.flatten(0, 1)]
+            states = self.decoder(filled, real).unflatten(0, masked.shape[:2])  # (B, M, T, D)
             whole = whole_input(other, batch, front)
         targets = None if teacher is None or whole is None else at_masked(teacher.targets(whole, packing), masked)
         return PretrainingOutput(
-            None if self.head is None else self.head(states),
+            None if self.head is None else self.head(states[masked]),
             targets,
-            self.auxiliary(states),
+            self.auxiliary(states[batch.get("auxiliary_at", masked)]),
             packing.trim(front.detach()),
         )
 

@@ -57,10 +57,10 @@ class Teaching:
 
 @dataclass
 class Auxiliary:
-    """A target that needs no teacher: log-mel bins of sound, pixels of images, tokens of text.
+    """A target that needs no teacher: log-mel bins of all frames of sound, pixels or tokens at masked places.
 
     Attributes:
-        weight: weight of its loss at the first update; 0 for none.
+        weight: weight of its loss, summed over these places, at the first update; 0 for none.
         until: share of the run's updates in which the weight falls to 0; by default it stays.
     """
 

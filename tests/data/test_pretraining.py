@@ -41,8 +41,12 @@ def test_masks_of_speech_depend_on_the_row_alone():
     assert frames == settings.frames(alone["lengths"][0]) and max(together["lengths"]) == 24_000
     assert torch.equal(together["masked"][1, :frames], alone["masked"][0])
     assert torch.equal(together["auxiliary"][1, :frames], alone["auxiliary"][0])
-    for row, samples in zip(together["masked"], together["lengths"], strict=True):
+    for row, heard, samples in zip(together["masked"], together["auxiliary_at"], together["lengths"], strict=True):
         assert not row[settings.frames(samples) :].any() and row.any()
+        assert heard.sum() == settings.frames(samples) and heard[: settings.frames(samples)].all()
+    views = masked_clips(clips(3), auxiliary=True, views=2, **options)
+    assert views["masked"].shape == views["auxiliary_at"].shape == (3, 2, *together["masked"].shape[1:])
+    assert torch.equal(views["auxiliary_at"][:, 1], together["auxiliary_at"])
     held_out = [masked_clips(clips(3, seed=False), auxiliary=False, **options)["masked"] for _ in range(2)]
     assert torch.equal(*held_out) and "auxiliary" not in masked_clips(clips(1), auxiliary=False, **options)
 

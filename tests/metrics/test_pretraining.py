@@ -21,7 +21,8 @@ def test_moments_are_those_of_all_batches_together():
     front = torch.randn(60, 5)
     moments = Moments()
     for part in (slice(0, 10), slice(10, 60)):
-        moments.add(PretrainingOutput((targets + error)[part], targets[part], None, front[part]))
+        with torch.autocast("cpu", torch.bfloat16):  # as in a run in 16 bits
+            moments.add(PretrainingOutput((targets + error)[part], targets[part], None, front[part]))
     moments.add(PretrainingOutput(targets * 9, targets, None, front), counts=False)
     figures = moments.figures()
     assert figures["unexplained"] == pytest.approx(

@@ -268,6 +268,10 @@ def test_the_other_head():
     each = case("audio", auxiliary=7)
     output = each.student(each.batch, each.teacher)
     assert output.auxiliary.shape == (int(each.batch["masked"].sum()), 7)
+    everywhere = torch.ones_like(each.batch["masked"])
+    more = each.student(each.batch | {"auxiliary_at": everywhere}, each.teacher)
+    assert torch.equal(more.auxiliary.unflatten(0, everywhere.shape)[each.batch["masked"]], output.auxiliary)
+    assert torch.equal(more.predictions, output.predictions)
     alone = Student(copy.deepcopy(each.student.base_model), head_layers=0, auxiliary=7).double()
     output = alone(each.batch)
     assert output.predictions is None and output.targets is None and output.auxiliary.shape[1] == 7
@@ -308,3 +312,35 @@ def test_the_loss_of_a_vector():
         for reduction, divisor in (("sum", 1), ("root", 2), ("mean", 4)):
             total, count = losses.regression(predictions, targets, beta=beta, reduction=reduction)
             assert (float(total), int(count)) == (pytest.approx(expected / divisor), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_an_update_of_the_released_size(kind):
+    """Version 1 with the published targets, in bf16 with gradient checkpointing: finite, and the teacher follows."""
+    torch.manual_seed(0)
+    base = {
+        "audio": lambda: Data2VecAudioModel(Data2VecAudioConfig()),
+        "text": lambda: Data2VecTextModel(Data2VecTextConfig(vocab_size=50265), add_pooling_layer=False),
+        "vision": lambda: Data2VecVisionModel(
+            Data2VecVisionConfig(use_mask_token=True, use_shared_relative_position_bias=True)
+        ),
+    }[kind]()
+    layers = {"audio": 8, "text": 10, "vision": 6}[kind]
+    student = Student(base, head_layers=2 if kind == "text" else 1).train()
+    student.gradient_checkpointing_enable()
+    teacher = Teacher(student, layers=layers, **PUBLISHED[kind])
+    batch = batch_of(kind)
+    if kind == "vision":
+        batch = {"pixel_values": torch.randn(2, 3, 224, 224), "masked": torch.rand(2, 196) < 0.6}
+    with torch.autocast("cpu", torch.bfloat16):
+        output = student(batch, teacher)
+        beta, reduction = LOSS[kind]
+        loss, _ = losses.regression(output.predictions, output.targets, beta=beta, reduction=reduction)
+    loss.backward()
+    assert output.targets.dtype == torch.float32 and loss.isfinite()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in student.parameters())
+    torch.optim.SGD(student.parameters(), lr=1e-3).step()
+    before = teacher.model.encoder.layers[0].ffn.fc1.weight.clone()
+    teacher.update(student, 0.999)
+    assert 0 < float((teacher.model.encoder.layers[0].ffn.fc1.weight - before).abs().max()) < 1e-3
