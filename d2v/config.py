@@ -134,7 +134,7 @@ class Data:
     """The data; without a path the recipe's embedded demo.
 
     Attributes:
-        path: hub id, or folder or file as `datasets.load_dataset` takes it.
+        path: hub id, with a revision as in owner/name@main, or folder or file as `datasets.load_dataset` takes it.
         name: configuration of the data set, such as cola of glue.
         train_split: split to train on; train+other joins two.
         validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.

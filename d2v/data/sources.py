@@ -33,6 +33,7 @@ from d2v.data.folders import (
 )
 from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
 from d2v.errors import InputError
+from d2v.pretrained import split_revision
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,11 +87,13 @@ def read_hub(data: Data) -> Source:
     """All splits of what `datasets` finds: a data set of the hub, a folder with a card that lists its files."""
     import datasets
 
+    folder = Path(data.path or "").is_dir()
+    name, revision = (str(data.path), None) if folder else split_revision(str(data.path))
     try:
-        splits = datasets.load_dataset(data.path, data.name)
+        splits = datasets.load_dataset(name, data.name, revision=revision)
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
         why = reason(error)
-        if Path(data.path or "").is_dir():
+        if folder:
             why += f"; there are {counted(walk(Path(data.path or ''))) or 'no files'}; looked for {looked_for()}"
         raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({why})") from error
     return Source({name: partial(splits.__getitem__, name) for name in splits})

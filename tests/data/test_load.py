@@ -244,3 +244,16 @@ def test_a_row_is_called_by_its_number_in_the_users_file():
         chosen = split.select([2, 0])
         assert chosen.column("text") == [texts[2], texts[0]] and chosen.where(0) == split.where(2)
         assert [row["text"] for row in split.iterate(["text"])] == texts
+
+
+def test_a_revision_of_the_hub_stands_behind_an_at(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, revision):
+        asked.append((*args, revision))
+        return {}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    for path in ("nyu-mll/glue", "nyu-mll/glue@refs/convert/parquet"):
+        read(Data(path=path, name="cola"))
+    assert asked == [("nyu-mll/glue", "cola", None), ("nyu-mll/glue", "cola", "refs/convert/parquet")]
