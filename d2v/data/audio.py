@@ -98,7 +98,7 @@ def clip_rows(
         note_settled(job, split, {i: done[i] for i in good if done})
         note_headers(job, split, {i: info for i in good if not isinstance(info := infos[i], str)}, rate)
         kept, ids = split.select(good), split.ids(data.audio_column)
-        named = "id" in split.table.column_names
+        named = "id" in split.table.column_names and len(set(ids)) == len(ids)
         rows[name] = Rows(
             split=kept,
             ids=[ids[i] if named else part_name(ids[i], parts[i]) for i in good],

@@ -12,11 +12,12 @@ from d2v.data.rows import Split
 from d2v.errors import InputError
 from d2v.processors.audio import OVERHANG, AudioInfo, Part
 
-ROLES = {"start": "start", "begin": "start", "beginning": "start", "onset": "start", "tmin": "start"}
-ROLES |= {"end": "end", "ending": "end", "stop": "end", "finish": "end", "tmax": "end"}
-ROLES |= {"duration": "duration", "dur": "duration", "offset": "offset"}
+ROLES = dict.fromkeys(("start", "begin", "beginning", "beg", "onset", "from", "tmin", "xmin", "t0"), "start")
+ROLES |= dict.fromkeys(("end", "ending", "stop", "finish", "to", "tmax", "xmax", "t1"), "end")
+ROLES |= {"duration": "duration", "dur": "duration", "length": "duration", "len": "duration", "offset": "offset"}
 """Words in names of columns. An offset is an end beside an onset, as in DCASE, and else a start, as in NeMo."""
 ABOUT = {"time", "times", "timestamp", "ts", "at", "in", "segment", "seg", "part", "clip", "audio", "utterance", "utt"}
+ABOUT |= {"interval", "region", "chunk", "event", "turn", "sentence", "speech"}
 """Words that may stand beside them."""
 UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 UNITS |= dict.fromkeys(("ms", "msec", "msecs", "millis", "millisecond", "milliseconds"), 0.001)
@@ -61,9 +62,11 @@ def find_columns(
     """
     found: dict[str, list[tuple[str, float]]] = {}
     for name in names:
-        words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+        words = re.findall(r"[a-z]+\d*", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
         unit = UNITS.get(words[-1]) if len(words) > 1 else None
         words = [word for word in (words if unit is None else words[:-1]) if word not in ABOUT]
+        if len(words) == 2 and words[1] == "offset" and words[0] in ("start", "end"):
+            words = words[:1]
         if len(words) == 1 and words[0] in ROLES:
             found.setdefault(ROLES[words[0]], []).append((name, 1.0 if unit is None else unit))
     if offsets := found.pop("offset", []):
@@ -104,7 +107,7 @@ def seconds_of(value: Any, unit: float, rate: int) -> float | None:
     if isinstance(value, str) and (clock := CLOCK.fullmatch(value.strip())):
         hours, minutes, seconds = (float((part or "0").replace(",", ".")) for part in clock.groups())
         return 3600 * hours + 60 * minutes + seconds
-    number = float(value)
+    number = float(value.replace(",", ".") if isinstance(value, str) else value)
     if math.isnan(number):
         return None
     return number / rate if math.isnan(unit) else number * unit

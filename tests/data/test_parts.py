@@ -50,6 +50,11 @@ LAYOUTS = {
     "text, as CSV has it": {"start": "0.2", "end": "0.50", "duration": "1"},
     "clock": {"start": "0:00:00.2", "end": "00:00,5"},
     "praat": {"tmin": 0.2, "tmax": 0.5},
+    "from and to": {"from": 0.2, "to": 0.5},
+    "t0 and t1": {"t0": 0.2, "t1": 0.5},
+    "start_offset and end_offset": {"start_offset": 0.2, "end_offset": 0.5},
+    "interval_start and length": {"interval_start": 0.2, "length": 0.3},
+    "decimal commas": {"start": "0,2", "end": "0,5"},
 }
 
 
@@ -71,6 +76,13 @@ def test_each_row_has_its_own_part():
     assert rows.lengths == pytest.approx([0.1, 0.1, 1, 0.1, 1])
 
 
+def test_ids_of_parts_differ():
+    """The id that a user gave stays as it is; one of the recording, which several rows have, gets the part."""
+    times = {"start": [0.1, 0.3], "end": [0.2, 0.4]}
+    assert rows_of(id=["x", "y"], **times)[0].ids == ["x", "y"]
+    assert rows_of(id=["rec", "rec"], **times)[0].ids == ["rec#t=0.1,0.2", "rec#t=0.3,0.4"]
+
+
 def test_one_time_alone():
     assert heard(rows_of(offset=[0.8])[0])[0] == [9, 10]
     rows, job = rows_of(end=[0.8])  # may be anything
@@ -84,8 +96,8 @@ def test_one_time_alone():
 
 
 def test_columns_by_option():
-    times = {"start": [0.1], "from": [0.5], "to": [0.7]}
-    assert heard(rows_of(**times, data={"start_column": "from", "end_column": "to"})[0])[0] == [6, 7]
+    times = {"start": [0.1], "in": [0.5], "out": [0.7]}
+    assert heard(rows_of(**times, data={"start_column": "in", "end_column": "out"})[0])[0] == [6, 7]
     rows, job = rows_of(**times, data={"start_column": None})
     assert heard(rows)[1] == RATE and not job.facts
     with pytest.raises(InputError, match="columns start, start_time; --data.start_column says which"):
