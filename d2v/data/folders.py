@@ -240,8 +240,9 @@ def name_files(
     (name,) = likely
     place, end = found[name]
     written = table.select_columns([name]).with_format("arrow")[:][name]
+    slashed = pc.replace_substring(written, "\\", "/")  # names that Windows wrote
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
-    paths = pc.binary_join_element_wise(pa.scalar(str(place)), written, os.sep)
+    paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
     paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
     if name != column:
         fact = {"column": name, "as": column}
@@ -261,7 +262,7 @@ def place_files(
 
     Args:
         values: some of the names.
-        folder: of the table; it comes first, then the folders beside it, that of the split before others.
+        folder: of the table; it comes first, then those in it, that of the split before others, and last its own.
         split: name of the split.
         known: files that may be meant.
     """
@@ -277,8 +278,8 @@ def place_files(
     elif not known:
         endings += sorted(AUDIO | PICTURES)
     best, most = None, 0
-    for place, end in product(dict.fromkeys([folder, *near]), endings):
-        hits = sum((place / (value + end)).is_file() for value in values)
+    for place, end in product(dict.fromkeys([folder, *near, folder.parent]), endings):
+        hits = sum((place / (value.replace("\\", "/") + end)).is_file() for value in values)
         if hits > most:
             best, most = (place, end), hits
         if hits == len(values):

@@ -125,13 +125,20 @@ def read_file(path: Path, data: Data, remarks: list[Remark]) -> Source:
 
 def read_named(files: Sequence[Path], data: Data, split: str, media: Media | None, remarks: list[Remark]) -> "Dataset":
     """A split's tables, with the paths of the sounds and images that they name."""
-    table = read_table(files, data, remarks)
+    import datasets
+
     known = [media.root / path for path in media.samples] if media else []
     columns = [getattr(data, f"{kind}_column", None) for kind in ("mask", "audio", "image")]
-    for column in dict.fromkeys([*columns, media.column if media else None]):
-        if column:
-            table = name_files(table, column, files[0].parent, split, known, remarks)
-    return table
+    named = [column for column in dict.fromkeys([*columns, media.column if media else None]) if column]
+    if not named:
+        return read_table(files, data, remarks)
+    tables = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        table = read_table([file for file in files if file.parent == folder], data, remarks)
+        for column in named:
+            table = name_files(table, column, folder, split, known, remarks)
+        tables.append(table)
+    return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
 
 
 def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | None:
@@ -183,8 +190,8 @@ def asked_splits(data: Data) -> list[str]:
 
 def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) -> list[PurePath]:
     """The files of the kind that most are of: two kinds in one split are the same rows twice."""
-    kinds = [TABLES[ending(path)] for path in paths]
-    kind = max(dict.fromkeys(kinds), key=lambda each: (kinds.count(each), each == "parquet"))
+    kinds = [ending(path) for path in paths]
+    kind = max(dict.fromkeys(kinds), key=lambda each: (kinds.count(each), each == ".parquet"))
     if others := [path for path, other in zip(paths, kinds, strict=True) if other != kind]:
         line = f"{folder}: not read beside {kind} files: {counted(others)}; the first is {others[0]}"
         remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
@@ -204,8 +211,11 @@ def names_files(table: Path, media: Media, data: Data) -> bool:
         if name == media.column or place_files(values, table.parent, table.stem, known):
             return True
     if table.stem.lower() == "metadata":
-        there = ", ".join(read_table([table], data, []).column_names)
-        raise InputError(f"{table}: no column 'file_name'; there are {there}")
+        there = read_table([table], data, []).column_names
+        if "file_name" in there:
+            first = rows[0]["file_name"] if rows else ""
+            raise InputError(f"{table}: none of the files that it names is there, such as {first!r}")
+        raise InputError(f"{table}: no column 'file_name'; there are {', '.join(there)}")
     return False
 
 

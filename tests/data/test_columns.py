@@ -13,6 +13,7 @@ from d2v.data.text import TextData
 from d2v.data.token_classification import TokenData
 from d2v.data.verification import TrialData
 from d2v.errors import InputError
+from d2v.processors.audio import load_audio
 from tests.helpers import make_job
 from tests.tiny import flac, tones
 
@@ -171,3 +172,44 @@ def test_texts_of_tables_are_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "rows.csv").write_text("text,label\nrows.csv,a\n")
     assert read(TextData(path=str(tmp_path / "rows.csv")))["train"].to_list() == [{"text": "rows.csv", "label": "a"}]
+
+
+# Siblings: each was tried, and failed at first or did not.
+NAMED = {
+    "Windows' paths": {"metadata.csv": "file_name,text\nclips\\a.wav,x\nclips\\b.wav,y\n"},
+    "with a dot": {"metadata.csv": "file_name,text\n./clips/a.wav,x\n./clips/b.wav,y\n"},
+    "from the folder above": {"metadata.csv": "file_name,text\nset/clips/a.wav,x\nset/clips/b.wav,y\n"},
+    "a table in each folder": {
+        "one/metadata.csv": "file_name,text\na.wav,x\n",
+        "one/a.wav": flac(tones("a")),
+        "two/metadata.csv": "file_name,text\na.wav,y\n",
+        "two/a.wav": flac(tones("b")),
+    },
+    "the same rows as CSV and TSV": {
+        "rows.csv": "file,text\nclips/a.wav,x\nclips/b.wav,y\n",
+        "rows.tsv": "file\ttext\nclips/a.wav\tx\n",
+        "more.csv": "file,text\n",
+    },
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_files_are_found_as_people_name_them(tmp_path, monkeypatch, case):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, content in {"clips/a.wav": flac(tones("a")), "clips/b.wav": flac(tones("b"))}.items() | NAMED[
+        case
+    ].items():
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    split = read(AudioData(path=str(tmp_path / "set")))["train"]
+    assert split["text"][:] == ["x", "y"]
+    assert [len(load_audio(path)) for path in split["audio"]] == [1600, 1600] and len(set(split["audio"][:])) == 2
+
+
+def test_a_metadata_file_that_names_nothing_there_says_so(folder):
+    (folder / "metadata.csv").write_text("file_name,text\nother/a.wav,x\n")
+    with pytest.raises(
+        InputError, match=r"metadata.csv: none of the files that it names is there, such as 'other/a.wav'"
+    ):
+        read(AudioData(path=str(folder)))
