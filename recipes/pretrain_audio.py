@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor])
-    return finish_pretraining(job, metrics, len(rows["validation"]), demo="synthesised number words")
+    return finish_pretraining(job, metrics, rows["validation"], demo="synthesised number words", then="asr_ctc")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor])
-    return finish_pretraining(job, metrics, len(rows["validation"]), demo="handwritten digits")
+    return finish_pretraining(job, metrics, rows["validation"], demo="handwritten digits", then="image_classification")
 
 
 if __name__ == "__main__":

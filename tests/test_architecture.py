@@ -147,7 +147,7 @@ def test_recipes_look_alike(name):
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_pretraining_looks_alike(name):
-    """Three scripts that differ in what they read, what is masked, and nothing else; not a third of them in common."""
+    """Three scripts that differ in what they read, what is masked, and nothing else."""
     recipe, lines = load_recipe(name), recipe_lines(name)
     assert recipe.Config().run.out == f"runs/{name}" and recipe.Config().mode == "train"
     assert list(inspect.signature(recipe.main).parameters) == ["config"]
@@ -157,7 +157,7 @@ def test_pretraining_looks_alike(name):
     assert f"accelerate launch recipes/{name}.py" in commands
     assert [parse_command(command)[0] for command in commands] == [name] * len(commands)
     assert {"demo.yaml", "base.yaml"} <= {path.name for path in (ROOT / f"recipes/configs/{name}").iterdir()}
-    assert len(lines) <= 100 and main_lines(name) <= 45
+    assert len(lines) <= 100 and main_lines(name) <= 50
     parts = ["# Data and processors: ", "# Model: ", "# Loss: ", "def auxiliary_loss(", "pretrain(job, "]
     places = ["\n".join(lines).find(part) for part in [*parts, "finish_pretraining(job, "]]
     assert -1 not in places and places == sorted(places)

@@ -6,7 +6,7 @@ measure of progress, since its targets move, and so figures that tell whether th
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
-from d2v.pretrained import write_json
+from d2v.pretrained import push_folder, write_json
 from d2v.training.identity import run_identity
 from d2v.training.log import Log, read_log
 from d2v.training.loop import Progress, accumulate, descend, interrupted_run
@@ -255,25 +255,29 @@ def save_base(student: Student, folder: Path, keep: Sequence[Any]) -> None:
         part.save_pretrained(folder)
 
 
-def finish_pretraining(job: Job, metrics: dict[str, float], rows: int, demo: str) -> dict[str, Any]:
-    """End a run: `results.json`, `curves.png`, a model card, and a summary.
+def finish_pretraining(job: Job, metrics: dict[str, float], rows: Sized, *, demo: str, then: str) -> dict[str, Any]:
+    """End a run: `results.json`, a model card, `curves.png`, the model pushed if asked for, and a summary.
 
     Args:
         job: from `d2v.training.job.start`; its main process writes.
         metrics: of the last evaluation.
         rows: that it was made on.
         demo: name of the embedded data.
+        then: a recipe that starts from the model.
 
     Returns:
         The content of `results.json`.
     """
     last = read_log(job.out / "log.jsonl")[-1:]
-    results = metrics | {"split": "validation", "examples": rows, "peak_memory_mb": peak_memory_mb()}
+    results = metrics | {"split": "validation", "examples": len(rows), "peak_memory_mb": peak_memory_mb()}
     results |= {"updates": last[0]["step"] if last else 0}
     if job.is_main:
         write_json(job.out / "results.json", results)
+        about = {"task": "feature-extraction", "demo": demo, "use": f"recipes/{then}.py"}
+        write_model_card(job, results=results, metrics=list(metrics), **about)
         plot_pretraining(job.out)
-        write_model_card(job, task="feature-extraction", demo=demo, results=results, metrics=list(metrics))
+        if job.config.run.push:
+            print(f"pushed to {push_folder(job.out / 'best', job.config.run.push, private=job.config.run.private)}")
         lines = [(key, f"{value:.4f}") for key, value in metrics.items()]
         lines += [(str(job.out / name), what) for name, what in FILES.items() if (job.out / name).exists()]
         print("\n".join(f"{left:<{max(len(each) for each, _ in lines)}}  {right}" for left, right in lines))

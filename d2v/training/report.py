@@ -186,7 +186,9 @@ def plot_curves(out: Path, metric: str) -> None:
     pyplot.close(figure)
 
 
-def write_model_card(job: Job, *, task: str, demo: str, results: dict[str, Any], metrics: list[str]) -> None:
+def write_model_card(
+    job: Job, *, task: str, demo: str, results: dict[str, Any], metrics: list[str], use: str | None = None
+) -> None:
     """Write `README.md` of `best/`, with a `model-index` that the hub reads; it names no path of this machine.
 
     Args:
@@ -195,6 +197,7 @@ def write_model_card(job: Job, *, task: str, demo: str, results: dict[str, Any],
         demo: name of the embedded data.
         results: content of `results.json`.
         metrics: keys of `results` to list.
+        use: script and options that use the model, by default the recipe's to predict with it.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -215,6 +218,7 @@ def write_model_card(job: Job, *, task: str, demo: str, results: dict[str, Any],
         license=licence_of(job.config.model) if job.config.model else None,
         eval_results=[EvalResult(metric_type=key, metric_value=results[key], **about) for key in scored],
     )
+    use = use or f"recipes/{job.recipe}.py --mode predict"
     listed = ", ".join(f"{key} {with_interval(results, key)}" for key in scored)
     rows = read_json(saved[-1] / RUN).get("rows") if saved and (saved[-1] / RUN).is_file() else None
     trained = f"trained on {rows} rows of {name}" if rows else f"trained on {name}"
@@ -223,7 +227,7 @@ def write_model_card(job: Job, *, task: str, demo: str, results: dict[str, Any],
         f"A Data2Vec model from `recipes/{job.recipe}.py` of d2v, {trained}.\n"
         f"On the split `{results['split']}` ({results['examples']} examples): {listed}.\n\n"
         '```python\nimport d2v.auto\n\nmodel = d2v.auto.from_pretrained("best")\n```\n\n'
-        f"```bash\naccelerate launch recipes/{job.recipe}.py --mode predict --model best --data.path DIR\n```\n",
+        f"```bash\naccelerate launch {use} --model best --data.path DIR\n```\n",
         "utf-8",
     )
 

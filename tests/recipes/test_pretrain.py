@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks.recipe import RECIPES
 from d2v.errors import InputError
+from tests.helpers import parse_command
 from tests.recipes.common import runner, same_weights
 from tests.tiny import STILL_AUDIO, TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences, speech
 
@@ -72,7 +74,10 @@ def test_a_run_leaves_what_it_should(trained):
     assert [entry["step"] for entry in held_out] == [2, 4]
     assert held_out[-1]["eval_loss"] == results["loss"] > 0 and results["auxiliary_loss"] > 0
     assert (results["updates"], results["split"]) == (4, "validation")
-    assert "d2v" in (out / "best/README.md").read_text("utf-8")
+    card = (out / "best/README.md").read_text("utf-8")
+    (command,) = re.findall(r"^(accelerate launch .+)$", card, re.MULTILINE)
+    name, config = parse_command(command)
+    assert (config.model, config.mode) == ("best", "train") and not name.startswith("pretrain")
 
 
 CLASSES = {"audio": "Data2VecAudioModel", "text": "Data2VecTextModel", "vision": "Data2VecVisionModel"}
