@@ -135,8 +135,8 @@ def read_headers(split: Split, audio_column: str) -> list[AudioInfo | str]:
         if info is None:
             try:
                 info = audio_info(value)
-            except InputError as error:
-                info = str(error)
+            except Exception as error:  # nearly anything can come of a damaged file
+                info = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error!s:.200}"
             if isinstance(path, str):
                 known[path] = info
         infos[i] = info

@@ -4,12 +4,13 @@ Shapes: B batch, S samples.
 """
 
 import io
+import math
 import os
 import re
 import struct
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import soundfile
@@ -121,7 +122,7 @@ def audio_info(source: AudioSource) -> AudioInfo:
     data = source.get("path") if isinstance(source, dict) and data is None else data
     if isinstance(data, bytes):
         head, size = data[:HEADER], len(data)
-    elif isinstance(data, str | os.PathLike) and Path(data).is_file():
+    elif is_file(data):
         with Path(data).open("rb") as opened:
             head, size = opened.read(HEADER), os.fstat(opened.fileno()).st_size
     else:
@@ -170,9 +171,10 @@ def _decoded(source: AudioSource) -> tuple[np.ndarray, int] | None:
     else:
         raise InputError(f"array: has shape {samples.shape}; must be (samples,), or of a channel each")
     # From telephone codecs' and below to studio recorders': anything else is a mix-up of columns or units.
-    if isinstance(rate, bool) or not isinstance(rate, int) or not 1_000 <= rate <= 384_000:
+    number = float(rate) if isinstance(rate, int | float | np.number) and not isinstance(rate, bool) else math.nan
+    if not (number.is_integer() and 1_000 <= number <= 384_000):
         raise InputError(f"sampling_rate: {rate!r} should be a whole number of Hz from 1000 to 384000")
-    return samples, rate
+    return samples, int(number)
 
 
 def _open(source: AudioSource) -> tuple[str, soundfile.SoundFile, AudioInfo]:
@@ -181,8 +183,8 @@ def _open(source: AudioSource) -> tuple[str, soundfile.SoundFile, AudioInfo]:
         data, path = source.get("bytes"), source.get("path")
     else:
         data, path = (source, None) if isinstance(source, bytes) else (None, source)
-    name = "<bytes>" if path is None else str(path)
-    if data is None and not (isinstance(path, str | os.PathLike) and Path(path).is_file()):
+    name = "<bytes>" if path is None else f"{path!s:.200}"
+    if data is None and not is_file(path):
         raise InputError(f"{name}: no such file; audio is a file's path or its bytes")
     opened = _try_open((path or "") if data is None else data)
     mended = None
@@ -193,6 +195,14 @@ def _open(source: AudioSource) -> tuple[str, soundfile.SoundFile, AudioInfo]:
             raise InputError(f"{name}: {opened}")
         opened, mended = reopened, what
     return name, opened, AudioInfo(opened.frames, opened.samplerate, opened.channels, mended)
+
+
+def is_file(path: Any) -> TypeGuard[str | os.PathLike]:
+    """Whether this is the path of a file; what cannot be a path is none."""
+    try:
+        return isinstance(path, str | os.PathLike) and Path(path).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _try_open(source: str | os.PathLike | bytes) -> soundfile.SoundFile | str:

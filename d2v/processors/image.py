@@ -117,8 +117,12 @@ def _decode(source: str | os.PathLike | bytes | dict[str, Any]) -> tuple[str, Im
         data, path = source.get("bytes"), source.get("path")
     else:
         data, path = (source, None) if isinstance(source, bytes) else (None, source)
-    name = "<bytes>" if path is None else str(path)
-    if data is None and not (isinstance(path, str | os.PathLike) and Path(path).is_file()):
+    name = "<bytes>" if path is None else f"{path!s:.200}"
+    try:
+        there = data is not None or (isinstance(path, str | os.PathLike) and Path(path).is_file())
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        there = False
+    if not there:
         raise InputError(f"{name}: no such file; an image is a file's path or its bytes")
     try:
         image = Image.open(io.BytesIO(Path(path or "").read_bytes() if data is None else data), formats=FORMATS)

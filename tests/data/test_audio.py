@@ -206,7 +206,7 @@ def test_the_recipe_may_find_fault_too():
         assert rows_of(split, ["a", "b"], **{check: problem}, bad_rows="skip").references == ["a"]
 
 
-@pytest.mark.parametrize("value", [5, 0.5, [0.1, 0.2]])
+@pytest.mark.parametrize("value", [5, 0.5, [0.1, 0.2], "a" * 5000, "a\0b", {"path": "a\0b", "bytes": None}])
 def test_a_column_of_something_else(value):
     with pytest.raises(InputError, match=r"^train, row 0: .*; audio is a file's path or its bytes"):
         rows_of(make_split(audio=[value]))
@@ -298,7 +298,7 @@ def test_what_is_done_to_sound_is_said(capsys):
     assert np.array_equal(batch["input_values"], batch_of([flac(tones("b"))])[1]["input_values"])
 
 
-@pytest.mark.parametrize("form", ["array", "bytes", "bare bytes", "stereo array"])
+@pytest.mark.parametrize("form", ["array", "float rate", "bytes", "bare bytes", "stereo array"])
 def test_sound_without_a_path_goes_by_its_number(form):
     clip = tones("abc")
     value = {
@@ -306,6 +306,7 @@ def test_sound_without_a_path_goes_by_its_number(form):
         "bytes": {"bytes": flac(clip)},
         "bare bytes": flac(clip),
     }
+    value["float rate"] = {"array": clip, "sampling_rate": 16_000.0}
     value["stereo array"] = {"array": np.stack([clip, clip]), "sampling_rate": 16_000}
     rows = rows_of(make_split("test", audio=[value[form]] * 3, text=["a", "b", "c"]))
     assert rows.ids == ["0", "1", "2"] and rows.lengths == pytest.approx([0.3] * 3)
