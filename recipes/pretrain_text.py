@@ -70,9 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     batches = train_loader(job, rows["train"], collates["train"])
     held_out = eval_loader(job, rows["validation"], collates["validation"])
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer])
-    return finish_pretraining(
-        job, metrics, rows["validation"], demo="Python's documentation", then="text_classification"
-    )
+    return finish_pretraining(job, metrics, rows["validation"], demo="Python's documentation", then="masked_lm")
 
 
 if __name__ == "__main__":
