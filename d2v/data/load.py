@@ -115,6 +115,9 @@ def choose_splits(
     say_splits(job, source, splits, how)
     if data.group_column:
         groups = {name: split.column(data.group_column) for name, split in splits.items()}
+        if nameless := sum(value in (None, "") for values in groups.values() for value in values):
+            line = f"{data.group_column}: {nameless} rows have none, and are held out each by itself"
+            note(job, "no group", line, rows=nameless)
         for one, two, both in shared_groups(groups):
             line = f"{data.group_column}: {len(both)} groups are in {one} and in {two}; the first is {both[0]!r}"
             note(job, "groups on both sides", line, splits=[one, two], groups=len(both), first=both[0])
@@ -175,7 +178,10 @@ def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[An
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None
-    return classes, split.column(data.group_column) if data.group_column else None
+    groups = split.column(data.group_column) if data.group_column else None
+    if groups is not None:
+        groups = [(i,) if value in (None, "") else value for i, value in enumerate(groups)]
+    return classes, groups
 
 
 def fold(splits: dict[str, Split], data: Data, seed: int, labels: Mapping[str, str]) -> tuple[dict[str, Split], str]:

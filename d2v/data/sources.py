@@ -151,6 +151,9 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
             line = f"{folder}: not read: {counted(others)}; the first is {others[0]}"
             remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
         named = [path for path in tables if names_files(folder / path, media, data)]
+        if others := [path for path in tables if path not in named]:
+            line = f"{folder}: not read: {counted(others)}, which name none of its files; the first is {others[0]}"
+            remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
         if not named:
             return read_loose(media, files, data, remarks)
         tables = named

@@ -206,7 +206,8 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
         if kind == "parquet":
             with parquet.ParquetFile(file) as source:
                 small = [field.name for field in source.schema_arrow if not pa.types.is_nested(field.type)]
-                return next(source.iter_batches(SAMPLE, columns=small), pa.RecordBatch.from_pylist([])).to_pylist()
+                rows = next(source.iter_batches(SAMPLE, columns=small), pa.RecordBatch.from_pylist([])).to_pylist()
+                return [dict.fromkeys(source.schema_arrow.names) | row for row in rows]
         if kind == "json":
             with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
                 if text.read(1) == "[":

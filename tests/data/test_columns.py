@@ -168,6 +168,16 @@ def test_tables_that_name_no_files_are_not_the_data(folder):
     assert split["audio"][:] == [str(folder / "clips/a.wav")] and split["text"][:] == ["a"]
 
 
+def test_a_table_of_sounds_beside_a_sound(folder):
+    sound = {"bytes": flac(tones("a")), "path": None}
+    datasets.Dataset.from_dict({"audio": [sound] * 3, "text": list("abc")}).to_parquet(folder / "train.parquet")
+    (folder / "notes.csv").write_text("day,who\n1,ann\n")
+    source = read(AudioData(path=str(folder)))
+    assert source["train"]["text"][:] == ["a", "b", "c"]
+    ((_, line, _),) = source.remarks
+    assert line.endswith("not read: 1 .csv, which name none of its files; the first is notes.csv")
+
+
 def test_texts_of_tables_are_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "rows.csv").write_text("text,label\nrows.csv,a\n")

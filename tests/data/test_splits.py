@@ -94,6 +94,17 @@ def test_groups_on_both_sides_of_the_users_splits_are_said(capsys):
         chosen(source, Data(group_column="site"), target=None)
 
 
+def test_rows_without_a_group_are_each_their_own():
+    people = [None] * 15 + ["a"] * 15
+    splits, job = chosen(
+        {"train": columns(30, who=people)}, Data(group_column="who", validation_share=0.2), target=None
+    )
+    assert "a" in splits["train"].column("who") or "a" in splits["validation"].column("who")
+    assert len({value for split in splits.values() for value in split.column("who")}) == 2
+    assert line(job, "no group") == "who: 15 rows have none, and are held out each by itself"
+    assert not [fact for fact in job.facts if fact["fact"] == "groups on both sides"]
+
+
 def test_too_few_groups_are_named():
     with pytest.raises(InputError, match="1 groups are too few to hold one out"):
         chosen({"train": columns(20, who=["a"] * 20)}, Data(group_column="who"), target=None)
