@@ -5,6 +5,7 @@ Shapes: B batch, C classes.
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -233,6 +234,8 @@ def settle_classes(
     named = {name: each.labels for name, each in columns.items()}
     split = "train" if "train" in columns else next(iter(columns))
     first, column = columns[split], labels.column
+    if job.training:
+        note_absent(job, columns["train"], column)
     if negative := [name for name in first.classes if re.fullmatch(r"-\d+", name)]:
         note(job, "negative labels", f"{split}: {column} {', '.join(negative)} is a class like the others")
     if job.training:
@@ -245,6 +248,15 @@ def settle_classes(
         raise InputError(f"{column}: {there}; should be as many")
     known = match_classes("number" if first.numbered else match, labels.names, first.classes)
     return matched(job, labels, first.classes, known, named)
+
+
+def note_absent(job: Job, train: Named, column: str) -> None:
+    """Note the classes of which train has no row: they fell into another share, or the column only lists them."""
+    there = {name for label in train.labels for name in (label if isinstance(label, list) else [label])}
+    if absent := [name for name in train.classes if name not in there]:
+        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {listed}"
+        note(job, "classes absent", line, split="train", classes=absent)
 
 
 def check_smoothing(smoothing: float) -> None:
@@ -371,7 +383,8 @@ def label_problem(
         multi_label: a row may have any number of labels.
     """
     if isinstance(value, list) != multi_label:
-        return f"{column} is {value!r}; should be {'a list of labels' if multi_label else 'a single label'}"
+        wanted = "a list of labels (data.label_separator splits a text)" if multi_label else "a single label"
+        return f"{column} is {value!r}; should be {wanted}"
     for label in value if multi_label else [value]:
         if label is None:
             return f"{column} is empty or says that there is no label"
@@ -412,11 +425,16 @@ def match_classes(match: Match, names: Sequence[str], classes: Sequence[str]) ->
     exact = {name: i for i, name in enumerate(names)}
     if set(classes) <= set(names):
         return exact
-    for alike in (str.casefold, plain_number):
+    for alike in (plain_text, plain_number):
         theirs, ours = list(map(alike, names)), list(map(alike, classes))
         if len(set(theirs)) == len(names) and len(set(ours)) == len(classes) and set(theirs) & set(ours):
             return {label: theirs.index(key) for label, key in zip(classes, ours, strict=True) if key in theirs}
     return exact
+
+
+def plain_text(name: str) -> str:
+    """A name in small letters, accents composed."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def plain_number(name: str) -> str:

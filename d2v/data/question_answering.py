@@ -131,7 +131,7 @@ def check_questions(job: Job, splits: Mapping[str, Split]) -> dict[str, Split]:
         reasons = [question_problem(*pair) for pair in pairs]
         if job.labelled:
             options = {"unanswerable": data.unanswerable, "train": name == "train"}
-            rows = zip(reasons, split.column(data.answers_column), contexts, strict=True)
+            rows = zip(reasons, map(as_lists, split.column(data.answers_column)), contexts, strict=True)
             reasons = [reason or answers_problem(answers, context, **options) for reason, answers, context in rows]
         kept[name] = split.select(check_rows(job, split, reasons))
     return kept
@@ -152,6 +152,15 @@ def question_problem(question: Any, context: Any) -> str | None:
         if not isinstance(text, str) or not text.strip():
             return f"the {name} is {text!r:.40}; should be text"
     return None
+
+
+def as_lists(answers: Any) -> Any:
+    """Answers as lists `text` and `answer_start`, also where they are objects that have these, or a single one."""
+    if isinstance(answers, list) and all(isinstance(each, dict) for each in answers):
+        return {key: [each.get(key) for each in answers] for key in ("text", "answer_start")}
+    if isinstance(answers, dict) and isinstance(answers.get("text"), str):
+        return {key: [answers.get(key)] for key in ("text", "answer_start")}
+    return answers
 
 
 def answers_problem(answers: Any, context: str, *, unanswerable: bool, train: bool) -> str | None:
@@ -192,7 +201,7 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
     windows = question_windows(split, tokenizer, data, max_length)
     if not job.labelled:
         return window_rows(split, windows)
-    answers = split.column(data.answers_column)
+    answers = list(map(as_lists, split.column(data.answers_column)))
     for window in windows if split.name == "train" else ():
         right = answers[window["source"]]
         window["answer"] = (0, 0)

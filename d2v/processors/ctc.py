@@ -117,11 +117,18 @@ class CTCTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The labels of a text, normalised first; no delimiter at the end."""
-        return [self._id.get(c, self.unk_token_id) for c in self.normalize(text)]
+        return [i for c in self.normalize(text) for i in self._ids(c) or [self.unk_token_id]]
 
     def unknown(self, text: str) -> set[str]:
         """The characters of a text, normalised first, that the vocabulary lacks."""
-        return set(self.normalize(text)) - self._id.keys()
+        return {c for c in set(self.normalize(text)) if not self._ids(c)}
+
+    def _ids(self, character: str) -> list[int]:
+        """The labels of a character; of one that only the vocabulary's letters and accents together make, theirs."""
+        if character in self._id:
+            return [self._id[character]]
+        parts = unicodedata.normalize("NFD", character)
+        return [self._id[part] for part in parts] if self._id.keys() >= set(parts) else []
 
     def decode(self, ids: Sequence[int] | Tensor, *, group: bool = True) -> str:
         """The text of CTC output (`group`: repeats are one, blanks vanish) or of labels; -100 is padding."""

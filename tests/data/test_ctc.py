@@ -104,3 +104,12 @@ def test_a_right_answer_is_right():
 def test_a_model_without_a_vocabulary_is_trained_first(tmp_path):
     with pytest.raises(InputError, match="no vocab.json, so it cannot write yet"):
         tokenizer(["a"], "evaluate", str(tmp_path))
+
+
+def test_a_vocabulary_of_letters_and_accents():
+    """Others' vocabularies may have a letter and its accent apart: texts are composed all the same."""
+    vocab = {"<pad>": 0, "<unk>": 1, "|": 2, "e": 3, "\u0301": 4, "o": 5}
+    made = CTCTokenizer(vocab)
+    assert made.encode("\u00e9o") == made.encode("e\u0301o") == [3, 4, 5] and made.unknown("\u00e9") == set()
+    assert made.normalize(made.decode([3, 4, 5], group=False)) == made.normalize("\u00e9o") == "\u00e9o"
+    assert made.unknown("\u00e8") == {"\u00e8"} and made.encode("\u00e8") == [1]

@@ -13,6 +13,7 @@ from d2v.config import Data
 from d2v.data.question_answering import (
     QuestionData,
     answer_tokens,
+    as_lists,
     check_questions,
     question_rows,
     question_windows,
@@ -220,6 +221,20 @@ def test_a_bad_row_is_named(case):
     message = message if case not in ("no list of answers", "no place") else "answers are .*; should be lists"
     with pytest.raises(InputError, match=f"train, row 1: .*{message}"):
         check("train", rows)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": ["cat"], "answer_start": [2]},
+        [{"text": "cat", "answer_start": 2}],
+        {"text": "cat", "answer_start": 2},
+    ],
+)
+def test_answers_as_data_have_them(answers):
+    assert as_lists(answers) == GOOD["answers"]
+    rows = datasets.Dataset.from_list([GOOD | {"answers": answers}])
+    assert len(check("train", rows)["train"]) == 1
 
 
 def test_bad_rows_are_left_out():
