@@ -254,7 +254,8 @@ def read_rttm(path: str | os.PathLike, job: Job | None = None) -> dict[str, list
     recordings: dict[str, list[Segment]] = {}
     passed: Counter[str] = Counter()
     for where, fields in read_columns(path):
-        if fields[0].startswith(";;"):
+        fields[0] = fields[0].upper()
+        if fields[0].startswith((";;", "#")):
             continue
         if fields[0] in OTHERS:
             passed[f"lines of type {fields[0]}"] += fields[0] != "SPKR-INFO"  # which says who speakers are

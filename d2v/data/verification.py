@@ -185,7 +185,7 @@ def read_trials(
     """
     lines = list(read_columns(path))
     if all(line.count(",") in (1, 2) for line in (" ".join(fields) for _, fields in lines)):
-        lines = [(where, [field.strip() for field in " ".join(fields).split(",")]) for where, fields in lines]
+        lines = [(where, [field.strip(' "') for field in " ".join(fields).split(",")]) for where, fields in lines]
     threes = [fields for _, fields in lines if len(fields) == 3]
     first, last = (sum(fields[place].lower() in LABELS for fields in threes) for place in (0, 2))
     width = 3 if labelled or len(lines[0][1]) == 3 else 2

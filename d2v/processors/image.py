@@ -64,6 +64,8 @@ def load_image(source: ImageSource, channels: int = 3) -> Image.Image:
 def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
     """Decode a file of class numbers, one a pixel: grey of 8 or 16 bits, or a palette, whose colours do not matter.
 
+    Grey may be written as red, green and blue that are equal.
+
     Args:
         source: as for `load_image`, or an array, which is only checked.
 
@@ -71,6 +73,10 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
         (H, W) int64. Colours, alpha and fractions are an InputError, and so is all that is in `load_image`.
     """
     name, mask = ("mask", source) if isinstance(source, np.ndarray) else _open(source)
+    if isinstance(mask, Image.Image) and mask.mode in ("RGB", "RGBA"):
+        red, *others = mask.split()
+        opaque = len(others) == 2 or others.pop().getextrema() == (255, 255)
+        mask = red if opaque and all(band.tobytes() == red.tobytes() for band in others) else mask
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "bui":
         raise InputError(

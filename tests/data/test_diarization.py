@@ -245,7 +245,7 @@ def test_read_rttm(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_rttm_as_others_write_it(encoding, tmp_path):
     """With a mark of byte order, eight fields, other types of lines, and segments of no length."""
-    lines = ["SPEAKER a 1 0.0 1.0 <NA> <NA> ann", "SPEAKER a 1 0.5 0.00 <NA> <NA> bob <NA> <NA>"]
+    lines = ["# made by hand", "speaker a 1 0.0 1.0 <NA> <NA> ann", "SPEAKER a 1 0.5 0.00 <NA> <NA> bob <NA> <NA>"]
     lines += [
         "NOSCORE a 1 3 1 <NA> <NA> <NA> <NA>",
         "LEXEME a 1 3 1 hello lex ann <NA>",

@@ -52,6 +52,8 @@ def test_labels_by_hand():
     ]  # 255 counts for nothing either way
     assert mask(LABELS.astype(np.uint16), ignore_label=11) == [[0, 1, 2], [2, 255, 255]]
     assert mask(np.array([[300, 2]], np.uint16), (2, 1), ignore_label=300) == [[255, 2]]
+    for grey in (Image.fromarray(LABELS).convert("RGB"), Image.fromarray(LABELS).convert("RGBA")):
+        assert mask(png(grey), ignore_label=11) == [[0, 1, 2], [2, 255, 255]]
     palette = Image.fromarray(LABELS).convert("P")
     palette.putdata(LABELS.ravel().tolist())
     palette.putpalette([200, 10, 30] * 256)
@@ -64,7 +66,7 @@ def test_labels_by_hand():
         (LABELS, {}, r"label 11 is not one of the 3 classes, 0 to 2, or 255 where nothing counts"),
         (LABELS, {"reduce_labels": True, "classes": 2}, r"label 11 is not one of the 2 classes, 1 to 2"),
         (LABELS.T.copy(), {}, r"the label map has \(2, 3\) pixels, its image \(3, 2\); should be the same"),
-        (np.zeros((2, 3, 3), np.uint8), {}, r"a mask is \(height, width\) class numbers"),
+        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3), {}, r"a mask is \(height, width\) class numbers"),
         (np.array([[0, 1, 300], [0, 0, 0]], np.uint16), {"reduce_labels": True}, "a mask has label 300"),
         (png(Image.fromarray(LABELS))[:-30], {}, "damaged or cut-off"),
         (b"no image", {}, "not readable as an image"),

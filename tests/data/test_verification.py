@@ -47,6 +47,7 @@ def test_a_list_of_trials(tmp_path):
         "a/1.wav a/2.wav target\na/1.wav b/1.wav nontarget\n",
         "a/1.wav\ta/2.wav\t1\r\na/1.wav\tb/1.wav\t0\r\n",
         "1,a/1.wav,a/2.wav\n0,a/1.wav,b/1.wav\n",
+        '1,"a/1.wav","a/2.wav"\n0,"a/1.wav","b/1.wav"\n',
         "a/1.wav, a/2.wav, tgt\na/1.wav, b/1.wav, imp\n",
         "enrol,test,label\na/1.wav,a/2.wav,1\na/1.wav,b/1.wav,0\n",
         "label enrol test\nTRUE a/1.wav a/2.wav\nFALSE a/1.wav b/1.wav\n",

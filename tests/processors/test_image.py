@@ -253,7 +253,7 @@ def test_masks_are_numbers_not_colours():
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
 def test_masks_in_colour_are_refused(mode):
-    data = encoded(Image.new(mode, (3, 2)), "TIFF")
+    data = encoded(Image.new(mode, (3, 2), (1, 2, 3) if mode == "RGB" else 0), "TIFF")
     with pytest.raises(InputError, match=r"<bytes>: pixels of shape \(2, 3.*written as a grey or palette PNG"):
         load_mask(data)
 
