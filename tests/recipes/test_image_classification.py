@@ -130,7 +130,7 @@ def test_it_learns_dark_from_bright_without_weight_decay(data, tmp_path):
 
 
 def test_the_kept_model_is_the_average(data, tmp_path):
-    """With a decay of 0.25, of the weights after 1, 2 and 3 updates: 1/16, 3/16 and 3/4."""
+    """Of the weights after 1, 2 and 3 updates, the decay rising from 2/11 to 0.25: 1/22, 9/44 and 3/4."""
     weights = {}
     for steps in (1, 2, 3):
         out = tmp_path / str(steps)
@@ -139,7 +139,7 @@ def test_the_kept_model_is_the_average(data, tmp_path):
         weights[steps] = load_file(next(out.glob(f"checkpoints/step-*{steps}/model.safetensors")))
     (average,) = [load_file(path) for path in out.glob("checkpoints/step-*3/average.safetensors")]
     for name, value in weights[3].items():
-        expected = weights[1][name] / 16 + weights[2][name] * 3 / 16 + value * 3 / 4
+        expected = weights[1][name] / 22 + weights[2][name] * 9 / 44 + value * 3 / 4
         torch.testing.assert_close(average[f"module.{name}"], expected)
     scored = json.loads((out / "results.json").read_text())
     assert scored["examples"] == 5
