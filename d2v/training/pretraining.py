@@ -295,7 +295,7 @@ def plot_pretraining(out: Path) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     ranks = [f"{name}_rank" for name in ("target", "prediction", "front")]
     panels = {
-        "loss (no measure of progress)": ["loss", "eval_loss"],
+        "loss, in training of both targets": ["loss", "eval_loss", "eval_auxiliary_loss"],
         "unexplained share of the targets' variance": ["unexplained", "eval_unexplained"],
         "effective rank": [*ranks, "eval_target_rank"],
         "standard deviation": [name.replace("rank", "deviation") for name in ranks],
