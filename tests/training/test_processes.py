@@ -25,7 +25,8 @@ def small(recipe: str, data: Path) -> list[str]:
     """Options of a run with a tiny model."""
     arch = TINY_AUDIO if recipe in SPEECH else TINY_VISION if recipe in IMAGES else TINY_TEXT
     options = [f"--arch.{key}={value}" for key, value in arch.items()]
-    options += ["--arch.num_labels=3"] if recipe == "semantic_segmentation" else []
+    if recipe == "semantic_segmentation":
+        options += ["--arch.num_labels=3", "--data.crop=[24,24]"]
     options += [] if recipe in SPEECH or recipe in IMAGES else ["--data.vocab_size=300"]
     return [*options, f"--data.path={data}", "--data.batch_size=4", "--run.log_every=1"]
 
