@@ -141,13 +141,15 @@ def plain_header(head: bytes, size: int) -> AudioInfo | None:
         head: the first bytes of the file, `HEADER` of them or more.
         size: of the file.
     """
-    if head[:4] == b"RIFF" and head[8:20] == b"WAVEfmt \x10\0\0\0" and head[36:40] == b"data" and len(head) >= 44:
+    if len(head) < 44:
+        return None
+    if head[:4] == b"RIFF" and head[8:20] == b"WAVEfmt \x10\0\0\0" and head[36:40] == b"data":
         kind, channels, rate, _, block, bits, length = struct.unpack("<HHIIHH4xI", head[20:44])
         whole = kind == 1 and bits in (8, 16, 24, 32) and block == channels * bits // 8 and rate and channels
         if whole and length and length % block == 0 and length % 2 == 0 and 44 + length <= size:
             return AudioInfo(length // block, rate, channels)
     # STREAMINFO comes first: 20 bits of rate, 3 of channels less one, 5 of bits less one, 36 of samples (RFC 9639).
-    if head[:4] == b"fLaC" and head[4] & 0x7F == 0 and head[5:8] == b"\0\0\x22" and size > 86 and len(head) >= 26:
+    if head[:4] == b"fLaC" and head[4] & 0x7F == 0 and head[5:8] == b"\0\0\x22" and size > 86:
         bits = int.from_bytes(head[18:26], "big")
         rate, channels, frames = bits >> 44, (bits >> 41 & 7) + 1, bits & (1 << 36) - 1
         if rate and frames and (bits >> 36 & 31) + 1 in (8, 16, 24):

@@ -17,7 +17,7 @@ from d2v.errors import InputError
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM, Data2VecTextForMaskedLM
 from d2v.processors.text import Tokenizer
-from tests.helpers import make_split
+from tests.helpers import make_job, make_split
 from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
@@ -166,7 +166,7 @@ def test_it_learns_a_grammar(learnt, data):
     counts = np.zeros(len(tokenizer))
     for split in ("train", "test"):
         texts = sentences(COUNTS[split], {"train": 0, "test": 2}[split])
-        rows = pieces(make_split(split, text=texts), LanguageData())
+        rows = pieces(make_job(LanguageData()), make_split(split, text=texts))
         ids = read_stream(rows, tokenizer, documents=True).ids
         ids = ids[ids != tokenizer.bos_token_id]
         if split == "train":
