@@ -1,6 +1,7 @@
 """What the tests of all recipes ask: a run that was stopped goes on exactly, evaluating repeats a figure, and so on."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ def runner(name: str) -> Callable[..., dict[str, Any]]:
 
     def run(*args) -> dict[str, Any]:
         args = [*map(str, args), "--run.tracker=null"]
+        sys.modules[name] = recipe  # another test may have loaded it since, and pickle looks there
         return recipe.main(parse(recipe.Config, args, demo=RECIPES / f"configs/{name}/demo.yaml"))
 
     return run
