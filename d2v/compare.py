@@ -20,7 +20,9 @@ from d2v.errors import InputError
 from d2v.metrics import higher_is_better
 from d2v.metrics.intervals import Statistics, load_statistics, paired_differences, select_rows
 from d2v.pretrained import read_json
+from d2v.training.identity import flat
 from d2v.training.log import read_log
+from d2v.training.report import row_id
 
 SHOWN = 10
 """Rows that are shown: those on which two runs differ most."""
@@ -105,23 +107,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         "results": read_json(folder / "results.json"),
         "statistics": load_statistics(folder / "statistics.npz"),
         "predictions": {row_id(row): {key: row[key] for key in row if key != "scores"} for row in predictions},
-        "options": dotted(options),
-        "environment": dotted(environment),
+        "options": dict(flat(options)),
+        "environment": dict(flat(environment)),
         "facts": {each["line"]: True for each in facts},
     }
-
-
-def row_id(row: Mapping[str, Any]) -> str:
-    """What a prediction's row is called; a trial has a pair of clips."""
-    return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
-
-
-def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any], leave: Iterable[str] = ()) -> dict[str, list]:

@@ -72,12 +72,17 @@ def walk(folder: Path) -> list[PurePath]:
     """The files below a folder, relative to it and in order, without hidden ones and what systems and runs leave."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
-        if {"config.yaml", "environment.json"} <= set(files):  # a run's folder
+        if of_run(files):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if wanted(name))
         found += [PurePath(where, name).relative_to(folder) for name in sorted(files) if wanted(name)]
     return sorted(found, key=lambda path: path.parts)
+
+
+def of_run(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names is a run's, which is no data."""
+    return {"config.yaml", "environment.json"} <= set(names)
 
 
 def wanted(name: str) -> bool:

@@ -148,12 +148,10 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
     media = media_of(folder, files, data)
     if media:
         if others := [path for path in files if path.suffix.lower() in OTHERS]:
-            line = f"{folder}: not read: {counted(others)}; the first is {others[0]}"
-            remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+            remarks.append(left_out(folder, others, "not read: {}"))
         named = [path for path in tables if names_files(folder / path, media, data)]
         if others := [path for path in tables if path not in named]:
-            line = f"{folder}: not read: {counted(others)}, which name none of its files; the first is {others[0]}"
-            remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+            remarks.append(left_out(folder, others, "not read: {}, which name none of its files"))
         if not named:
             return read_loose(media, files, data, remarks)
         tables = named
@@ -172,6 +170,12 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
         whole = undecoded(readers["train"]())
         return Source(divided(whole, data, media) or {"train": lambda: whole}, remarks)
     return Source(readers, remarks)
+
+
+def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:
+    """The remark that files of a folder are not read; `{}` in `why` stands for how many of which kinds."""
+    line = f"{folder}: {why.format(counted(others))}; the first is {others[0]}"
+    return "files left out", line, {"files": len(others), "first": str(others[0])}
 
 
 def names_of(paths: Sequence[PurePath]) -> set[str]:
@@ -196,8 +200,7 @@ def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) 
     kinds = [ending(path) for path in paths]
     kind = max(dict.fromkeys(kinds), key=lambda each: (kinds.count(each), each == ".parquet"))
     if others := [path for path, other in zip(paths, kinds, strict=True) if other != kind]:
-        line = f"{folder}: not read beside {kind} files: {counted(others)}; the first is {others[0]}"
-        remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+        remarks.append(left_out(folder, others, f"not read beside {kind} files: {{}}"))
     return [path for path, other in zip(paths, kinds, strict=True) if other == kind]
 
 

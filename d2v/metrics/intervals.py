@@ -25,7 +25,7 @@ import numpy as np
 Statistics = dict[str, dict[str, np.ndarray]]
 
 FEWEST = 10
-"""Clusters below which no interval is given: the bootstrap of fewer covers too rarely (tests/metrics/coverage.py)."""
+"""Clusters below which no interval is given: the bootstrap of fewer covers too rarely."""
 CHUNK = 50_000_000
 """Weights that are held at once, of 8 bytes."""
 
@@ -44,7 +44,6 @@ def intervals(
         replications: R; 0 gives no interval.
         seed: of the resampling.
     """
-    clusters = statistics["trials"]["clusters"] if "trials" in statistics else clusters
     count, (found,) = resample([statistics], clusters, replications, seed)
     return {name: bounds(values[1:], count) for name, values in found.items()}
 
@@ -57,6 +56,8 @@ def resample(
     Returns:
         The number of clusters, and the metrics; of fewer than `FEWEST` clusters those of all rows alone.
     """
+    if "trials" in sides[0]:
+        clusters = sides[0]["trials"]["clusters"]
     _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(numbers.max(initial=-1)) + 1
     parts = [[metrics_of(side, np.ones((1, count)), numbers)] for side in sides]
@@ -82,8 +83,6 @@ def paired_differences(
         clusters: (N,) as for `intervals`.
         replications, seed: as there.
     """
-    if "trials" in first:
-        clusters = first["trials"]["clusters"].tolist()
     count, (a, b) = resample([first, second], clusters, replications, seed)
     found = {}
     for name in a.keys() & b.keys():
@@ -98,7 +97,7 @@ def select_rows(statistics: Statistics, rows: Sequence[int]) -> Statistics:
     selected: Statistics = {}
     for kind, arrays in statistics.items():
         if "row" in arrays:
-            place = {row: [] for row in rows}  # type: dict[int, list[int]]
+            place: dict[int, list[int]] = {row: [] for row in rows}
             for item, row in enumerate(arrays["row"].tolist()):
                 if row in place:
                     place[row].append(item)

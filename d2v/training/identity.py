@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.config import Job
+from d2v.data.files import of_run
 from d2v.errors import InputError
 from d2v.pretrained import read_json
 
@@ -70,7 +71,7 @@ def fingerprint(source: str | None, out: Path) -> dict[str, Any] | None:
     files = [(path.name, path.stat().st_size)] if path.is_file() else []
     for folder, folders, names in os.walk(path):
         here = Path(folder)
-        if here.resolve() == out.resolve() or {"config.yaml", "environment.json"} <= set(names):
+        if here.resolve() == out.resolve() or of_run(names):
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from d2v.config import Job
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a `log.jsonl`; a last line that a kill cut short is left out."""
@@ -15,6 +17,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return entries
+
+
+def open_log(job: Job, progress: Any, total: int) -> "Log":
+    """The log and the trackers of a run that goes on at `progress`, a `d2v.training.loop.Progress`."""
+    job.accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
+    unit, path = job.config.data.unit, job.out / "log.jsonl"
+    return Log(path, progress.step, progress.evaluated, total, unit, job.accelerator)
 
 
 class Log:

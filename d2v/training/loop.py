@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from d2v.config import Job
+from d2v.config import Job, Run
 from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
 from d2v.training.identity import run_identity
-from d2v.training.log import Log
+from d2v.training.log import open_log
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
 from d2v.training.report import timed
 from d2v.training.resume import (
     RandomState,
     checkpoints,
-    load_checkpoint,
+    go_on,
     note_evaluation,
     replace_folder,
     save_checkpoint,
@@ -164,15 +164,10 @@ def fit(
     progress, own = Progress(), {"random": RandomState()}
     states = {"model": model, "optimizer": optimizer, "average": average, "batches": batches, "progress": progress}
     states["scaler"] = accelerator.scaler
-    if run.resume and checkpoints(out):
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        load_checkpoint(checkpoints(out)[-1], states, accelerator, own, made_of)
-        for group, values in zip(optimizer.param_groups, settings, strict=True):
-            group.update(values)  # this session's learning rate, not the one before's
+    go_on(job, states, own, made_of)
     begun = saved = time.monotonic()
     spent = progress.seconds  # in earlier sessions
-    accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
-    log = Log(out / "log.jsonl", progress.step, progress.evaluated, total, job.config.data.unit, accelerator)
+    log = open_log(job, progress, total)
 
     def evaluate_and_keep_best() -> None:
         random = own["random"].state_dict()
@@ -191,9 +186,7 @@ def fit(
         log.reset()
 
     def asked() -> list[bool]:
-        now = time.monotonic()
-        out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
-        return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
+        return reasons_to_stop(run, begun, saved)
 
     def over() -> bool:
         return progress.step >= total or (run.patience is not None and progress.stale >= run.patience)
@@ -205,11 +198,7 @@ def fit(
             evaluate_and_keep_best()  # the evaluation that was cut off
         updates = iter(batches)
         while not over():
-            waited = time.monotonic()
-            update = next(updates)
-            waited = time.monotonic() - waited
-            for batch in update:
-                note_decoded(job, batch.pop("decoded", ()))
+            update, waited = next_update(job, updates)
             scale = lr_scale(progress.step, total, optim)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
@@ -230,11 +219,8 @@ def fit(
                 values = {"epoch": now / epoch} if epoch else {}
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 log.say(now, lr=optim.lr * scale, norm=norm, **values)
-            if progress.skipped_in_a_row >= run.max_nonfinite:
-                raise InputError(
-                    f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {now}: lower "
-                    "optim.lr, raise optim.warmup, or look for labels that do not fit into their input"
-                )
+            advice = "optim.lr, raise optim.warmup, or look for labels that do not fit into their input"
+            check_finite(run, progress, advice)
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or (out_of_time and not progress.evaluated)
             if due or now % save_every == 0 or any(asked_for):  # before the evaluation, which may be long or fail
@@ -247,6 +233,37 @@ def fit(
             if out_of_time:
                 break
     return type(model).from_pretrained(out / "best", verbose=False)
+
+
+def reasons_to_stop(run: Run, begun: float, saved: float) -> list[bool]:
+    """Whether a signal came, this session's time is up, and a checkpoint is due; on this process.
+
+    Args:
+        run: options of the run.
+        begun, saved: when the session began, and when the last checkpoint was written, by `time.monotonic`.
+    """
+    now = time.monotonic()
+    out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
+    return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
+
+
+def next_update(job: Job, updates: Iterator[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], float]:
+    """The next update's batches, and the seconds that they were waited for; what decoding met is noted."""
+    begun = time.monotonic()
+    update = next(updates)
+    waited = time.monotonic() - begun
+    for batch in update:
+        note_decoded(job, batch.pop("decoded", ()))
+    return update, waited
+
+
+def check_finite(run: Run, progress: Progress, advice: str) -> None:
+    """Raise InputError if too many updates in a row were not finite; the advice says what to lower."""
+    if progress.skipped_in_a_row >= run.max_nonfinite:
+        raise InputError(
+            f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {progress.step}: "
+            f"lower {advice}"
+        )
 
 
 @contextmanager

@@ -24,19 +24,26 @@ from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
 from d2v.pretrained import push_folder, write_json
 from d2v.training.identity import run_identity
-from d2v.training.log import Log, read_log
-from d2v.training.loop import Progress, accumulate, descend, interrupted_run
+from d2v.training.log import open_log, read_log
+from d2v.training.loop import (
+    Progress,
+    accumulate,
+    check_finite,
+    descend,
+    interrupted_run,
+    next_update,
+    reasons_to_stop,
+)
 from d2v.training.optim import build_optimizer, lr_scale
 from d2v.training.report import FILES, peak_memory_mb, write_model_card
 from d2v.training.resume import (
     RandomState,
-    checkpoints,
-    load_checkpoint,
+    go_on,
     note_evaluation,
     replace_folder,
     save_checkpoint,
 )
-from d2v.training.signals import hold_signals, received
+from d2v.training.signals import hold_signals
 from d2v.training.teaching import Alarm
 
 
@@ -123,15 +130,10 @@ def pretrain(
     own = {"random": RandomState()}
     states = {"model": student, "teacher": teacher, "optimizer": optimizer, "batches": batches}
     states |= {"progress": progress, "vigil": vigil, "scaler": accelerator.scaler}
-    if run.resume and checkpoints(out):
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        load_checkpoint(checkpoints(out)[-1], states, accelerator, own, made_of)
-        for group, values in zip(optimizer.param_groups, settings, strict=True):
-            group.update(values)  # this session's learning rate, not the one before's
+    go_on(job, states, own, made_of)
     begun = saved = time.monotonic()
     spent = progress.seconds  # in earlier sessions
-    accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
-    log = Log(out / "log.jsonl", progress.step, progress.evaluated, total, config.data.unit, accelerator)
+    log = open_log(job, progress, total)
 
     def parts(output: PretrainingOutput, batch: dict[str, Any], weight: float) -> tuple[Tensor, Tensor]:
         """The weighted sums of both losses over masked places; 0 for one that is not wanted."""
@@ -185,9 +187,7 @@ def pretrain(
         return metrics
 
     def asked() -> list[bool]:
-        now = time.monotonic()
-        out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
-        return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
+        return reasons_to_stop(run, begun, saved)
 
     metrics: dict[str, float] = {}
     with hold_signals(), interrupted_run(out), closing(log):
@@ -195,11 +195,7 @@ def pretrain(
             metrics = evaluate_and_keep()  # the evaluation that was cut off
         updates = iter(batches)
         while progress.step < total:
-            waited = time.monotonic()
-            update = next(updates)
-            waited = time.monotonic() - waited
-            for batch in update:
-                note_decoded(job, batch.pop("decoded", ()))
+            update, waited = next_update(job, updates)
             scale, weight = lr_scale(progress.step, total, optim), config.auxiliary.at(progress.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
@@ -225,11 +221,7 @@ def pretrain(
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
                 rises = optim.warmup * total if optim.warmup < 1 else optim.warmup
                 vigil.check(figures, now, ready=now > rises)
-            if progress.skipped_in_a_row >= run.max_nonfinite:
-                raise InputError(
-                    f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {now}: lower "
-                    "optim.lr or raise optim.warmup"
-                )
+            check_finite(run, progress, "optim.lr or raise optim.warmup")
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or out_of_time
             if due or now % save_every == 0 or any(asked_for):

@@ -89,11 +89,12 @@ def finish(
     """
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
+    metric = (job.config.run.metric or metric).partition(",")[0].strip()
     results = (
         {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}  # null: undefined
         | notes
         | {
-            "metric": (job.config.run.metric or metric).partition(",")[0].strip(),
+            "metric": metric,
             "split": split,
             "examples": len(predictions),
             "seconds": round(seconds, 3),
@@ -102,9 +103,7 @@ def finish(
         }
     )
     if statistics:
-        ids = [
-            row["id"] if "id" in row else f"{row['enrol']} {row['test']}" for row in predictions
-        ]  # trials have a pair
+        ids = list(map(row_id, predictions))
         clusters = [row.get("group", name) for row, name in zip(predictions, ids, strict=True)]
         run = job.config.run
         found = intervals(statistics, clusters, replications=run.replications, seed=run.seed)
@@ -116,8 +115,7 @@ def finish(
             save_statistics(job.out / "statistics.npz", statistics, ids, clusters)
         if job.training:
             write_model_card(job, task=task, demo=demo, results=results, metrics=list(metrics))
-        chosen_by = (job.config.run.metric or metric).partition(",")[0]
-        for picture in ([partial(plot_curves, job.out, chosen_by)] if job.training else []) + ([draw] if draw else []):
+        for picture in ([partial(plot_curves, job.out, metric)] if job.training else []) + ([draw] if draw else []):
             try:
                 picture()
             except (OSError, RuntimeError, ValueError, MemoryError) as error:
@@ -131,6 +129,11 @@ def finish(
             address = push_folder(job.out / "best", job.config.run.push, private=job.config.run.private)
             print(f"pushed to {address}")
     return results
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """What a prediction's row is called; a trial has a pair of clips."""
+    return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
 
 
 def with_interval(results: Mapping[str, Any], metric: str) -> str:

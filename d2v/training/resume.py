@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from d2v.config import Job
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.identity import RUN, check_made_of
@@ -130,6 +131,26 @@ def note_evaluation(out: Path, progress: Any) -> None:
     kept = [each for each in checkpoints(out) if step_of(each) == progress.step]
     if kept:
         write_json(kept[0] / EVALUATED, progress.state_dict())
+
+
+def go_on(job: Job, states: Mapping[str, State | None], own: Mapping[str, State], made_of: Mapping[str, Any]) -> None:
+    """Go back to the last checkpoint if the run is to be resumed and has one, but with this session's learning rate.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        states, own, made_of: as for `save_checkpoint`; one of the states is the `optimizer`.
+
+    Raises:
+        InputError: as of `load_checkpoint`.
+    """
+    kept = checkpoints(job.out)
+    if not (job.config.run.resume and kept):
+        return
+    groups = cast(Any, states["optimizer"]).param_groups
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    load_checkpoint(kept[-1], states, job.accelerator, own, made_of)
+    for group, values in zip(cast(Any, states["optimizer"]).param_groups, settings, strict=True):
+        group.update(values)
 
 
 def load_checkpoint(
