@@ -4,8 +4,8 @@ from pathlib import Path
 
 import d2v
 from d2v.errors import InputError
+from d2v.hub import load_config
 from d2v.models.base import PreTrainedModel
-from d2v.pretrained import load_config
 
 
 def model_class(source: str | Path) -> type[PreTrainedModel]:

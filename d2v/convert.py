@@ -21,10 +21,11 @@ from torch import Tensor
 import d2v
 from d2v.cli import exit_with
 from d2v.errors import InputError
+from d2v.hub import rename, write_json
 from d2v.models.audio import AudioPreTrainedModel
 from d2v.models.base import PreTrainedModel
-from d2v.models.vision import VisionPreTrainedModel, sides
-from d2v.pretrained import rename, write_json
+from d2v.models.configuration import sides
+from d2v.models.vision import VisionPreTrainedModel
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.image import ImageProcessor
@@ -33,7 +34,7 @@ Weights = dict[str, Tensor]
 Table = tuple[tuple[str, str], ...]
 Original = tuple[PreTrainedModel, Weights, Table, Table]  # the tables: of names, and of what is left out
 
-# Pieces of original names and ours, as `d2v.pretrained.rename` takes them: the first row that fits counts.
+# Pieces of original names and ours, as `d2v.hub.rename` takes them: the first row that fits counts.
 # fairseq: fairseq/modules/transformer_layer.py
 FAIRSEQ = (
     ("encoder.layers.*.self_attn.", "encoder.layers.*.attn."),

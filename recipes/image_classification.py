@@ -29,7 +29,7 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.images import digits
 from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, real_accuracy, report_classes
 from d2v.metrics.statistics import label_statistics
-from d2v.models.vision import sides
+from d2v.models.configuration import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
 from d2v.training import About, build, finish, fit, predict, predict_test, start

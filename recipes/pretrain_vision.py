@@ -22,8 +22,9 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedImageData, masked_images, patches
 from d2v.data.rows import Rows
 from d2v.demo.images import digits
+from d2v.models.configuration import sides
 from d2v.models.pretraining import at_masked, begin
-from d2v.models.vision import Data2VecVisionModel, sides
+from d2v.models.vision import Data2VecVisionModel
 from d2v.processors.image import ImageProcessor
 from d2v.training import build, start
 from d2v.training.pretraining import finish_pretraining, pretrain

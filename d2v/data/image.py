@@ -16,7 +16,7 @@ from d2v.data.facts import Decoded
 from d2v.data.labels import Labels
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.errors import InputError
-from d2v.pretrained import read_json_value
+from d2v.hub import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
 
 

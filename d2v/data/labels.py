@@ -29,7 +29,7 @@ from d2v.data.class_names import (
 from d2v.data.facts import note
 from d2v.data.rows import Split
 from d2v.errors import InputError
-from d2v.pretrained import fetch_file, load_config, read_json
+from d2v.hub import fetch_file, load_config, read_json
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
 Match = Literal["name", "number", "order"]

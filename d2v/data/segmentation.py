@@ -20,8 +20,8 @@ from d2v.data.files import PICTURES
 from d2v.data.image import fit_processor, seeded
 from d2v.data.rows import Rows, Split, decode_rows
 from d2v.errors import InputError
-from d2v.models.vision import Data2VecVisionConfig, sides
-from d2v.pretrained import read_json
+from d2v.hub import read_json
+from d2v.models.configuration import Data2VecVisionConfig, sides
 from d2v.processors.image import (
     IGNORED,
     ImageProcessor,

@@ -33,7 +33,7 @@ from d2v.data.folders import (
 )
 from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
 from d2v.errors import InputError
-from d2v.pretrained import split_revision
+from d2v.hub import split_revision
 
 if TYPE_CHECKING:
     from datasets import Dataset

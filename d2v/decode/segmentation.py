@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from d2v.models.vision import VisionPreTrainedModel, sides
+from d2v.models.configuration import sides
+from d2v.models.vision import VisionPreTrainedModel
 from d2v.processors.image import IGNORED
 
 Picture = np.ndarray | Tensor | Image.Image

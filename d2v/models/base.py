@@ -1,7 +1,5 @@
-"""What all models share: a configuration that reads and writes Hugging Face's `config.json`, and load, save, freeze."""
+"""What all models share: load, save, freeze."""
 
-import typing
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -9,92 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from d2v import losses, pretrained
-from d2v.errors import InputError
+from d2v.models.configuration import Config, check_types
 from d2v.models.transformer import Attention, Encoder
 from d2v.pretrained import Storable
 
-Configuration = TypeVar("Configuration", bound="Config")
 Model = TypeVar("Model", bound="PreTrainedModel")
-
-
-@dataclass(kw_only=True)
-class Config:
-    """Fields that every modality's configuration has.
-
-    Attributes:
-        initializer_range: standard deviation of the normal distribution that new linear layers are drawn from.
-        num_labels: classes of a classification head; not stored, the length of `id2label` is.
-        id2label: class number to name; by default LABEL_0 and so on, as many as num_labels says.
-        problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        attn_implementation: "sdpa" or "eager"; how this process computes attention, not stored.
-        extra: entries of a checkpoint's `config.json` that no model here reads, kept so that saving loses nothing.
-    """
-
-    model_type: ClassVar[str]
-
-    initializer_range: float = 0.02
-    num_labels: int = 2
-    id2label: dict[int, str] = field(default_factory=dict)
-    problem_type: str | None = None
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if not self.id2label:
-            self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
-        self.num_labels = len(self.id2label)
-        check_types(self)
-
-    @property
-    def label2id(self) -> dict[str, int]:
-        """Class name to number."""
-        return {name: i for i, name in self.id2label.items()}
-
-    @classmethod
-    def from_dict(cls: type[Configuration], values: dict[str, Any], **changes) -> Configuration:
-        """From the entries of a `config.json`; `changes` are this class's own fields and win."""
-        if (found := values.get("model_type", cls.model_type)) != cls.model_type:
-            raise InputError(f"config.json: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}")
-        known = {f.name for f in fields(cls)} - {"extra", "attn_implementation"}
-        if unknown := sorted(set(changes) - known - {"attn_implementation"}):
-            raise InputError(f"unknown configuration key {unknown[0]!r}; {cls.__name__} has {', '.join(sorted(known))}")
-        if "num_labels" in changes and "id2label" not in changes:
-            values = {key: value for key, value in values.items() if key != "id2label"}
-        own = {key: value for key, value in values.items() if key in known}
-        extra = {key: value for key, value in values.items() if key not in known and key != "label2id"}
-        return cls(**own | changes, extra=extra)
-
-    @classmethod
-    def from_pretrained(cls: type[Configuration], source: str | Path, **changes) -> Configuration:
-        """From `config.json` of a folder or a hub repository."""
-        return cls.from_dict(pretrained.load_config(source), **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entries of `config.json`."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("extra", "attn_implementation", "num_labels")}
-        return self.extra | values | {"label2id": self.label2id, "model_type": self.model_type}
-
-
-def check_types(config: Config) -> None:
-    """Raise InputError for the first field whose value is not of its declared type (an int passes as a float)."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if typing.get_origin(hint) is ClassVar:
-            continue
-        options = typing.get_args(hint) if typing.get_origin(hint) is not dict else (hint,)
-        if typing.get_origin(hint) is Literal:
-            valid = value in options
-        elif typing.get_origin(hint) is tuple:
-            setattr(config, name, value := tuple(value) if isinstance(value, list) else value)
-            valid = isinstance(value, tuple) and all(type(item) is options[0] for item in value)
-        else:
-            types = tuple(typing.get_origin(option) or option for option in options or (hint,))
-            types = (*types, int) if float in types else types
-            valid = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
-        if not valid:
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise InputError(f"{type(config).__name__}.{name} should be {wanted}, not {value!r}")
 
 
 class PreTrainedModel(Storable):

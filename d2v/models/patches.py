@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models.configuration import Grid
 from d2v.models.cpu import Dropout
 from d2v.models.packing import Packing
 from d2v.models.transformer import Attention
-
-Grid = tuple[int, int]
 
 
 class PatchEmbeddings(nn.Module):

@@ -1,22 +1,20 @@
-"""data2vec for images: its configuration, and the model that puts patches before the shared encoder.
+"""data2vec for images: the model that puts patches before the shared encoder.
 
 Shapes: B batch, P patches, N positions of a batch, D width, H heads. A grid is its (rows, columns).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from d2v.errors import InputError
-from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
+from d2v.hub import Renames
+from d2v.models.base import PreTrainedModel, check_float, init_linear
+from d2v.models.configuration import Data2VecVisionConfig, Grid
 from d2v.models.cpu import filler
 from d2v.models.outputs import VisionModelOutput
 from d2v.models.patches import (
-    Grid,
     PatchAttention,
     PatchEmbeddings,
     PatchPacking,
@@ -25,89 +23,9 @@ from d2v.models.patches import (
     resize_positions,
     resize_table,
 )
-from d2v.models.transformer import Activation, Encoder
-from d2v.pretrained import Renames
+from d2v.models.transformer import Encoder
 
 TABLE, POSITIONS = "relative_position_bias.relative_position_bias_table", "embeddings.position_embeddings"
-
-
-@dataclass(kw_only=True)
-class Data2VecVisionConfig(Config):
-    """Configuration of the vision models; the sizes are data2vec vision base's, which are ViT-B's.
-
-    Attributes:
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: size of the encoder.
-        hidden_dropout_prob, attention_probs_dropout_prob: after the embeddings and each branch, and on the attention
-            weights.
-        layer_norm_eps: of all norms.
-        image_size: pixels of a side, or (height, width), that the positions are for; others are interpolated.
-        patch_size: likewise of a patch.
-        num_channels: of an image.
-        use_mask_token: the model has an embedding for patches that are masked.
-        use_absolute_position_embeddings: an embedding for each patch of the grid.
-        use_relative_position_bias: a table of attention biases for each layer.
-        use_shared_relative_position_bias: one for all layers, as pretrained; with the former, both are added.
-        layer_scale_init_value: what each branch is scaled by at first; 0 for no scales.
-        drop_path_rate: DropPath of the last layer; it grows linearly from 0 at the first.
-        use_mean_pooling: classify the normalised mean of the patches; else the class token, after a final norm.
-        out_indices: of the segmentation head, the four hidden states that it takes, counted as
-            `Data2VecVisionForSemanticSegmentation` says.
-        pool_scales: of the segmentation head's pyramid pooling, into how many rows and columns.
-        use_auxiliary_head, auxiliary_loss_weight, auxiliary_channels, auxiliary_num_convs, auxiliary_concat_input: of
-            the second segmentation head that helps in training.
-        semantic_loss_ignore_index: label of pixels that count for nothing.
-    """
-
-    model_type: ClassVar[str] = "data2vec-vision"
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: Activation = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    layer_norm_eps: float = 1e-12
-    image_size: int | list[int] | tuple[int, ...] = 224
-    patch_size: int | list[int] | tuple[int, ...] = 16
-    num_channels: int = 3
-    use_mask_token: bool = False
-    use_absolute_position_embeddings: bool = False
-    use_relative_position_bias: bool = False
-    use_shared_relative_position_bias: bool = False
-    layer_scale_init_value: float = 0.1
-    drop_path_rate: float = 0.1
-    use_mean_pooling: bool = True
-    out_indices: tuple[int, ...] = (3, 5, 7, 11)
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    use_auxiliary_head: bool = True
-    auxiliary_loss_weight: float = 0.4
-    auxiliary_channels: int = 256
-    auxiliary_num_convs: int = 1
-    auxiliary_concat_input: bool = False
-    semantic_loss_ignore_index: int = 255
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("image_size", "patch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                setattr(self, name, value := tuple(value))
-            both = (value, value) if isinstance(value, int) else value
-            if len(both) != 2 or any(type(side) is not int or side < 1 for side in both):
-                raise InputError(f"{name} should be a whole number above 0 or two, (height, width), not {value!r}")
-        if 0 in self.grid():
-            raise InputError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
-
-    def grid(self, image_size: tuple[int, int] | None = None) -> Grid:
-        """Rows and columns of whole patches in an image of (height, width); without one, of `self.image_size`."""
-        (height, width), (rows, columns) = sides(image_size or self.image_size), sides(self.patch_size)
-        return height // rows, width // columns
-
-
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class VisionEncoder(Encoder):

@@ -11,10 +11,11 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.data.labels import MODEL_TYPES, checkpoint_labels, match_classes
 from d2v.errors import InputError
+from d2v.hub import fetch_file, split_revision
 from d2v.lora import NAME, add_lora
 from d2v.models.base import PreTrainedModel
 from d2v.models.text import Data2VecTextConfig
-from d2v.pretrained import fetch_file, load_weights, split_revision
+from d2v.pretrained import load_weights
 from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 

@@ -15,8 +15,9 @@ import torch
 from d2v.config import Job
 from d2v.data.facts import say_decoded
 from d2v.errors import InputError
+from d2v.hub import fetch_file, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
-from d2v.pretrained import fetch_file, push_folder, read_json, split_revision, write_json
+from d2v.pretrained import push_folder
 from d2v.training.identity import RUN
 from d2v.training.log import read_log
 from d2v.training.resume import checkpoints
