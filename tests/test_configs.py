@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_an_update_is_a_set_of_rows(path):
     total = config.run.max_steps or config.run.epochs * len(sampler)
     assert lr_scale(total - 1, total, config.optim) <= 1 and total > 0
     bounds = (lengths, config.data.batch_size, config.data.max_size)
-    for update in sampler.updates(1)[:3]:
+    for update in islice(sampler.updates(1), 3):
         rows = sorted(row for batch in update for row in batch)
         for processes in (1, 2, 8):
             for pieces in (1, 3):

@@ -4,7 +4,10 @@ Shapes: B batch, L labels.
 """
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,20 @@ def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
     )
 
 
+class Planned:
+    """Batches of row numbers that are planned while the loader makes them: those of an epoch are many.
+
+    Attributes:
+        batches: begins with them.
+    """
+
+    def __init__(self) -> None:
+        self.batches: Callable[[], Iterator[list[tuple[int, int]]]] = lambda: iter(())
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches()
+
+
 class Updates:
     """Update after update, epoch after epoch, without an end: this process's batches of each.
 
@@ -124,10 +141,10 @@ class Updates:
             seed=job.config.run.seed,
             batches=job.config.optim.batches,
         )
-        self.bounds = (rows.lengths, data.batch_size, data.max_size)
+        self.bounds = (self.sampler.lengths, data.batch_size, data.max_size)
         self.share = {"processes": accelerator.num_processes, "pieces": job.config.run.pieces}
         self.rank = accelerator.process_index
-        self.planned: list[list[tuple[int, int]]] = []  # the batches that the loader is to make next
+        self.planned = Planned()
         self.loader = loader(job, rows, collate, self.planned)
         self.epoch = self.done = 0
 
@@ -137,17 +154,26 @@ class Updates:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         while True:
-            dealt = [deal(batches, *self.bounds, **self.share) for batches in self.sampler.updates(self.epoch)]
-            # Who has no row of a piece computes one that does not count: all processes take part in every piece.
-            mine = [[piece[self.rank] or piece[0][:1] for piece in pieces] for pieces in dealt[self.done :]]
-            counts = [[bool(piece[self.rank]) for piece in pieces] for pieces in dealt[self.done :]]
-            self.planned[:] = [[(row, self.epoch) for row in piece] for pieces in mine for piece in pieces]
+            counts: deque[list[bool]] = deque()  # of the pieces of updates whose batches the loader has begun to make
+            self.planned.batches = partial(self.plan, counts, self.epoch, self.done)
             batches = iter(self.loader)
-            for update in counts:
+            for _ in range(self.done, len(self)):
                 self.done += 1
-                made = [(next(batches), counts) for counts in update]
-                yield [batch | {"counts": counts and batch.get("counts", True)} for batch, counts in made]
+                made = [next(batches)]
+                counting = counts.popleft()
+                made += islice(batches, len(counting) - 1)
+                pairs = zip(made, counting, strict=True)
+                yield [batch | {"counts": counts and batch.get("counts", True)} for batch, counts in pairs]
             self.epoch, self.done = self.epoch + 1, 0
+
+    def plan(self, counts: deque[list[bool]], epoch: int, done: int) -> Iterator[list[tuple[int, int]]]:
+        """This process's batches of what is left of an epoch; `counts` gets whether each counts, update by update."""
+        for batches in self.sampler.updates(epoch, done):
+            pieces = deal(batches, *self.bounds, **self.share)
+            counts.append([bool(piece[self.rank]) for piece in pieces])
+            for piece in pieces:
+                # Who has no row of a piece computes one that does not count: all processes take part in every piece.
+                yield [(row, epoch) for row in piece[self.rank] or piece[0][:1]]
 
     def state_dict(self) -> dict[str, int]:
         """Where the updates are: those of the epoch that were given out are done."""

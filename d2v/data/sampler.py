@@ -4,9 +4,10 @@ An update is a set of rows. How they are dealt to processes and cut into pieces 
 and changes nothing but speed, since losses are sums and counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from d2v.errors import InputError
@@ -24,7 +25,7 @@ class LengthBatches:
 
     def __init__(
         self,
-        lengths: Sequence[float],
+        lengths: Sequence[float] | np.ndarray,
         *,
         max_rows: int,
         max_length: float | None = None,
@@ -44,47 +45,55 @@ class LengthBatches:
         Raises:
             InputError: fewer rows than batches for one update.
         """
-        self.lengths, self.seed, self.batches = lengths, seed, batches
+        self.lengths, self.seed, self.batches = np.asarray(lengths, dtype=np.float64), seed, batches
         if len(lengths) < batches:
             raise InputError(f"{len(lengths)} rows to train on are too few for updates of optim.batches {batches}")
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        order = np.argsort(self.lengths, kind="stable")
+        ordered = self.lengths[order]
         # Twenty buckets at the most, of eight usual batches at least: lengths differ little, much is left to shuffle.
-        usual = max_rows if max_length is None else min(max_rows, max_length * len(lengths) / sum(lengths))
+        usual = max_rows if max_length is None else min(max_rows, max_length * len(order) / float(self.lengths.sum()))
         count = max(1, min(20, int(len(order) / (8 * max(usual, 1)))))
-        if lengths[order[0]] == lengths[order[-1]]:  # buckets would only keep neighbours, often of one class, together
+        if ordered[0] == ordered[-1]:  # buckets would only keep neighbours, often of one class, together
             count = 1
         bounds = [round(len(order) * i / count) for i in range(count + 1)]
-        self.buckets = [order[start:end] for start, end in pairwise(bounds)]
+        self.buckets = [torch.from_numpy(order[start:end]) for start, end in pairwise(bounds)]
         self.sizes = []  # of each bucket's batches
-        for bucket in self.buckets:
-            rows = max_rows if max_length is None else min(max_rows, max(1, int(max_length // lengths[bucket[-1]])))
-            self.sizes.append([len(bucket[i : i + rows]) for i in range(0, len(bucket), rows)])
+        for start, end in pairwise(bounds):
+            rows = max_rows if max_length is None else min(max_rows, max(1, int(max_length // ordered[end - 1])))
+            sizes = np.full(-(-(end - start) // rows), rows)
+            sizes[-1] -= sizes.sum() - (end - start)
+            self.sizes.append(sizes)
         # All updates have their full number of batches: halve the largest.
-        while sum(map(len, self.sizes)) % batches and max(map(max, self.sizes)) > 1:
-            sizes = max(self.sizes, key=max)
-            largest = sizes.pop(sizes.index(max(sizes)))
-            sizes += [largest - largest // 2, largest // 2]
+        while sum(map(len, self.sizes)) % batches and max(map(np.max, self.sizes)) > 1:
+            bucket = int(np.argmax([sizes.max() for sizes in self.sizes]))
+            sizes = self.sizes[bucket]
+            place, largest = int(sizes.argmax()), int(sizes.max())
+            self.sizes[bucket] = np.append(np.delete(sizes, place), [largest - largest // 2, largest // 2])
 
     def __len__(self) -> int:
         """Updates in an epoch."""
         return sum(map(len, self.sizes)) // self.batches
 
-    def updates(self, epoch: int) -> list[list[list[int]]]:
-        """The updates of an epoch, in order: the rows of each of their batches."""
+    def updates(self, epoch: int, first: int = 0) -> Iterator[list[list[int]]]:
+        """The updates of an epoch, in order, from the first on that is wanted: the rows of each of their batches."""
         # A large prime between seeds, so that no two runs share an epoch's order.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        batches = []
-        for bucket, sizes in zip(self.buckets, self.sizes, strict=True):
-            shuffled = torch.tensor(bucket)[torch.randperm(len(bucket), generator=generator)]
-            batches += [rows.tolist() for rows in shuffled.split(sizes)]
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        batches = [sorted(batches[i], key=self.lengths.__getitem__) for i in order]
-        return [batches[i * self.batches : (i + 1) * self.batches] for i in range(len(self))]
+        shuffled = [bucket[torch.randperm(len(bucket), generator=generator)] for bucket in self.buckets]
+        rows, sizes = torch.cat(shuffled).numpy(), np.concatenate(self.sizes)
+        order = torch.randperm(len(sizes), generator=generator).numpy()
+        starts = (np.cumsum(sizes) - sizes)[order]  # of the batches, as the epoch has them
+        sizes = sizes[order]
+        ends = np.cumsum(sizes)
+        rows = rows[np.arange(len(rows)) + np.repeat(starts - (ends - sizes), sizes)]
+        rows = rows[np.lexsort((self.lengths[rows], np.repeat(np.arange(len(sizes)), sizes)))]
+        for update in range(first, len(self)):
+            batches = range(update * self.batches, (update + 1) * self.batches)
+            yield [rows[ends[i] - sizes[i] : ends[i]].tolist() for i in batches]
 
 
 def deal(
     batches: Sequence[Sequence[int]],
-    lengths: Sequence[float],
+    lengths: Sequence[float] | np.ndarray,
     max_rows: int,
     max_length: float | None = None,
     *,
@@ -118,15 +127,17 @@ def deal(
 
 
 def eval_batches(
-    lengths: Sequence[float], max_rows: int, max_length: float | None, rank: int = 0, processes: int = 1
+    lengths: Sequence[float] | np.ndarray, max_rows: int, max_length: float | None, rank: int = 0, processes: int = 1
 ) -> list[list[int]]:
     """Batches of a process's share of the rows for evaluation, longest first, each row in one batch of one process."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[rank::processes]
+    sizes = np.asarray(lengths, dtype=np.float64)
+    ordered = np.argsort(-sizes, kind="stable")[rank::processes]
+    order, longest = ordered.tolist(), sizes[ordered].tolist()
     batches, first = [], 0
     while first < len(order):
         rows = max_rows
         if max_length is not None:
-            rows = max(1, min(max_rows, int(max_length // max(lengths[order[first]], 1e-9))))
+            rows = max(1, min(max_rows, int(max_length // max(longest[first], 1e-9))))
         batches.append(order[first : first + rows])
         first += rows
     return batches

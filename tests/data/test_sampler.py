@@ -1,7 +1,9 @@
 """Which rows make which update: every row once, within bounds, the same on any number of processes."""
 
+import tracemalloc
 from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_an_epoch(lengths, max_rows, max_length, batches, seed, epoch):
             LengthBatches(lengths, **options)
         return
     sampler = LengthBatches(lengths, **options)
-    updates = sampler.updates(epoch)
+    updates = list(sampler.updates(epoch))
     epoch_batches = [batch for update in updates for batch in update]
 
     # Every row once. Only if all batches are single rows, too few for an update may be left over for another epoch.
@@ -54,7 +56,7 @@ def test_an_epoch(lengths, max_rows, max_length, batches, seed, epoch):
 
     # The same number in every epoch, and whole updates.
     assert {len(update) for update in updates} <= {batches}
-    assert {len(sampler.updates(epoch)) for epoch in range(4)} == {len(sampler)}
+    assert {len(list(sampler.updates(epoch))) for epoch in range(4)} == {len(sampler)}
 
 
 @given(lengths, st.integers(1, 9), st.integers(0, 10**6), st.integers(0, 10**4))
@@ -63,8 +65,8 @@ def test_the_order_depends_on_seed_and_epoch_alone(lengths, max_rows, seed, epoc
     fresh = LengthBatches(lengths, max_rows=max_rows, max_length=60.0, seed=seed)
     used = LengthBatches(lengths, max_rows=max_rows, max_length=60.0, seed=seed)
     for other in (epoch + 1, 0, epoch):
-        used.updates(other)
-    assert used.updates(epoch) == used.updates(epoch) == fresh.updates(epoch)
+        list(used.updates(other))
+    assert list(used.updates(epoch)) == list(used.updates(epoch)) == list(fresh.updates(epoch))
 
 
 def test_epochs_and_seeds_differ_in_order_and_in_company():
@@ -100,7 +102,7 @@ def test_a_long_row_is_a_batch_of_its_own():
 def test_how_an_update_is_dealt_changes_none_of_its_rows(lengths, max_rows, max_length, batches, processes, pieces):
     if len(lengths) < batches:
         return
-    update = LengthBatches(lengths, max_rows=max_rows, max_length=max_length, batches=batches).updates(1)[0]
+    update = next(LengthBatches(lengths, max_rows=max_rows, max_length=max_length, batches=batches).updates(1))
     dealt = deal(update, lengths, max_rows, max_length, processes=processes, pieces=pieces)
     rows = [row for piece in dealt for share in piece for row in share]
     assert sorted(rows) == sorted(row for batch in update for row in batch)
@@ -134,3 +136,16 @@ def test_evaluation_covers_every_row_once(lengths, max_rows, max_length, process
     assert max(sizes) - min(sizes) <= 1
     assert eval_batches([0.0], 2, 1.0) == [[0]]
     assert eval_batches([1] * 5, 2, None) == [[0, 1], [2, 3], [4]]
+
+
+def test_an_epoch_is_planned_in_arrays():
+    """Of many rows the first update is there at once, in a tenth of the memory that a list for each batch takes."""
+    lengths = np.random.default_rng(0).uniform(1, 20, 100_000)
+    tracemalloc.start()
+    sampler = LengthBatches(lengths, max_rows=16, max_length=40.0, batches=8)
+    updates = sampler.updates(0)
+    first, (_, peak) = next(updates), tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 120 * len(lengths) and len(first) == 8
+    rest = list(updates)
+    assert list(sampler.updates(0, 1000)) == rest[999:] and len(rest) + 1 == len(sampler)
