@@ -26,8 +26,8 @@ class Run:
         save_minutes: minutes without a checkpoint after which one is written.
         log_every: updates from one line of log.jsonl to the next.
         keep_last: number of checkpoints that are kept besides the best model.
-        metric: metric that chooses the best model, such as cer, or several, as in wer,cer, of which later ones break
-            ties; by default the recipe's first.
+        metric: metric that chooses the best model, such as cer or eval_loss, the validation loss, or several, as in
+            wer,cer, of which later ones break ties; by default the recipe's first.
         patience: evaluations without a better metric after which the run stops; by default it does not.
         max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.

@@ -35,6 +35,7 @@ def ctc(
     Returns:
         Sum over rows and the number of rows.
     """
+    labels = labels.to(logits.device)  # the logits of windows are on the host
     real = (labels >= 0) & (labels != blank)
     precision = torch.promote_types(logits.dtype, torch.float32)
     log_probs = F.log_softmax(logits, dim=-1, dtype=precision).transpose(0, 1)  # (T, B, C)

@@ -27,6 +27,7 @@ from d2v.cli import exit_with
 from d2v.errors import InputError, Interrupted
 from d2v.metrics import higher_is_better
 from d2v.pretrained import read_json
+from d2v.training.log import read_log
 
 Combination = tuple[tuple[str, str], ...]
 """Options and their values, such as (("optim.lr", "1e-5"),)."""
@@ -167,7 +168,7 @@ def sweep(
     for (combination, _), folder in trained.items():
         results = read_json(folder / "results.json")
         metric = results["metric"]
-        scores.setdefault(combination, []).append(results[metric])
+        scores.setdefault(combination, []).append(validated(folder, results))
     best = (max if higher_is_better(metric) else min)(scores, key=lambda each: statistics.fmean(scores[each]))
     tests = {seed: trained[best, seed] / "test" for seed in range(seeds)}
     evaluate = [sys.executable, str(recipe), *options, "--mode=evaluate"]  # of two equal options the later one counts
@@ -177,14 +178,24 @@ def sweep(
         if not (folder / "results.json").exists()
     ]
     run_all(commands, processes)
-    tested = [read_json(folder / "results.json")[metric] for folder in tests.values()]
+    tested = [read_json(folder / "results.json") for folder in tests.values()]
+    shown = metric if metric in tested[0] else next(iter(tested[0]["intervals"]))  # there is no loss of test
     rows = []
     for combination, values in scores.items():
         row: dict[str, Any] = dict(combination) | {"metric": metric} | spread(values)
         if combination == best:
-            row |= {f"test_{name}": value for name, value in spread(tested).items()}
+            row |= {"test_metric": shown} if shown != metric else {}
+            row |= {f"test_{name}": value for name, value in spread([each[shown] for each in tested]).items()}
         rows.append(row)
     return sorted(rows, key=lambda row: row["mean"], reverse=higher_is_better(metric))
+
+
+def validated(folder: Path, results: Mapping[str, Any]) -> float:
+    """A run's metric on validation; of the loss, which only the log has, the best model's."""
+    metric = results["metric"]
+    if metric in results:
+        return results[metric]
+    return min(entry[f"eval_{metric}"] for entry in read_log(folder / "log.jsonl") if f"eval_{metric}" in entry)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -67,12 +67,13 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, extractor, data, settings) -> dict[str, Any]:
-    """A batch of recordings; those of train are cropped, and have the labels of their frames."""
+    """A batch of recordings, with the labels of their frames; those of train are cropped."""
     rows, batch = clip_batch(rows, extractor, data, crop_seconds=data.crop_seconds)
     rate = extractor.sampling_rate
-    if "starts" in batch:
-        return batch | {"labels": frame_labels(rows, batch["lengths"], batch["starts"], settings, rate)}
-    return long_recordings(batch, (data.chunk_seconds or math.inf) * rate)
+    if "reference" in rows[0]:
+        starts = batch.get("starts", [0] * len(rows))
+        batch["labels"] = frame_labels(rows, batch["lengths"], starts, settings, rate)
+    return batch if "starts" in batch else long_recordings(batch, (data.chunk_seconds or math.inf) * rate)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -100,11 +101,12 @@ def main(config: Config) -> dict[str, Any]:
 
     # Loss: of speakers in the best order, or of classes as they are
     def loss_fn(model, batch):
-        logits = model(batch["input_values"], batch["attention_mask"]).logits  # (B, T, C)
+        logits, _ = frame_logits(model, batch, settings, windowed)  # (B, T, C)
+        labels = batch["labels"].to(logits.device)
         if diarization:
-            return losses.pit_bce(logits, batch["labels"])
-        real = batch["labels"][..., 0] != losses.IGNORE  # (B, T)
-        return losses.classification(logits[real], batch["labels"][real], "multi_label_classification")
+            return losses.pit_bce(logits, labels)
+        real = labels[..., 0] != losses.IGNORE  # (B, T)
+        return losses.classification(logits[real], labels[real], "multi_label_classification")
 
     # Prediction: probabilities of each frame, by recording
     def predict_fn(model, batch):

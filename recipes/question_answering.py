@@ -39,10 +39,10 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, tokenizer) -> dict[str, Any]:
-    """A batch of windows, in training with the first and last token of the answer in each."""
+    """A batch of windows, with the first and last token of the answer in each if answers are known."""
     batch = token_batch(tokenizer, [row["ids"] for row in rows])
     if "answer" in rows[0]:
-        return batch | {"answers": torch.tensor([row["answer"] for row in rows])}  # (B, 2)
+        batch["labels"] = torch.tensor([row["answer"] for row in rows])  # (B, 2)
     return batch | {"text_mask": pad_sequence([text_tokens(row) for row in rows], batch_first=True)}  # (B, T)
 
 
@@ -67,8 +67,8 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: cross-entropy of the answer's first and last token
     def loss_fn(model, batch):
         output = model(batch["input_ids"], batch["attention_mask"])
-        starts, count = losses.cross_entropy(output.start_logits, batch["answers"][:, 0])
-        ends, _ = losses.cross_entropy(output.end_logits, batch["answers"][:, 1])
+        starts, count = losses.cross_entropy(output.start_logits, batch["labels"][:, 0])
+        ends, _ = losses.cross_entropy(output.end_logits, batch["labels"][:, 1])
         return (starts + ends) / 2, count
 
     # Prediction: the best spans of all windows of a text

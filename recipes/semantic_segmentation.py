@@ -35,7 +35,7 @@ from d2v.data.segmentation import (
     segmentation_rows,
     to_pixels,
 )
-from d2v.decode.segmentation import draw_overlays, label_map
+from d2v.decode.segmentation import draw_overlays, images_loss, label_map
 from d2v.demo.images import SCENE_CLASSES, scenes
 from d2v.errors import InputError
 from d2v.metrics.segmentation import note_pixels, pixel_counts, segmentation_metrics, write_class_table
@@ -79,9 +79,8 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: images and their label maps
-    splits = load(
-        job, scenes, reader=read_pairs, inputs={"image": data.image_column}, targets={"mask": data.mask_column}
-    )
+    inputs, targets = {"image": data.image_column}, {"mask": data.mask_column}
+    splits = load(job, scenes, reader=read_pairs, inputs=inputs, targets=targets)
 
     # Model: UPerNet on four layers of the encoder
     head = segmentation_head(job, SCENE_CLASSES) if job.training else {}
@@ -96,6 +95,8 @@ def main(config: Config) -> dict[str, Any]:
 
     # Loss: pixels' cross-entropy of the head and the auxiliary head
     def loss_fn(model, batch):
+        if "images" in batch:
+            return images_loss(model, batch["images"], batch["labels"], data.window, data.stride)
         outputs = model(batch["pixel_values"])
         return segmentation_loss(outputs.logits, outputs.auxiliary_logits, batch["labels"], settings)
 

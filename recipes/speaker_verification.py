@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run
 from d2v.data.audio import clip_batch, clip_rows
@@ -67,10 +68,10 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, extractor, data, numbers) -> dict[str, Any]:
-    """A batch of clips; those of train are cropped, and have the numbers of their speakers."""
+    """A batch of clips; those of train are cropped, and their speakers have numbers."""
     rows, batch = clip_batch(rows, extractor, data, crop_seconds=data.crop_seconds)
-    if "seed" in rows[0]:  # other splits may have other speakers
-        batch["labels"] = torch.tensor([numbers[row["reference"]] for row in rows])
+    if any(row.get("reference") in numbers for row in rows):  # other splits may have other speakers
+        batch["labels"] = torch.tensor([numbers.get(row["reference"], losses.IGNORE) for row in rows])
     return batch
 
 
@@ -102,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Loss: additive margin softmax over the training speakers
     def loss_fn(model, batch):
-        clips = batch["labels"].new_tensor(len(batch["labels"]))
+        clips = (batch["labels"] != losses.IGNORE).sum()
         return model(batch["input_values"], batch["attention_mask"], labels=batch["labels"]).loss * clips, clips
 
     # Prediction: an embedding of each clip

@@ -26,7 +26,11 @@ out.mkdir(parents=True, exist_ok=True)
 rate, seed = float(options.get("optim.lr", 0)), int(options.get("run.seed", 0))
 wer = 0.5 - 1000 * rate + 0.01 * seed if options.get("mode") != "evaluate" else 0.25 + 0.1 * seed
 split = "test" if options.get("mode") == "evaluate" else "validation"
-(out / "results.json").write_text(json.dumps({"cer": 0.1, "wer": wer, "metric": "wer", "split": split}))
+metric = options.get("run.metric", "wer")
+about = {"cer": 0.1, "wer": wer, "metric": metric, "split": split, "intervals": {"wer": None, "cer": None}}
+(out / "results.json").write_text(json.dumps(about))
+log = [{"step": i, "eval_loss": each} for i, each in enumerate([2, rate, 3])]
+(out / "log.jsonl").write_text("".join(json.dumps(entry) + "\\n" for entry in log))
 """
 
 
@@ -75,6 +79,14 @@ def test_the_best_by_validation_is_tested_once(fake, tmp_path, capsys):
     assert capsys.readouterr().out.endswith((tmp_path / "out/sweep.md").read_text())
     main(args)  # nothing is repeated
     assert calls(fake) == made
+
+
+def test_a_sweep_by_the_validation_loss_takes_the_best_model_s_and_shows_a_metric_of_test(fake, tmp_path):
+    args = [str(fake), "--grid", "optim.lr=1e-1,2e-1", "--out", str(tmp_path / "out"), "--", "--run.metric=loss"]
+    main(args)
+    best, other = csv.DictReader((tmp_path / "out/sweep.csv").open())
+    assert (best["optim.lr"], best["mean"], other["mean"]) == ("1e-1", "0.1000", "0.2000")
+    assert (best["test_metric"], best["test_mean"]) == ("wer", "0.2500")
 
 
 def test_a_failed_run_ends_the_sweep_and_is_tried_again(fake, tmp_path, capsys):

@@ -364,7 +364,7 @@ def frame_labels(
     """What a model learns of parts of recordings, (B, T, C) float32: zeros, ones, and `IGNORE` where a part has ended.
 
     Where speakers have no order, `frame_loss` "pit_bce", they come in that in which they first speak in the recording;
-    who is left of the model's speakers is silent.
+    who is left of the model's speakers is silent. A recording of more speakers than the model has is ignored whole.
 
     Args:
         rows: B rows, whose `reference` are the segments of the whole recording.
@@ -377,6 +377,9 @@ def frame_labels(
         segments, columns = sorted(row["reference"]), list(config.id2label.values())
         if config.frame_loss == "pit_bce":
             speakers = dict.fromkeys(speaker for *_, speaker in segments)
+            if len(speakers) > len(columns):  # which can be scored
+                labels.append(torch.full((config.frames(length), len(columns)), float(IGNORE)))
+                continue
             columns = [*speakers, *[""] * (len(columns) - len(speakers))]
         activity = segments_to_frames(segments, columns, config.frames(length), hop, begin=start / rate)
         labels.append(torch.from_numpy(activity))

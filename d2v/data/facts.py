@@ -4,7 +4,9 @@ A fact is noted where something was chosen (which files, which split for what) o
 labels renamed, sound resampled). Silence means that nothing happened.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from d2v.config import Job
@@ -12,6 +14,19 @@ from d2v.pretrained import write_json
 
 Decoded = tuple[str, str, str]
 """What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"."""
+
+MUTED: ContextVar[bool] = ContextVar("muted", default=False)
+"""Whether nothing is noted, see `without_notes`."""
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Within, nothing is noted: what is done is only tried."""
+    token = MUTED.set(True)
+    try:
+        yield
+    finally:
+        MUTED.reset(token)
 
 
 def note(job: Job, fact: str, line: str, **values: Any) -> None:
@@ -24,7 +39,7 @@ def note(job: Job, fact: str, line: str, **values: Any) -> None:
         **values: the same for programs, such as `split`, `rows`, `of` and `first`.
     """
     entry = {"fact": fact, **values, "line": line}
-    if entry in job.facts:
+    if MUTED.get() or entry in job.facts:
         return
     job.facts.append(entry)
     if job.is_main:

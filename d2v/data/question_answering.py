@@ -22,6 +22,7 @@ from d2v.data.sources import read
 from d2v.data.text import TextData
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
+from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -189,7 +190,8 @@ def answers_problem(answers: Any, context: str, *, unanswerable: bool, train: bo
 def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:
     """The windows of a split's texts, with the texts of all right answers as references.
 
-    Those of train have `answer`, the first and last token of the first right answer, see `answer_tokens`.
+    They have `answer`, the first and last token of the first right answer, see `answer_tokens`; twice `IGNORE` where
+    the answers of another split than train do not say where they are.
 
     Args:
         job: whose data have the options of `QuestionData`; in prediction there are no answers.
@@ -202,11 +204,13 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
     if not job.labelled:
         return window_rows(split, windows)
     answers = list(map(as_lists, split.column(data.answers_column)))
-    for window in windows if split.name == "train" else ():
+    for window in windows:
         right = answers[window["source"]]
         window["answer"] = (0, 0)
         if right["text"]:
-            window["answer"] = answer_tokens(window, right["text"][0], right["answer_start"][0])
+            text, start = right["text"][0], (right.get("answer_start") or [None])[0]
+            there = isinstance(start, int) and start >= 0 and window["context"].startswith(text, start)
+            window["answer"] = answer_tokens(window, text, start) if there and text.strip() else (IGNORE, IGNORE)
     return window_rows(split, windows, [right["text"] for right in answers])
 
 

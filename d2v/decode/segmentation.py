@@ -25,15 +25,28 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear")
 
 
+def whole_patches(model: VisionPreTrainedModel, maps: Tensor, value: float = 0) -> Tensor:
+    """Images or label maps (..., H, W), padded to whole patches, two a side at least; 0 is the mean colour."""
+    pairs = zip(maps.shape[-2:], sides(model.config.patch_size), strict=True)
+    padding = [max(2 * patch, -(-side // patch) * patch) - side for side, patch in pairs]
+    return F.pad(maps, (0, padding[1], 0, padding[0]), value=value)
+
+
 def whole_logits(model: VisionPreTrainedModel, images: Tensor) -> Tensor:
-    """Logits (B, C, H, W) of images (B, 3, H, W) of any size, padded to whole patches, two a side at least."""
+    """Logits (B, C, H, W) of images (B, 3, H, W) of any size."""
     height, width = images.shape[2:]
-    padding = [
-        max(2 * patch, -(-side // patch) * patch) - side
-        for side, patch in zip((height, width), sides(model.config.patch_size), strict=True)
-    ]
-    padded = F.pad(images, (0, padding[1], 0, padding[0]))  # 0 is the mean colour
+    padded = whole_patches(model, images)
     return resize(model(padded).logits.float(), padded.shape[2:])[:, :, :height, :width]
+
+
+def tiles(size: Sequence[int], window: int, stride: int) -> list[tuple[slice, slice]]:
+    """The rows and columns of the windows over an image of this height and width, see `window_logits`."""
+
+    def parts(length: int) -> list[slice]:
+        last = max(length - window, 0)
+        return [slice(min(start, last), min(start, last) + window) for start in range(0, last + stride, stride)]
+
+    return [(rows, columns) for rows in parts(size[0]) for columns in parts(size[1])]
 
 
 def window_logits(model: VisionPreTrainedModel, images: Tensor, window: int, stride: int) -> Tensor:
@@ -45,14 +58,9 @@ def window_logits(model: VisionPreTrainedModel, images: Tensor, window: int, str
         window: its side in pixels; a shorter side of the image is taken whole.
         stride: from one window to the next; the last one is moved back to where the image ends.
     """
-
-    def parts(length: int) -> list[slice]:
-        last = max(length - window, 0)
-        return [slice(min(start, last), min(start, last) + window) for start in range(0, last + stride, stride)]
-
     total: Tensor | int = 0  # the first logits tell how many classes there are
     count = images.new_zeros(images.shape[2:])
-    for rows, columns in product(*map(parts, images.shape[2:])):
+    for rows, columns in tiles(images.shape[2:], window, stride):
         logits = whole_logits(model, images[:, :, rows, columns])
         total = logits.new_zeros(*logits.shape[:2], *images.shape[2:]) if isinstance(total, int) else total
         total[:, :, rows, columns] += logits
@@ -92,6 +100,37 @@ def label_map(
         logits = resize(logits.flip(3) if mirrored else logits, size)
         scores = scores + logits.softmax(dim=1)
     return scores[0].argmax(0).to(torch.uint8)
+
+
+def images_loss(
+    model: VisionPreTrainedModel,
+    images: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    window: int | None = None,
+    stride: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of images of any size, as of crops: of each whole, or of the windows that `label_map` makes of it.
+
+    Args:
+        model: for segmentation.
+        images: (3, h, w) each, normalised.
+        labels: (H, W) each, class numbers, `IGNORED` where nothing counts; of its image's proportions.
+        window, stride: as for `window_logits`.
+
+    Returns:
+        Sum over pixels and how many count; where windows overlap pixels count in each.
+    """
+    total, items = images[0].new_zeros(()), torch.zeros((), dtype=torch.int64, device=images[0].device)
+    for image, label in zip(images, labels, strict=True):
+        size = image.shape[1:]
+        label = F.interpolate(label[None, None].float(), size, mode="nearest")[0].long()  # (1, h, w)
+        for rows, columns in tiles(size, window, stride) if window and stride else [(slice(None), slice(None))]:
+            part = whole_patches(model, label[:, rows, columns], IGNORED)
+            part[part == IGNORED] = model.config.semantic_loss_ignore_index
+            if count := (part != model.config.semantic_loss_ignore_index).sum():
+                loss = model(whole_patches(model, image[None, :, rows, columns]), labels=part).loss
+                total, items = total + loss.float() * count, items + count
+    return total, items
 
 
 def colours_of(image: Picture) -> np.ndarray:

@@ -6,21 +6,22 @@ whole update, so an update does not depend on how its rows were dealt to process
 are the exception: batch normalisation, and MixUp's partners, are those of the rows that a process computes at once.
 """
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.config import Job, Run
-from d2v.data.facts import note_decoded, say_decoded
+from d2v.data.facts import note_decoded, say_decoded, without_notes
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
@@ -39,13 +40,12 @@ from d2v.training.resume import (
     step_of,
 )
 from d2v.training.signals import hold_signals, received
+from d2v.training.validation import LossFn, counting_loss, measured
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Predictions = TypeVar("Predictions")
-LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
-
-TRYING: ContextVar[bool] = ContextVar("trying", default=False)
-"""Whether `predict` is to end after two batches, see `try_evaluation`."""
+TRYING: ContextVar[str] = ContextVar("trying", default="")
+"""What is tried of an evaluation after two batches, "predictions" or "metrics" too, see `try_evaluation`."""
 
 
 class Tried(Exception):
@@ -172,9 +172,11 @@ def fit(
     def evaluate_and_keep_best() -> None:
         random = own["random"].state_dict()
         with averaged(model, average):
-            metrics = {key: float(value) for key, value in evaluate(model).items()}
+            metrics, loss = measure(model)
             model.train()
-            if progress.improves(metrics, chosen_metrics(run.metric or metric, metrics)) and job.is_main:
+            names = chosen_metrics(run.metric or metric, metrics, loss)
+            metrics |= loss
+            if progress.improves(metrics, names) and job.is_main:
                 replace_folder(out / "best", lambda folder: save_adapted(model, folder, keep))
         own["random"].load_state_dict(random)  # what goes on after this evaluation does not depend on it
         say_decoded(job)
@@ -185,6 +187,9 @@ def fit(
         accelerator.wait_for_everyone()  # whoever goes on may read what the main process has written
         log.reset()
 
+    def measure(model: Model) -> tuple[dict[str, float], dict[str, float]]:
+        return measured(job, evaluate, model, None if metric == "loss" else loss_fn)
+
     def asked() -> list[bool]:
         return reasons_to_stop(run, begun, saved)
 
@@ -193,7 +198,7 @@ def fit(
 
     with hold_signals(), interrupted_run(out), closing(log):
         if progress.step == 0:
-            try_evaluation(evaluate, model, own["random"])
+            try_evaluation(job, measure, model, own["random"])
         elif progress.evaluated < progress.step and (progress.step % eval_every == 0 or progress.step >= total):
             evaluate_and_keep_best()  # the evaluation that was cut off
         updates = iter(batches)
@@ -279,29 +284,63 @@ def interrupted_run(out: Path) -> Iterator[None]:
         raise Interrupted(f"{where}; --run.resume true --run.out {out} goes on") from error
 
 
-def try_evaluation(evaluate: Callable[[Model], Any], model: Model, random: RandomState) -> None:
+def try_evaluation(job: Job, measure: Callable[[Model], Any], model: Model, random: RandomState) -> None:
     """Predict the two longest batches of validation, so that an evaluation that cannot work shows before the training.
 
-    Metrics are left out, which may need all rows. No random number is used up.
+    Metrics, which may need all rows, are left out; but where `run.metric` names one they are tried, and it has to be
+    among those that two batches give, if they give any. No random number is used up.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        measure: returns metrics and, if there is one, the loss.
+        model: to be trained.
+        random: of this process.
     """
-    state, trying = random.state_dict(), TRYING.set(True)
-    try:
-        evaluate(model)
-    except Tried:
-        pass
-    finally:
-        TRYING.reset(trying)
+    state = random.state_dict()
+    with trying("predictions"), suppress(Tried):
+        measure(model)
+    if job.config.run.metric:
+        found = None
+        with trying("metrics"), without_notes(), redirect_stdout(io.StringIO()):
+            try:
+                found = measure(model)
+            except Interrupted:
+                raise
+            except Exception:  # what two batches do not say shows after the first evaluation
+                found = None
+        if found:
+            chosen_metrics(job.config.run.metric, *found)
     random.load_state_dict(state)
     model.train()
 
 
-def chosen_metrics(wanted: str, metrics: Mapping[str, float]) -> list[str]:
-    """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's."""
-    names = [name.strip() for name in wanted.split(",")]
-    if unknown := [name for name in names if name not in metrics]:
-        there = ", ".join(metrics)
+@contextmanager
+def trying(what: str) -> Iterator[None]:
+    """Within, `predict` ends after two batches, see `TRYING`."""
+    token = TRYING.set(what)
+    try:
+        yield
+    finally:
+        TRYING.reset(token)
+
+
+def chosen_metrics(wanted: str, metrics: Mapping[str, float], more: Mapping[str, float] | None = None) -> list[str]:
+    """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's.
+
+    Args:
+        wanted: names, with commas; as in the log they may begin with eval_.
+        metrics: of the evaluation.
+        more: others that can be named.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    names = [name.strip().removeprefix("eval_") for name in wanted.split(",")]
+    there = [*metrics, *(more or ())]
+    if unknown := [name for name in names if name not in there]:
         raise InputError(
-            f"run.metric {unknown[0]}: evaluation gives {there}; --run.resume true goes on with one of them"
+            f"run.metric {unknown[0]}: evaluation gives {', '.join(there)}; give one of them, with --run.resume true "
+            "if the run has begun"
         )
     return names if len(names) > 1 else names + [name for name in metrics if name not in names][:1]
 
@@ -378,13 +417,13 @@ def predict(
         if not batch["rows"]:  # none could be decoded
             continue
         batch = send_to_device(batch, job.accelerator.device)
-        with job.accelerator.autocast():
+        with job.accelerator.autocast(), counting_loss(model, batch):
             predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
         if received:  # in an evaluation while training, which a resumed run repeats
             raise Interrupted
         if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
-            raise Tried
-    if TRYING.get():
+            break
+    if TRYING.get() == "predictions":
         raise Tried
     note_decoded(job, gather_object(decoded))
     everyones = sorted(gather_object(predictions), key=lambda pair: pair[0])

@@ -90,7 +90,7 @@ def finish(
     """
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
-    metric = (job.config.run.metric or metric).partition(",")[0].strip()
+    metric = (job.config.run.metric or metric).partition(",")[0].strip().removeprefix("eval_")
     results = (
         {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}  # null: undefined
         | notes
@@ -170,7 +170,7 @@ def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def plot_curves(out: Path, metric: str) -> None:
-    """Draw `curves.png` from `log.jsonl`: the training loss and the metric on validation over updates."""
+    """Draw `curves.png` from `log.jsonl`: both losses, and the metric on validation, over updates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,14 +178,18 @@ def plot_curves(out: Path, metric: str) -> None:
 
     log = read_log(out / "log.jsonl")
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, key, title in (
-        (axes[0], "loss", "training loss"),
-        (axes[1], f"eval_{metric}", f"{metric} on validation"),
+    for axis, key, label in (
+        (axes[0], "loss", "training"),
+        (axes[0], "eval_loss", "validation"),
+        (axes[1], f"eval_{metric}", ""),
     ):
-        points = [(entry["step"], entry[key]) for entry in log if key in entry]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        if points := [(entry["step"], entry[key]) for entry in log if key in entry]:
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=label)
+    for axis, title in zip(axes, ("loss", f"{metric} on validation"), strict=True):
         axis.set(xlabel="updates", title=title, ylim=(0, None))
         axis.grid(alpha=0.3)
+    if axes[0].lines:
+        axes[0].legend()
     figure.savefig(out / "curves.png", dpi=100)
     pyplot.close(figure)
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from d2v.decode.segmentation import draw_overlays, label_map, whole_logits, window_logits
+from d2v.decode.segmentation import draw_overlays, images_loss, label_map, whole_logits, window_logits
 from d2v.models.vision import Data2VecVisionConfig
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation
+from d2v.training.validation import VALIDATION, Validation, counting_loss
 from tests.tiny import TINY_VISION
 
 
@@ -46,6 +47,28 @@ def test_windows_overlap_and_end_with_the_image(model):
         total[..., left : left + 24] += whole_logits(model, x[..., left : left + 24])
         count[left : left + 24] += 1
     assert torch.allclose(found, total / count, atol=1e-6) and count.min() == 1
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_loss_of_images_is_that_of_crops_by_the_forward_that_predicts(model, window, monkeypatch):
+    """A whole image, or windows of 16 from 0 and 8: each pixel of each counts, and what is not labelled does not."""
+    pixels, labels, stride = image(16, 24)[0], torch.randint(5, (16, 24)).byte(), window and 8
+    labels[3], computed, heads = 255, [], model.config.semantic_loss_ignore_index
+    monkeypatch.setattr(model, "forward", lambda *args, forward=model.forward, **kwargs: (
+        computed.append(1), forward(*args, **kwargs))[1])  # fmt: skip
+    parts = [slice(0, 24)] if window is None else [slice(0, 16), slice(8, 24)]
+    target = labels[None].long().masked_fill(labels == 255, heads)
+    expected = [model(pixels[None, :, :, part], labels=target[..., part]) for part in parts]
+    counts = [15 * (part.stop - part.start) for part in parts]
+    computed.clear()
+    found = Validation(lambda model, batch: images_loss(model, [pixels], [labels], window, stride))
+    token = VALIDATION.set(found)
+    with counting_loss(model, {"labels": labels}):
+        label_map(model, pixels, (16, 24), window=window, stride=stride)
+    VALIDATION.reset(token)
+    assert len(computed) == len(parts) and found.items == sum(counts)
+    total = sum(float(output.loss) * count for output, count in zip(expected, counts, strict=True))
+    assert found.total == pytest.approx(total, rel=1e-5)
 
 
 def test_views_are_averaged(model):

@@ -1,6 +1,7 @@
 """What the tests of all recipes ask: a run that was stopped goes on exactly, evaluating repeats a figure, and so on."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks.recipe import RECIPES, load_recipe
 from d2v.cli import parse
+from d2v.training.log import read_log
 
 
 def runner(name: str) -> Callable[..., dict[str, Any]]:
@@ -44,6 +46,12 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     """The results without what depends on the machine, the moment and the training."""
     moment = {"seconds", "examples_per_second", "peak_memory_mb", "freeze"}
     return {key: value for key, value in results.items() if key not in moment}
+
+
+def logs_its_loss(out: Path) -> None:
+    """Assert that every evaluation in the log has a loss beside its metrics, which is a number."""
+    evaluations = [entry for entry in read_log(out / "log.jsonl") if any(key.startswith("eval_") for key in entry)]
+    assert evaluations and all(math.isfinite(entry["eval_loss"]) and len(entry) > 2 for entry in evaluations)
 
 
 def same_weights(a: Path, b: Path) -> None:

@@ -1,6 +1,7 @@
 """`recipes/asr_ctc.py` from end to end on tiny data."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -24,6 +25,7 @@ from benchmarks.recipe import RECIPES, load_recipe
 from d2v.cli import parse
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates
+from d2v.training.log import read_log
 
 recipe = load_recipe("asr_ctc")
 ARCH = [f"--arch.{key}={value}" for key, value in (TINY_AUDIO | {"mask_time_length": 2}).items()]
@@ -47,6 +49,8 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    evaluations = [entry for entry in read_log(out / "log.jsonl") if "eval_wer" in entry]
+    assert len(evaluations) == 2 and all(0 < entry["eval_loss"] < math.inf for entry in evaluations)
     left = {path.name for path in out.iterdir()}
     assert left >= {"config.yaml", "environment.json", "log.jsonl", "checkpoints", "best", "results.json", "curves.png"}
     assert json.loads((out / "results.json").read_text()) == results

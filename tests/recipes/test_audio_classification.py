@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from d2v.errors import InputError
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, mean_average_precision, predictions, runner
+from tests.recipes.common import (
+    evaluates_to_the_same,
+    goes_on_exactly,
+    logs_its_loss,
+    mean_average_precision,
+    predictions,
+    runner,
+)
 from tests.tiny import TINY_AUDIO, flac, tones
 
 run = runner("audio_classification")
@@ -44,6 +51,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert {"results.json", "predictions.jsonl", "confusion.png", "curves.png", "best"} <= {
         p.name for p in out.iterdir()
     }

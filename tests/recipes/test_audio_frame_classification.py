@@ -12,7 +12,7 @@ from d2v.data.diarization import read_rttm, segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import diarization_error
 from tests.helpers import tiny_listener
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.recipes.options import a_frozen_encoder_stays, adapters_open_in_transformers, collate_functions_pickle
 from tests.tiny import TINY_AUDIO, flac, tones
 
@@ -80,6 +80,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert {"hypothesis.rttm", "probabilities", "timeline.png", "curves.png", "best"} <= {p.name for p in out.iterdir()}
     assert set(results) >= {"der", "der_collar_025", "miss", "false_alarm", "confusion", "frame_f1"}
     assert (results["split"], results["examples"], results["freeze"]) == ("test", 4, "feature_encoder")

@@ -18,7 +18,7 @@ from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM, Data2VecTextForMaskedLM
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("causal_lm")
@@ -63,6 +63,7 @@ def one_by_one(folder, text: str, size: int, **changes) -> list[float]:
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert {"results.json", "predictions.jsonl", "curves.png", "best"} <= {path.name for path in out.iterdir()}
     text, rows = "\n".join(sentences(COUNTS["test"], seed=2)), predictions(out)
     assert "".join(row["text"] for row in rows) == text + "</s>"  # everything is guessed once, and how it ends

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from d2v.errors import InputError
 from tests.processors.test_image import png_of_size
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_VISION
 
 run = runner("image_classification")
@@ -61,6 +61,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     left = {"results.json", "predictions.jsonl", "predictions.csv", "confusion.png", "curves.png", "best"}
     assert left <= {path.name for path in out.iterdir()}
     assert (results["split"], results["examples"]) == ("test", 5) and "accuracy_top5" not in results

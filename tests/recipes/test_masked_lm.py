@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from d2v.errors import InputError
 from d2v.models.text_heads import Data2VecTextForMaskedLM, LMHead
 from d2v.processors.text import Tokenizer
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("masked_lm")
@@ -46,6 +46,7 @@ def evaluate(model, data, out, *args):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert {"results.json", "predictions.jsonl", "curves.png", "best"} <= {path.name for path in out.iterdir()}
     rows = predictions(out)
     tokens = sum(row["tokens"] for row in rows)

@@ -8,7 +8,7 @@ import torch
 from d2v.errors import InputError
 from d2v.models.text_heads import Data2VecTextForMultipleChoice
 from d2v.processors.text import Tokenizer
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("multiple_choice")
@@ -69,6 +69,7 @@ def predict(model, data, out, *args) -> list[dict]:
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert {"results.json", "predictions.jsonl", "curves.png", "best"} <= {path.name for path in out.iterdir()}
     rows = predictions(out)
     assert [row["reference"] for row in rows] == [swag(200 + i)["label"] for i in range(5)]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from d2v.errors import InputError
 from d2v.metrics.question_answering import squad, squad_v2
 from d2v.pretrained import read_json
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("question_answering")
@@ -65,6 +65,7 @@ def doubtful(tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     assert (results["split"], results["examples"]) == ("test", SPLITS["test"])
     assert {"exact_match", "f1"} <= results.keys() and "best_f1" not in results
     rows, submitted = predictions(out), read_json(out / "predictions.json")

@@ -12,7 +12,7 @@ from PIL import Image
 from d2v.demo.images import png
 from d2v.errors import InputError
 from tests.helpers import tiny_viewer
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.recipes.options import a_frozen_encoder_stays, adapters_open_in_transformers, collate_functions_pickle
 from tests.tiny import TINY_VISION
 
@@ -64,6 +64,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     left = {"results.json", "predictions.jsonl", "classes.csv", "overlays.png", "curves.png", "masks", "best"}
     assert left <= {path.name for path in out.iterdir()}
     assert set(results) >= {"mean_iou", "mean_accuracy", "overall_accuracy"}

@@ -15,7 +15,7 @@ from d2v.decode import verification
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
 from tests.helpers import tiny_listener
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.recipes.options import a_frozen_encoder_stays, adapters_open_in_transformers, collate_functions_pickle
 from tests.tiny import TINY_AUDIO, flac
 
@@ -83,6 +83,7 @@ def test_a_run_leaves_what_it_should(trained):
         p.name for p in out.iterdir()
     }
     assert set(results) >= {"eer", "min_dcf_001", "min_dcf_005"} and results["split"] == "test"
+    logs_its_loss(out)  # of speakers who were trained
     notes = {"trials": "sampled from test", "center": False, "s_norm": 0, "freeze": "nothing"}
     assert {key: results[key] for key in notes} == notes
     # Eight clips of four speakers: 4 pairs of one speaker, and as many of the 24 others.

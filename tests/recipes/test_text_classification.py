@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 
 from d2v.errors import InputError
 from tests.helpers import tiny_reader
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, mean_average_precision, predictions, runner
+from tests.recipes.common import (
+    evaluates_to_the_same,
+    goes_on_exactly,
+    logs_its_loss,
+    mean_average_precision,
+    predictions,
+    runner,
+)
 from tests.tiny import TINY_TEXT, name_splits, sentences
 
 run = runner("text_classification")
@@ -50,6 +57,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     names = {"results.json", "predictions.jsonl", "confusion.png", "curves.png", "best"}
     assert names <= {path.name for path in out.iterdir()}
     assert set(results) >= {"accuracy", "macro_f1"} and (results["split"], results["examples"]) == ("test", 5)

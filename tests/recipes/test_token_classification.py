@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from d2v.errors import InputError
 from d2v.metrics.token_classification import token_classification_metrics
 from d2v.pretrained import read_json, write_json
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, predictions, runner
+from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("token_classification")
@@ -54,6 +54,7 @@ def read_conll(path) -> list[list[list[str]]]:
 
 def test_a_run_leaves_what_it_should(trained):
     out, results = trained
+    logs_its_loss(out)
     wanted = {"results.json", "predictions.jsonl", "predictions.conll", "confusion.png", "curves.png", "best"}
     assert wanted <= {path.name for path in out.iterdir()}
     assert (results["split"], results["examples"]) == ("test", SPLITS["test"])

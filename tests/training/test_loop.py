@@ -399,7 +399,7 @@ def test_run_metric_chooses_and_is_checked(tmp_path):
     scores = [{"score": 0.9, "cer": 0.5}, {"score": 0.5, "cer": 0.4}, {"score": 0.7, "cer": 0.6}]
     train(tmp_path / "a", scores=scores, metric="cer")
     assert json.loads((checkpoints(tmp_path / "a")[-1] / "evaluated.json").read_text())["best_step"] == 8
-    with pytest.raises(InputError, match=r"run.metric mer: evaluation gives score, cer; --run.resume true"):
+    with pytest.raises(InputError, match=r"run.metric mer: evaluation gives score, cer; give one of them"):
         train(tmp_path / "b", scores=scores, metric="mer")
     _, progress = train(tmp_path / "b", scores=scores, metric="cer", resume=True)
     assert progress["step"] == 12 and lines(tmp_path / "b", "eval_cer") == [0.5, 0.4, 0.6]

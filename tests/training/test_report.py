@@ -102,16 +102,19 @@ def test_curves(tmp_path, monkeypatch):
     drawn = {}
 
     def plot(axis, *points, **options):
-        drawn[axis] = [list(map(float, values)) for values in points]
+        drawn.setdefault(axis, []).append([list(map(float, values)) for values in points])
 
-    lines = [{"step": 5, "loss": 2.0, "lr": 0.1}, {"step": 10, "loss": 1.0}, {"step": 10, "eval_wer": 0.5}]
+    lines = [{"step": 5, "loss": 2.0, "lr": 0.1}, {"step": 10, "loss": 1.0}]
+    lines += [{"step": 10, "eval_wer": 0.5, "eval_loss": 1.5}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report.plot_curves(tmp_path, "wer")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(axes.Axes, "plot", plot)
     report.plot_curves(tmp_path, "wer")
-    assert sorted(drawn.values()) == [[[5.0, 10.0], [2.0, 1.0]], [[10.0], [0.5]]]
-    assert {axis.get_title() for axis in drawn} == {"training loss", "wer on validation"}
+    assert {axis.get_title(): lines for axis, lines in drawn.items()} == {
+        "loss": [[[5.0, 10.0], [2.0, 1.0]], [[10.0], [1.5]]],
+        "wer on validation": [[[10.0], [0.5]]],
+    }
     (tmp_path / "log.jsonl").unlink()
     report.plot_curves(tmp_path, "wer")  # a run of no updates
 
