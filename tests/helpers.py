@@ -42,7 +42,11 @@ def make_job(
     groups.setdefault("out", tempfile.mkdtemp(dir=os.environ["HF_DATASETS_CACHE"]))
     config = Recipe(mode=mode, model=model, data=data or Data(), optim=groups.pop("optim", Optim()), run=Run(**groups))
     share = SimpleNamespace(
-        process_index=rank, num_processes=processes, is_main_process=rank == 0, main_process_first=nullcontext
+        process_index=rank,
+        num_processes=processes,
+        is_main_process=rank == 0,
+        main_process_first=nullcontext,
+        local_main_process_first=nullcontext,
     )
     return Job(config, share, "test")
 

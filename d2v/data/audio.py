@@ -4,16 +4,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from d2v.config import Job, at_least
+from d2v.data.cache import map_rows
 from d2v.data.facts import Decoded, note
-from d2v.data.parts import PartData, part_name, read_parts
+from d2v.data.parts import PartData, part_name, read_parts, seconds_of
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.errors import InputError
 from d2v.processors.audio import HEADER, AudioFeatureExtractor, AudioInfo, audio_info, load_audio, plain_header
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Settle = Callable[[Any, float, Any], tuple[Any, Mapping[str, int]]]
 LONGEST = 30.0
@@ -30,6 +34,7 @@ class AudioData(PartData):
         batch_seconds: maximum seconds of sound in a batch, padding counted.
         max_seconds: length of the longest clip that may be in train, in seconds; by default 30, and any where crops of
             the clips are heard.
+        seconds_column: column of the seconds that each recording lasts; by default the header of each is read.
     """
 
     unit: ClassVar[str] = "audio s"
@@ -38,6 +43,7 @@ class AudioData(PartData):
     channel: int | None = None
     batch_seconds: float = 100.0
     max_seconds: float | None = None
+    seconds_column: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,12 +89,12 @@ def clip_rows(
         training = name == "train"
         most = crop_seconds if training else math.inf
         longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
-        infos = read_headers(split, data.audio_column)
-        parts: list[Any] = read_parts(job, split, infos) or [None] * len(split)
+        infos = told_seconds(split, data.seconds_column, rate) if data.seconds_column else read_headers(job, split)
+        parts: list[Any] | None = read_parts(job, split, infos)
         seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, data.channel)
         targets, done = references.get(name), []
         if targets is not None and settle is not None:
-            settled = [settle(*each) for each in zip(targets, seconds, parts, strict=True)]
+            settled = [settle(*each) for each in zip(targets, seconds, parts or [None] * len(split), strict=True)]
             targets, done = [target for target, _ in settled], [facts for _, facts in settled]
         if targets is not None:
             problem = learn if training else score
@@ -96,40 +102,106 @@ def clip_rows(
             reasons = [reason or problem(target, length) for reason, target, length in checked]
         good = check_rows(job, split, reasons)
         note_settled(job, split, {i: done[i] for i in good if done})
-        note_headers(job, split, {i: info for i in good if not isinstance(info := infos[i], str)}, rate)
+        note_headers(job, split, infos, good, rate)
         kept, ids = split.select(good), split.ids(data.audio_column)
-        named = "id" in split.table.column_names and len(set(ids)) == len(ids)
+        if parts and not ("id" in split.table.column_names and len(set(ids)) == len(ids)):
+            ids = list(map(part_name, ids, parts))
         rows[name] = Rows(
             split=kept,
-            ids=[ids[i] if named else part_name(ids[i], parts[i]) for i in good],
-            lengths=[min(seconds[i], most) for i in good],
+            ids=[ids[i] for i in good],
+            lengths=np.minimum(seconds[good], most).tolist(),
             references=None if targets is None else [targets[i] for i in good],
-            parts=[parts[i] for i in good],
+            parts=None if parts is None else [parts[i] for i in good],
         )
     return rows
 
 
-def read_headers(split: Split, audio_column: str) -> list[AudioInfo | str]:
-    """What the header of each row's sound says, or what is wrong with it. No sound is decoded, and little is read."""
+class Headers(Sequence[AudioInfo | str]):
+    """What the header of each row's sound says, an `AudioInfo`, or what is wrong with it; (N,) arrays behind it.
+
+    Attributes:
+        frames, rates, channels: of each sound; 0 where it has no header that can be read.
+        mended, problems: texts by row, where there are any.
+    """
+
+    def __init__(self, table: "pa.Table"):
+        columns = [table.column(name).to_numpy() for name in ("frames", "rate", "channels")]
+        self.frames, self.rates, self.channels = columns
+        self.mended, self.problems = (texts_of(table.column(name)) for name in ("mended", "problem"))
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: Any) -> Any:
+        if i in self.problems:
+            return self.problems[i]
+        return AudioInfo(int(self.frames[i]), int(self.rates[i]), int(self.channels[i]), self.mended.get(i))
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(N,) durations; 0 where there is none."""
+        return self.frames / np.maximum(self.rates, 1)
+
+
+def texts_of(column: "pa.ChunkedArray") -> dict[int, str]:
+    """The values of a column that has few, by row."""
+    import pyarrow.compute as pc
+
+    there = np.flatnonzero(pc.is_valid(column).to_numpy())
+    return dict(zip(there.tolist(), column.take(there).to_pylist(), strict=True))
+
+
+def read_headers(job: Job, split: Split) -> Headers:
+    """What the headers say, read by all cores, or from the cache; no sound is decoded, and little is read of each."""
+    column = job.config.data.audio_column
+    found, rows = map_rows(job, split, [column], headers_of, "reading headers", files=True)
+    return Headers(found.data.table.take(rows))
+
+
+def told_seconds(split: Split, column: str, rate: int) -> Headers:
+    """What a column of durations says, of sound of one channel at the model's rate, for all that is known."""
+    import pyarrow as pa
+
+    if column not in split.table.column_names:
+        there = ", ".join(split.table.column_names)
+        raise InputError(f"{split.name}: no column {column!r} (data.seconds_column); there are {there}")
+    frames, problems = np.zeros(len(split), np.int64), [None] * len(split)
+    values = split.column(column)
+    for i, value in enumerate(values):
+        try:
+            seconds = seconds_of(value, 1.0, rate) or 0.0
+        except (TypeError, ValueError):
+            seconds = 0.0
+        if 0 < seconds < math.inf:
+            frames[i] = round(seconds * rate)
+        else:
+            problems[i] = f"{column} is {value!r:.40}; should be seconds (data.seconds_column)"  # type: ignore[call-overload]
+    rates = np.full(len(split), rate, np.int32)
+    columns = {"frames": frames, "rate": rates, "channels": np.ones(len(split), np.int32)}
+    columns |= {"mended": pa.nulls(len(split), pa.string()), "problem": pa.array(problems, pa.string())}
+    return Headers(pa.table(columns))
+
+
+def headers_of(table: "pa.Table") -> "pa.Table":
+    """The columns of `Headers` for a table with a column of sound."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    infos: list[Any] = [None] * len(split)
-    values = split.table.select_columns([audio_column]).with_format("arrow")[:][audio_column]
+    values = table.column(0)
+    infos: list[Any] = [None] * len(values)
     names = [field.name for field in values.type] if pa.types.is_struct(values.type) else []
     data = pc.struct_field(values, "bytes") if "bytes" in names else values
     if pa.types.is_binary(data.type) or pa.types.is_large_binary(data.type):
-        heads, sizes = (each.take(split.index) for each in (pc.binary_slice(data, 0, HEADER), pc.binary_length(data)))
+        heads, sizes = pc.binary_slice(data, 0, HEADER), pc.binary_length(data)
         pairs = zip(heads.to_pylist(), sizes.to_pylist(), strict=True)
         infos = [head and plain_header(head, size) for head, size in pairs]
     elif {"array", "sampling_rate"} <= set(names) and not pa.types.is_nested(values.type["array"].type.value_type):
-        arrays, rates = pc.struct_field(values, "array"), pc.struct_field(values, "sampling_rate").take(split.index)
-        pairs = zip(pc.list_value_length(arrays).take(split.index).to_pylist(), rates.to_pylist(), strict=True)
+        arrays, rates = pc.struct_field(values, "array"), pc.struct_field(values, "sampling_rate")
+        pairs = zip(pc.list_value_length(arrays).to_pylist(), rates.to_pylist(), strict=True)
         infos = [AudioInfo(length, rate, 1) if length and rate else None for length, rate in pairs]
     known: dict[str, AudioInfo | str] = {}  # several rows may be parts of one file
     rest = [i for i, info in enumerate(infos) if not info]
-    for i, row in zip(rest, split.select(rest).iterate([audio_column]), strict=True):
-        value = row[audio_column]
+    for i, value in zip(rest, values.take(pa.array(rest, pa.int64())).to_pylist(), strict=True):
         path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
         info = known.get(path) if isinstance(path, str) else None
         if info is None:
@@ -140,38 +212,36 @@ def read_headers(split: Split, audio_column: str) -> list[AudioInfo | str]:
             if isinstance(path, str):
                 known[path] = info
         infos[i] = info
-    return infos
+    good = [AudioInfo(0, 0, 0) if isinstance(info, str) else info for info in infos]
+    problems = [info if isinstance(info, str) else None for info in infos]
+    columns = {"frames": pa.array([info.frames for info in good], pa.int64())}
+    columns |= {name: pa.array([getattr(info, name) for info in good], pa.int32()) for name in ("rate", "channels")}
+    columns["mended"] = pa.array([info.mended for info in good], pa.string())
+    return pa.table(columns | {"problem": pa.array(problems, pa.string())})
 
 
 def check_clips(
-    infos: Sequence[AudioInfo | str],
-    parts: Sequence[Any],
-    shortest: float,
-    longest: float = math.inf,
-    channel: int | None = None,
-) -> tuple[list[float], list[str | None]]:
-    """The clips' durations in seconds, and what is wrong with each, or None.
+    infos: Headers, parts: Sequence[Any] | None, shortest: float, longest: float = math.inf, channel: int | None = None
+) -> tuple[np.ndarray, list[str | None]]:
+    """The clips' durations in seconds, (N,), and what is wrong with each, or None.
 
     Args:
         infos: from `read_headers`.
-        parts: from `read_parts`: which part of its recording each clip is.
+        parts: from `read_parts`: which part of its recording each clip is; None for all of each.
         shortest, longest: seconds that a clip may have.
         channel: that is heard; None for all.
     """
-    seconds: list[float] = []
-    reasons: list[str | None] = []
-    for info, part in zip(infos, parts, strict=True):
-        length, reason = 0.0, None
-        if isinstance(info, str) or isinstance(part, str):
-            reason = info if isinstance(info, str) else part
-        else:
-            length = info.seconds if part is None else part[1] - part[0]
-            if not shortest <= length <= longest:
-                reason = f"{length:.3f} s of sound; a clip has {shortest:.3f} to {longest:g} s"
-            elif channel is not None and channel > info.channels:
-                reason = f"no channel {channel}, there are {info.channels} (data.channel)"
-        seconds.append(length)
-        reasons.append(reason)
+    seconds, reasons = infos.seconds, list[str | None]([None] * len(infos))
+    for i, part in enumerate(parts or ()):
+        if isinstance(part, tuple):
+            seconds[i] = part[1] - part[0]
+        elif isinstance(part, str):
+            reasons[i], seconds[i] = part, 0.0
+    for i in np.flatnonzero(~((shortest <= seconds) & (seconds <= longest))).tolist():
+        bounds = f"a clip has {shortest:.3f} to {longest:g} s"
+        reasons[i] = infos.problems.get(i) or reasons[i] or f"{seconds[i]:.3f} s of sound; {bounds}"
+    for i in np.flatnonzero(infos.channels < (channel or 0)).tolist():
+        reasons[i] = reasons[i] or f"no channel {channel}, there are {infos.channels[i]} (data.channel)"
     return seconds, reasons
 
 
@@ -184,27 +254,28 @@ def note_settled(job: Job, split: Split, done: Mapping[int, Mapping[str, int]]) 
         note(job, fact, line, split=split.name, count=total, rows=len(rows), of=len(done), first=where)
 
 
-def note_headers(job: Job, split: Split, infos: Mapping[int, AudioInfo], rate: int) -> None:
+def note_headers(job: Job, split: Split, infos: Headers, good: np.ndarray, rate: int) -> None:
     """Note what is done to the sound of a split: channels mixed, sound resampled, odd headers put right.
 
     Args:
         job: whose data have the options of `AudioData`.
         split: the rows.
-        infos: of those that are used.
+        infos: of all of them.
+        good: (n,) those that are used.
         rate: samples a second that the model hears.
     """
 
-    def say(fact: str, rows: Sequence[int], detail: Callable[[AudioInfo], Any], rest: str = "") -> None:
-        if rows:
-            first = f"{split.where(rows[0])}: {detail(infos[rows[0]])}"
-            line = f"{split.name}: {fact} in {len(rows)} of {len(infos)} rows; the first is {first}{rest}"
-            note(job, fact, line, split=split.name, rows=len(rows), of=len(infos), first=first)
+    def say(fact: str, rows: np.ndarray, values: Any, rest: str = "") -> None:
+        if len(rows):
+            first = f"{split.where(rows[0])}: {values[int(rows[0])]}"
+            line = f"{split.name}: {fact} in {len(rows)} of {len(good)} rows; the first is {first}{rest}"
+            note(job, fact, line, split=split.name, rows=len(rows), of=len(good), first=first)
 
     if job.config.data.channel is None:
-        several = [i for i, info in infos.items() if info.channels > 1]
-        say("channels mixed", several, lambda info: info.channels, " channels (data.channel hears one)")
-    say(f"sound resampled to {rate} Hz", [i for i, info in infos.items() if info.rate != rate], lambda info: info.rate)
-    say("header put right", [i for i, info in infos.items() if info.mended], lambda info: info.mended)
+        several = good[infos.channels[good] > 1]
+        say("channels mixed", several, infos.channels, " channels (data.channel hears one)")
+    say(f"sound resampled to {rate} Hz", good[infos.rates[good] != rate], infos.rates)
+    say("header put right", np.intersect1d(good, list(infos.mended)).astype(np.int64), infos.mended)
 
 
 def random_crop(clip: np.ndarray, samples: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -58,11 +58,19 @@ class Split:
         """What to call a row in messages, such as "train, row 17"."""
         return "{}, row {}".format(*self._place(i))
 
+    def numbers(self) -> np.ndarray:
+        """(N,) of all rows, see `number`."""
+        return self._places(self.index)[1]
+
     def _place(self, i: int) -> tuple[str, int]:
-        starts = [0, *accumulate(rows for _, rows in self.parts)]
-        row = int(self.index[i])
-        part = int(np.searchsorted(starts, row, side="right")) - 1
-        return self.parts[part][0], row - starts[part]
+        part, row = self._places(self.index[i])
+        return self.parts[int(part)][0], int(row)
+
+    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each row of the table is in, and its number there."""
+        starts = np.array([0, *accumulate(rows for _, rows in self.parts)])
+        part = np.searchsorted(starts, rows, side="right") - 1
+        return part, rows - starts[part]
 
     def column(self, name: str, field: str | None = None) -> list[Any]:
         """The values of a column, read at once; of a column of objects one field, and no other is read.
@@ -98,8 +106,10 @@ class Split:
         for column in ("id",) if files else ("id", "idx"):
             if column in self.table.column_names:
                 return [str(name) for name in self.column(column)]
-        paths = self.files(files) if files else [None] * len(self)
-        return [str(path or self.number(i)) for i, path in enumerate(paths)]
+        numbers = map(str, self.numbers().tolist())
+        if files is None:
+            return list(numbers)
+        return [str(path or number) for path, number in zip(self.files(files), numbers, strict=True)]
 
     def files(self, column: str) -> list[str | None]:
         """The paths in a column of files; None where a row has none."""

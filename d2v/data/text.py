@@ -3,14 +3,19 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from d2v.config import Data, Job, at_least
+from d2v.data.cache import map_rows
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.processors.text import Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Letters of scripts that do not put spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
 WITHOUT_SPACES = re.compile(
@@ -95,16 +100,78 @@ def text_rows(
     Raises:
         InputError: a row has no text or an unusable reference, unless `data.bad_rows` skips it.
     """
-    texts = [split.column(column) for column in columns]
-    reasons = [text_problem(dict(zip(columns, values, strict=True))) for values in zip(*texts, strict=True)]
+    reasons = text_problems(split, columns)
     if references is not None:
         reasons = [reason or problem(reference) for reason, reference in zip(reasons, references, strict=True)]
     good = check_rows(job, split, reasons)
-    kept = split.select(good)
-    ids, cut = encode_pairs(tokenizer, [[column[i] for i in good] for column in texts], max_length)
-    note_cut(job, kept, cut, len(ids), max_length)
+    encode = partial(encode_table, tokenizer=tokenizer, columns=list(columns), max_length=max_length)
+    found, rows = map_rows(job, split, list(dict.fromkeys(columns)), encode, "making tokens", parallel=False)
+    ids, kept = TokenRows(found, rows[good]), split.select(good)
+    note_cut(job, kept, ids.number_cut(), len(good), max_length)
     references = None if references is None else [references[i] for i in good]
-    return Rows(kept, kept.ids(), list(map(len, ids)), references, [{"ids": row} for row in ids])
+    return Rows(kept, kept.ids(), ids.lengths().tolist(), references, ids)
+
+
+class TokenRows(Sequence[dict[str, Any]]):
+    """Rows of tokens, `ids` (T,) int32, that stay in the file that they were written to.
+
+    Attributes:
+        table: from `encode_table`, a `datasets.Dataset`.
+        rows: (N,) those of it that are meant.
+    """
+
+    def __init__(self, table: Any, rows: np.ndarray):
+        self.table, self.rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        ids = self.table.data.column("ids")[int(self.rows[i])]
+        return {"ids": ids.values.to_numpy().astype(np.int32)}
+
+    def lengths(self) -> np.ndarray:
+        """(N,) how many tokens each row has."""
+        import pyarrow.compute as pc
+
+        return pc.list_value_length(self.table.data.column("ids")).to_numpy()[self.rows]
+
+    def number_cut(self) -> int:
+        """How many rows were cut."""
+        return int(self.table.data.column("cut").to_numpy()[self.rows].sum())
+
+
+def encode_table(table: "pa.Table", *, tokenizer: Tokenizer, columns: list[str], max_length: int) -> "pa.Table":
+    """The tokens of texts, or of pairs of them, as `ids`, and whether they were `cut`; those of no texts are none."""
+    import pyarrow as pa
+
+    texts = [[text if isinstance(text, str) else "" for text in table[column].to_pylist()] for column in columns]
+    encodings = tokenizer(*texts, max_length=max_length)
+    kind = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
+    ids = pa.array([encoding.ids for encoding in encodings], pa.list_(kind))
+    return pa.table({"ids": ids, "cut": [bool(encoding.overflowing) for encoding in encodings]})
+
+
+def text_problems(split: Split, columns: Sequence[str]) -> list[str | None]:
+    """Why each row's columns cannot be read, see `text_problem`; only those are looked at that may be wrong."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = split.table.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
+    odd = np.ones(len(split), bool)
+    if all(pa.types.is_string(field.type) or pa.types.is_large_string(field.type) for field in table.schema):
+        blank = np.ones(len(table), bool)
+        missing = np.zeros(len(table), bool)
+        for column in table.columns:
+            length = pc.binary_length(pc.utf8_trim_whitespace(column)).fill_null(0)
+            blank &= length.to_numpy() == 0
+            missing |= column.is_null().to_numpy()
+        odd = (blank | missing)[split.index]
+    reasons: list[str | None] = [None] * len(split)
+    rows = np.flatnonzero(odd).tolist()
+    for i, row in zip(rows, split.select(rows).iterate(list(dict.fromkeys(columns))), strict=True):
+        reasons[i] = text_problem({column: row[column] for column in columns})
+    return reasons
 
 
 def note_cut(job: Job, split: Split, cut: int, texts: int, max_length: int) -> None:

@@ -7,8 +7,8 @@ import platform
 import sys
 import time
 import warnings
-from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 import d2v
 from d2v.config import Job
+from d2v.data.cores import granted_cores
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.identity import check_config, check_data, fingerprint, plain
@@ -32,6 +33,10 @@ ENGINES = {
 """What `accelerate config` may ask for as ACCELERATE_USE_*, and the loop does not do."""
 
 
+PREPARING = timedelta(hours=24)
+"""How long processes wait for the one that reads the data first; a launcher ends them should that one fail."""
+
+
 def start(config: Any) -> Job:
     """Begin a run: its folder with `config.yaml` and `environment.json`, the seed, Accelerate.
 
@@ -44,7 +49,7 @@ def start(config: Any) -> Job:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, set_seed
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
@@ -87,7 +92,10 @@ def start(config: Any) -> Job:
             log_with=tracker if config.mode == "train" else None,
             project_dir=out,
             # LayerDrop, masks that were not sampled and a frozen encoder leave parameters without a gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=PREPARING),
+            ],
         )
     except ValueError as error:
         raise InputError(f"run.precision {run.precision}, run.tracker {run.tracker}: {error}") from error
@@ -154,33 +162,6 @@ def has_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86, in no public module of torch
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
-def granted_cores() -> int:
-    """Cores that this process may use: by its affinity mask, its container's quota, and its Slurm task."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = [int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK",) if os.environ.get(name, "").isdigit()]
-    return max(1, min([cores, *given, *quotas()]))
-
-
-def quotas(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Cores that control groups grant this process, rounded up; none where there are none."""
-    found = []
-    try:
-        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
-    except OSError:
-        lines = []
-    for _, kinds, name in (line for line in lines if len(line) == 3):
-        top = root / kinds if kinds else root  # version 2 has one tree, version 1 one a kind
-        group = top / name.lstrip("/")
-        for folder in (top, *(each for each in (group, *group.parents) if top in each.parents)):
-            with suppress(OSError, ValueError):
-                quota, period = (folder / "cpu.max").read_text().split()
-                found += [-(-int(quota) // int(period))]
-            with suppress(OSError, ValueError):
-                quota, period = ((folder / f"cpu.cfs_{each}_us").read_text() for each in ("quota", "period"))
-                found += [-(-int(quota) // int(period))]
-    return [cores for cores in found if cores > 0]  # -1 is no limit
 
 
 def environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import inspect
 import io
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -21,7 +22,8 @@ from d2v.data.audio import (
     read_headers,
 )
 from d2v.data.ctc import text_problem, transcript_problem
-from d2v.data.rows import NoneDecodedError
+from d2v.data.rows import NoneDecodedError, Split
+from d2v.data.sources import read
 from d2v.errors import InputError
 from d2v.processors.audio import AudioFeatureExtractor, audio_info
 from d2v.processors.ctc import CTCTokenizer
@@ -48,8 +50,8 @@ def rows_of(split, references=None, learn=lambda *_: None, score=lambda *_: None
 
 def checked(split, shortest, longest=float("inf")):
     """Seconds of a split's clips, and what is wrong with them."""
-    infos = read_headers(split, "audio")
-    return check_clips(infos, [None] * len(infos), shortest, longest)
+    seconds, reasons = check_clips(read_headers(make_job(AudioData()), split), None, shortest, longest)
+    return seconds.tolist(), reasons
 
 
 @pytest.fixture
@@ -333,8 +335,49 @@ def test_headers_are_read_in_any_order_and_files_once(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("d2v.data.audio.audio_info", lambda value: seen.append(value) or audio_info(value))
     paths = [str(tmp_path / f"{name}.wav") for name in "abab"] + ["gone.wav", "gone.wav"]
-    infos = read_headers(make_split(audio=paths).select([3, 0, 2, 4, 5]), "audio")
-    assert [info if isinstance(info, str) else info.frames for info in infos[:4]] == [3200, 1600, 1600, infos[4]]
-    assert "gone.wav: no such file" in infos[4] and len(seen) == 3
+    infos = read_headers(make_job(AudioData()), make_split(audio=paths).select([3, 0, 2, 4, 5]))
+    assert infos.frames.tolist() == [3200, 1600, 1600, 0, 0] and infos[0] == audio_info(paths[3])
+    assert "gone.wav: no such file" in infos[3] and infos[3] == infos[4] and len(seen) == 3
     parts = make_split(audio=[GOOD, b"", flac(tones("a"))]).select([2, 0])
-    assert [info.frames for info in read_headers(parts, "audio")] == [1600, 4800]
+    assert read_headers(make_job(AudioData()), parts).frames.tolist() == [1600, 4800]
+
+
+def test_headers_are_kept(tmp_path, monkeypatch, capsys):
+    """A second start opens no file, whatever the seed and the share; a changed file is read again."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("d2v.data.cache.WORTH", 30)
+    monkeypatch.setattr("d2v.data.cache.granted_cores", lambda: 1)
+    paths = [str(tmp_path / f"{i}.wav") for i in range(40)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, tones("abc"[: i % 3 + 1]), 16_000)
+    datasets.Dataset.from_dict({"audio": paths}).to_json(tmp_path / "rows.jsonl")
+    seen, job = [], make_job(AudioData())
+    monkeypatch.setattr("d2v.data.audio.audio_info", lambda value: seen.append(value) or audio_info(value))
+    table = read(AudioData(path=str(tmp_path / "rows.jsonl")))["train"]
+    for split in (make_split(audio=paths), Split("train", table, np.arange(40), (("train", 40),))):
+        first = read_headers(job, split)
+        assert len(seen) == 40 and "train: reading headers of 40 rows, which are kept" in capsys.readouterr().out
+        for rows in (np.arange(40), np.random.default_rng(1).permutation(40)[:35]):
+            again = read_headers(job, split.select(rows))
+            assert again.frames.tolist() == first.frames[rows].tolist() and again[0] == first[int(rows[0])]
+        assert len(seen) == 40 and not capsys.readouterr().out
+        soundfile.write(paths[0], tones("abcabc"), 16_000)
+        assert read_headers(job, split).seconds[0] == 0.6 and len(seen) == 80
+        soundfile.write(paths[0], tones("a"), 16_000)
+        seen.clear()
+        capsys.readouterr()
+    size = sum(path.stat().st_size for path in (tmp_path / "cache/d2v").iterdir())
+    assert size / len(list((tmp_path / "cache/d2v").iterdir())) < 200 * 40
+
+
+def test_a_column_of_seconds_spares_the_headers(monkeypatch):
+    monkeypatch.setattr("d2v.data.audio.audio_info", None)
+    split = make_split(audio=["a.wav", "b.wav", "c.wav", "d.wav"], length=["2.5", "0:01", "", "x"])
+    rows = rows_of(split, seconds_column="length", bad_rows="skip")
+    assert rows.lengths == [2.5, 1.0] and rows.ids == ["a.wav", "b.wav"]
+    with pytest.raises(
+        InputError, match=r"train, row 2: length is ''; should be seconds \(data.seconds_column\); 2 such"
+    ):
+        rows_of(split, seconds_column="length")
+    with pytest.raises(InputError, match=r"no column 'seconds' \(data.seconds_column\); there are audio, length"):
+        rows_of(split, seconds_column="seconds")

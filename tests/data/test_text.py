@@ -1,5 +1,8 @@
 """Splits as tokens, and which tokenizer and model a run starts from."""
 
+import pickle
+
+import numpy as np
 import pytest
 
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
@@ -133,3 +136,29 @@ def test_rows_that_cannot_be_used_are_left_out(tokenizer):
 def test_lengths_are_positive():
     with pytest.raises(InputError, match="data.batch_tokens should be at least 1, not 0"):
         TextData(batch_tokens=0)
+
+
+def test_tokens_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
+    """A second start encodes nothing, whatever share is held out; another length, text or tokenizer is encoded."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("d2v.data.cache.WORTH", 30)
+    calls, encode = [], Tokenizer.__call__
+    monkeypatch.setattr(Tokenizer, "__call__", lambda *args, **options: calls.append(1) or encode(*args, **options))
+    expected = [encoding.ids for encoding in encode(tokenizer, TEXTS)]
+
+    def found(split, length=100, tokenizer=tokenizer):
+        done = len(calls)
+        rows = text_rows(make_job(TextData()), tokenizer, split, ["text"], length)
+        assert rows.lengths == [len(item["ids"]) for item in rows.items]
+        rows = pickle.loads(pickle.dumps(rows))  # for workers that are not forked
+        return [item["ids"].tolist() for item in rows.items], len(calls) - done
+
+    whole = rows(text=TEXTS)
+    assert found(whole) == (expected, 1) and "making tokens of 40 rows, which are kept" in capsys.readouterr().out
+    assert found(whole) == (expected, 0) and capsys.readouterr().out == ""
+    order = np.random.default_rng(0).permutation(40)[:30]
+    assert found(whole.select(order)) == ([expected[i] for i in order], 0)
+    assert found(whole, 5) == ([encoding.ids for encoding in encode(tokenizer, TEXTS, max_length=5)], 1)
+    assert found(rows(text=[*TEXTS[1:], "other"]))[1] == 1
+    assert found(whole, tokenizer=Tokenizer.train(TEXTS, 280))[1] == 1
+    assert found(whole.select(np.arange(12)))[1] == 1  # few rows are not kept, and not all of the table is encoded

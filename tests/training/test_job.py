@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from d2v.config import Data, Recipe, Run
+from d2v.data import cores as granted
 from d2v.errors import InputError
 from d2v.training import identity, job
 from d2v.training.identity import RUN, check_config, check_data, fingerprint, plain
@@ -93,18 +94,18 @@ def test_cores_of_control_groups(tmp_path, files, groups, cores):
         (tmp_path / name).write_text(text + "\n")
     table = tmp_path / "self"
     table.write_text((groups or "4:memory:/job\n3:cpu,cpuacct:/job") + "\n")
-    assert sorted(job.quotas(tmp_path, table)) == cores
-    assert job.quotas(tmp_path, tmp_path / "none") == []
+    assert sorted(granted.quotas(tmp_path, table)) == cores
+    assert granted.quotas(tmp_path, tmp_path / "none") == []
 
 
 def test_threads_are_those_that_were_granted(tmp_path, monkeypatch):
     """A job that was given four cores of 64 ran 64 threads."""
-    monkeypatch.setattr(job, "quotas", lambda: [3])
+    monkeypatch.setattr(granted, "quotas", lambda: [3])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    assert job.granted_cores() == 3
+    assert granted.granted_cores() == 3
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
-    assert job.granted_cores() == 2
+    assert granted.granted_cores() == 2
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)

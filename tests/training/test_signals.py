@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from d2v.data import loaders
+from d2v.data.cores import granted_cores
 from d2v.errors import Interrupted
 from d2v.training import signals
-from d2v.training.job import granted_cores
 from d2v.training.report import peak_memory_mb
 from d2v.training.signals import hold_signals, received
 

@@ -1,0 +1,177 @@
+"""What was found out by reading every row, kept by fingerprint, so that a second start, and other processes, read it.
+
+Kept in the cache of `datasets`, in a folder of its own; whoever deletes it loses time and nothing else.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import d2v
+from d2v.config import Job
+from d2v.data.cores import granted_cores
+from d2v.data.rows import CHUNK, Split
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WORTH = 10_000
+"""Rows from which reading them all again takes longer than to read what is kept of them."""
+FORMAT = 1
+"""To be raised when a function that is mapped finds out something else."""
+NETWORK_READS = 32
+"""Files that are looked at at once: on network disks each takes a millisecond or more of waiting."""
+
+
+def cache_folder() -> Path:
+    """The folder of what is kept, made if need be."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "d2v"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def first_on_its_node(job: Job, line: str | None) -> Iterator[None]:
+    """Within, one process of each machine comes first and the others wait for it, however long it takes.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        line: what it does, which is printed; None where nothing is left to do.
+    """
+    with job.accelerator.local_main_process_first():
+        if line and job.is_main:
+            print(line, flush=True)
+        yield
+
+
+def map_rows(
+    job: Job,
+    split: Split,
+    columns: Sequence[str],
+    function: Callable[["pa.Table"], "pa.Table"],
+    what: str,
+    *,
+    files: bool = False,
+    parallel: bool = True,
+) -> tuple[Any, np.ndarray]:
+    """What a function makes of each row, read from the cache where that was found out before.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        split: the rows; where they are most of a table's, all of the table is read, so that another share of it, or
+            another seed, finds it.
+        columns: that the function looks at.
+        function: of a table with these columns, to one of as many rows; it has to pickle, alike in every process.
+        what: it finds out, for people.
+        files: columns may be paths, whose files are looked at too.
+        parallel: on all cores; not for what uses them anyway.
+
+    Returns:
+        A `datasets.Dataset`, its files mapped into memory, and (N,) the rows of it that are the split's.
+    """
+    import datasets
+
+    whole = 2 * len(split) >= len(split.table)
+    table = split.table.select_columns(list(columns)).with_format("arrow")
+    chosen = split.index if whole else np.arange(len(split))
+    rows = table if whole else table.select(split.index)
+    options: dict[str, Any] = {"batched": True, "batch_size": CHUNK, "remove_columns": list(columns)}
+    if len(rows) < WORTH:
+        if not len(rows):
+            return datasets.Dataset(function(table.data.table.slice(0, 0))), chosen
+        tables = [function(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+        import pyarrow as pa
+
+        return datasets.Dataset(pa.concat_tables(tables), fingerprint="none"), chosen
+    key = agree(job, lambda: digest(rows, function, files=files))
+    file = cache_folder() / f"{key}.arrow"
+    missing = not list(file.parent.glob(f"{key}*.arrow"))
+    line = f"{split.name}: {what} of {len(rows)} rows, which are kept for the next start"
+    with first_on_its_node(job, line if missing else None):
+        cores = granted_cores() if parallel else 1
+        options |= {"cache_file_name": str(file), "new_fingerprint": key, "num_proc": cores if cores > 1 else None}
+        mapped = rows.map(function, **options)
+    return mapped, chosen
+
+
+def agree(job: Job, find_out: Callable[[], str]) -> str:
+    """What the first process finds out, on all."""
+    if job.accelerator.num_processes == 1:
+        return find_out()
+    from accelerate.utils import broadcast_object_list
+
+    (found,) = broadcast_object_list([find_out() if job.is_main else ""])
+    return found
+
+
+def digest(table: Any, *others: Any, files: bool = False) -> str:
+    """What tells whether a table, and whatever else counts, are those of another time.
+
+    Args:
+        table: a `datasets.Dataset`; of one that lies in files these are what tells, of another its contents.
+        *others: whatever pickles.
+        files: the contents may be paths, whose sizes and times count too.
+    """
+    from datasets.fingerprint import Hasher
+
+    found = hashlib.sha256(f"{FORMAT} {d2v.__version__} {Hasher.hash(others)} {len(table)}".encode())
+    plain = table.with_format("arrow")
+    if table.cache_files:
+        found.update(table._fingerprint.encode())
+    chunks = range(0, len(table), 100 * CHUNK)
+    for chunk in (plain[start : start + 100 * CHUNK] for start in chunks if files or not table.cache_files):
+        if not table.cache_files:
+            found.update(contents(chunk))
+        if files:
+            found.update(states(paths_of(chunk)))
+    return found.hexdigest()[:32]
+
+
+def contents(table: "pa.Table") -> bytes:
+    """The bytes of a table, however it is cut."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return sink.getvalue()
+
+
+def paths_of(table: "pa.Table") -> list[str]:
+    """The values of a table that may be paths of files."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: list[str] = []
+    for column in table.columns:
+        names = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
+        if "path" in names:
+            inside = pc.is_valid(pc.struct_field(column, "bytes")) if "bytes" in names else None
+            column = pc.struct_field(column, "path")
+            column = column if inside is None else column.filter(pc.invert(inside))
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            found += (path for path in column.unique().to_pylist() if path)
+    return found
+
+
+def states(paths: Sequence[str]) -> bytes:
+    """Sizes and times of files."""
+
+    def state(path: str) -> str:
+        try:
+            found = Path(path).stat()
+        except (OSError, ValueError):
+            return "-"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    if not paths:
+        return b""
+    with ThreadPoolExecutor(NETWORK_READS) as pool:
+        return "\n".join(pool.map(state, paths)).encode()
