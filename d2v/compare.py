@@ -86,7 +86,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
             ],
         },
         "options": differing(runs[0]["options"], runs[1]["options"], leave={"run.out", "run.resume"}),
-        "environment": differing(runs[0]["environment"], runs[1]["environment"], leave={"command"}),
+        "environment": differing(runs[0]["environment"], runs[1]["environment"], leave={"command", "run"}),
         "facts": differing(runs[0]["facts"], runs[1]["facts"]),
     }
 

@@ -35,6 +35,7 @@ class Run:
         push: hub id that the best model is pushed to in the end, with its processor, card and adapter; by default none.
         private: create a repository that others do not see.
         tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
+        project: project that the tracker has the run in; TensorBoard's files are in a folder of this name in out.
     """
 
     out: str = "runs/d2v"
@@ -58,6 +59,7 @@ class Run:
     push: str | None = None
     private: bool = False
     tracker: str | None = "auto"
+    project: str = "d2v"
 
     def __post_init__(self):
         counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")

@@ -12,13 +12,13 @@ from typing import Any
 from d2v.config import Job
 from d2v.data.files import of_run
 from d2v.errors import InputError
-from d2v.pretrained import read_json
+from d2v.pretrained import fetch_file, read_json
 
 RUN = "run.json"
 """In a checkpoint's folder: what the run is made of."""
 
 RUN_MAY = "out epochs max_steps max_minutes resume pieces eval_every save_every save_minutes log_every keep_last"
-RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker push private replications"
+RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker project push private replications"
 OPTIM_MAY = "lr betas eps weight_decay clip schedule warmup hold start_scale final_scale layer_decay"
 OPTIM_MAY += " freeze_encoder_steps ema"
 DATA_MAY = "path workers test_split max_test_samples also submission"  # another path to the same files
@@ -79,6 +79,35 @@ def fingerprint(source: str | None, out: Path) -> dict[str, Any] | None:
         files += [(file.relative_to(path).as_posix(), file.stat().st_size) for file in seen if file.is_file()]
     digest = hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in sorted(files)).encode()).hexdigest()
     return {"files": len(files), "bytes": sum(size for _, size in files), "sha256": digest}
+
+
+def checkpoint_fingerprint(source: str) -> dict[str, Any] | None:
+    """What tells whether a checkpoint is that of another time, without reading all of it.
+
+    Args:
+        source: hub id or folder of the model that a run starts from.
+
+    Returns:
+        Of the hub the `commit`; of a folder the `sha256` of its files' names and sizes, and of the first and the last
+        million bytes of each; None where neither can be told.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            file = fetch_file(source, "config.json")
+        except InputError:  # which whoever loads the model says
+            return None
+        parts = file.parts if file else ()
+        return {"commit": parts[parts.index("snapshots") + 1]} if "snapshots" in parts[:-2] else None
+    digest = hashlib.sha256()
+    for file in sorted(each for each in folder.iterdir() if each.is_file() and not each.name.startswith(".")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\t{size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(10**6))
+            content.seek(max(0, size - 10**6))
+            digest.update(content.read(10**6))
+    return {"sha256": digest.hexdigest()}
 
 
 def run_identity(job: Job, batches: Any, model: Any, keep: Sequence[Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The beginning of a run: its folder, seed, device and precision."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 
-import d2v
 from d2v.config import Job
 from d2v.data.cores import granted_cores
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
-from d2v.training.identity import check_config, check_data, fingerprint, plain
+from d2v.training.identity import check_config, check_data, checkpoint_fingerprint, fingerprint, plain
+from d2v.training.machine import environment, has_bf16
 from d2v.training.resume import checkpoints
 from d2v.training.signals import LAUNCHED
 from d2v.training.submission import read_sample
@@ -85,20 +84,24 @@ def start(config: Any) -> Job:
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
     try:
-        accelerator = Accelerator(
-            # torchrun alone would start so many runs of one process where there is no GPU.
-            cpu=int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available(),
-            mixed_precision={"fp32": "no"}.get(precision, precision),
-            log_with=tracker if config.mode == "train" else None,
-            project_dir=out,
-            # LayerDrop, masks that were not sampled and a frozen encoder leave parameters without a gradient.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=True),
-                InitProcessGroupKwargs(timeout=PREPARING),
-            ],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`log_with=")  # the line below says it
+            accelerator = Accelerator(
+                # torchrun alone would start so many runs of one process where there is no GPU.
+                cpu=int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available(),
+                mixed_precision={"fp32": "no"}.get(precision, precision),
+                log_with=tracker if config.mode == "train" else None,
+                project_dir=out,
+                # LayerDrop, masks that were not sampled and a frozen encoder leave parameters without a gradient.
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(find_unused_parameters=True),
+                    InitProcessGroupKwargs(timeout=PREPARING),
+                ],
+            )
     except ValueError as error:
         raise InputError(f"run.precision {run.precision}, run.tracker {run.tracker}: {error}") from error
+    if config.mode == "train" and tracker and not accelerator.log_with:
+        raise InputError(f"run.tracker {tracker}: not installed; pip install {tracker}, or --run.tracker null")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("run.precision fp16 needs a GPU, on a CPU it would quietly be fp32; use bf16 or fp32")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and LAUNCHED in os.environ:
@@ -114,14 +117,16 @@ def start(config: Any) -> Job:
     job = Job(config, accelerator, Path(source).stem if source else "d2v")
     (begun,) = broadcast_object_list([os.urandom(8).hex()])
     if job.is_main:
-        data = fingerprint(config.data.path, out) if config.mode == "train" else None
+        data = fingerprint(config.data.path, out)
         if goes_on:
             check_data(config, checkpoints(out)[-1], data)
         out.mkdir(parents=True, exist_ok=True)
         print(to_yaml(config))
         (out / "config.yaml").write_text(to_yaml(config), "utf-8")
         precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-        write_json(out / "environment.json", environment() | {"precision": precision, "data": data, "run": begun})
+        made_of = {"data": data, "model": checkpoint_fingerprint(config.model) if config.model else None}
+        world = {"precision": precision, "processes": accelerator.num_processes}
+        write_json(out / "environment.json", environment() | world | made_of | {"run": begun})
         for line in [f"goes on with {', '.join(changed)}"] * bool(changed) + [f"results are in {out}"] * beside:
             print(line)
     check_disk(job, begun)
@@ -154,24 +159,6 @@ def check_disk(job: Job, begun: str) -> None:
     blind = [name for name, sees in gather_object([(platform.node(), same)]) if not sees]
     if blind:
         raise InputError(f"{job.out}: {blind[0]} does not see what the first process writes there; use a shared disk")
-
-
-def has_bf16() -> bool:
-    """Whether this processor has instructions for bf16; without them it is slower than fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86, in no public module of torch
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and command of this run."""
-    packages = ("torch", "accelerate", "datasets", "numpy", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    machine = {"command": sys.argv, "python": platform.python_version(), "device": device, "threads": threads}
-    return machine | {"d2v": d2v.__version__} | versions
 
 
 def to_yaml(config: Any) -> str:

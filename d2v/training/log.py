@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from d2v.config import Job
+from d2v.training.trackers import open_trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -19,11 +21,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def of_evaluation(entry: Mapping[str, Any]) -> bool:
+    """Whether a line of the log is of an evaluation."""
+    return any(key.startswith("eval_") for key in entry)
+
+
 def open_log(job: Job, progress: Any, total: int) -> "Log":
     """The log and the trackers of a run that goes on at `progress`, a `d2v.training.loop.Progress`."""
-    job.accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
+    tracked = open_trackers(job, progress.step)
     unit, path = job.config.data.unit, job.out / "log.jsonl"
-    return Log(path, progress.step, progress.evaluated, total, unit, job.accelerator)
+    return Log(path, progress.step, progress.evaluated, total, unit, job.accelerator, tracked=tracked)
 
 
 class Log:
@@ -36,18 +43,24 @@ class Log:
         total: updates of the whole run.
         unit: what batch sizes count.
         accelerator: whose trackers get the values too.
+        tracked: they have had the lines that are removed; a run that goes on repeats them, and they do not get them
+            again.
     """
 
-    def __init__(self, path: Path, step: int, evaluated: int, total: int, unit: str, accelerator):
+    def __init__(
+        self, path: Path, step: int, evaluated: int, total: int, unit: str, accelerator, *, tracked: bool = False
+    ):
         from tqdm import tqdm
 
         self.path, self.unit, self.accelerator = path, unit, accelerator
         self.main = accelerator.is_main_process
+        self.tracked = {True: -1, False: -1}  # the last step of evaluations, and of others, that trackers have
         if self.main:
             kept = []
             for entry in read_log(path):
-                is_evaluation = any(key.startswith("eval_") for key in entry)
+                is_evaluation = of_evaluation(entry)
                 kept += [entry] if entry["step"] <= (evaluated if is_evaluation else step) else []
+                self.tracked[is_evaluation] = entry["step"] if tracked else -1
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
         # Not a terminal: no bar, only the lines of evaluations.
         self.bar = tqdm(
@@ -88,7 +101,9 @@ class Log:
         if self.main:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
-        self.accelerator.log(values, step=step)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard" or step > self.tracked[of_evaluation(values)]:  # others cannot take back
+                tracker.log(values, step=step)
 
     def close(self) -> None:
         """Close bar and trackers."""

@@ -24,7 +24,8 @@ class FakeAccelerator:
     """Notes what trackers are told."""
 
     def __init__(self, main=True):
-        self.is_main_process, self.trackers, self.logged = main, [SimpleNamespace(finish=lambda: None)], []
+        self.is_main_process, self.logged = main, []
+        self.trackers = [SimpleNamespace(name="some", log=self.log, finish=lambda: None)]
 
     def log(self, values, step):
         self.logged.append((step, values))

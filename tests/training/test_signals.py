@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from d2v.data import loaders
+from d2v.data import cores, loaders
 from d2v.data.cores import granted_cores
 from d2v.errors import Interrupted
 from d2v.training import signals
+from d2v.training.machine import environment
 from d2v.training.report import peak_memory_mb
 from d2v.training.signals import hold_signals, received
 
@@ -125,6 +127,9 @@ def test_a_system_without_these_signals_and_modules_begins_a_run(handlers, monke
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     assert torch.cuda.is_available() or peak_memory_mb() is None
     assert granted_cores() >= 1
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(cores, "TABLE", Path("nowhere"))
+    assert environment()["cores"] >= 1 and environment()["memory_mb"] > 100
 
 
 @pytest.mark.slow
