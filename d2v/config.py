@@ -153,12 +153,17 @@ class Data:
         submission: sample submission of a competition, a CSV of ids and predictions, like which predict writes
             submission.csv; by default none.
         bad_rows: refuse rows that cannot be used, or skip and count them.
+        streaming: read train while training, shard by shard, of a hub id, parquet, JSON lines or WebDataset archives,
+            instead of preparing it on disk before; run.max_steps says when training ends.
+        buffer_rows: number of rows of a stream that are held and shuffled at a time, on all processes together.
         delimiter: character between the columns of a CSV or TSV file; by default a comma or a tab, as its name ends.
         header: names of the columns of CSV and TSV files that have no header; by default their first line has them.
     """
 
     unit: ClassVar[str] = "rows"
     """What the size of a batch is counted in."""
+    whole: ClassVar[str | None] = None
+    """Why train cannot be streamed; None where it can."""
 
     path: str | None = None
     name: str | None = None
@@ -175,6 +180,8 @@ class Data:
     workers: int = 0
     submission: str | None = None
     bad_rows: Literal["refuse", "skip"] = "refuse"
+    streaming: bool = False
+    buffer_rows: int = 2000
     delimiter: str | None = None
     header: list[str] | None = None
 
@@ -185,7 +192,7 @@ class Data:
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise InputError(f"data.delimiter should be one character, such as ; or tab, not {self.delimiter!r}")
         samples = ("max_train_samples", "max_validation_samples", "max_test_samples")
-        at_least(1, "data", self, ("batch_size", *samples))
+        at_least(1, "data", self, ("batch_size", "buffer_rows", *samples))
         at_least(0, "data", self, ("workers",))
 
     @property
@@ -241,7 +248,7 @@ class Job:
     accelerator: Any
     recipe: str
     facts: list[dict[str, Any]] = field(default_factory=list)
-    decoded: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
+    decoded: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:

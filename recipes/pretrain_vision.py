@@ -16,11 +16,10 @@ from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
 from d2v.data.augment import Augment, augmenter
-from d2v.data.image import fit_processor
+from d2v.data.image import fit_processor, picture_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedImageData, masked_images, patches
-from d2v.data.rows import Rows
 from d2v.demo.images import digits
 from d2v.models.configuration import sides
 from d2v.models.pretraining import at_masked, begin
@@ -59,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: images
     splits = load(job, digits, inputs={"image": data.image_column})
-    rows = {name: Rows(split, split.ids(data.image_column), [1] * len(split)) for name, split in splits.items()}
+    rows = {name: picture_rows(job, split) for name, split in splits.items()}
 
     # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
     base = build(job, Data2VecVisionModel, PRETRAINING)

@@ -21,6 +21,7 @@ from torch import nn
 
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
+from d2v.data.image import picture_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pairs import read_pairs
@@ -32,7 +33,6 @@ from d2v.data.segmentation import (
     read_example,
     segmentation_head,
     segmentation_processor,
-    segmentation_rows,
     to_pixels,
 )
 from d2v.decode.segmentation import draw_overlays, images_loss, label_map
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     if job.training and job.accelerator.num_processes > 1 and job.accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processor = segmentation_processor(job, settings)
-    rows = {name: segmentation_rows(job, split) for name, split in splits.items()}
+    rows = {name: picture_rows(job, split) for name, split in splits.items()}
     classes = len(names) if job.labelled else None
     collate_rows = partial(collate, data=data, processor=processor, classes=classes)
 

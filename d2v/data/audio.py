@@ -13,6 +13,7 @@ from d2v.data.cache import map_rows
 from d2v.data.facts import Decoded, note
 from d2v.data.parts import PartData, part_name, read_parts, seconds_of
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
+from d2v.data.streams import rows_of
 from d2v.errors import InputError
 from d2v.processors.audio import HEADER, AudioFeatureExtractor, AudioInfo, audio_info, load_audio, plain_header
 
@@ -60,7 +61,7 @@ def clip_rows(
     splits: Mapping[str, Split],
     rate: int,
     shortest: int,
-    references: Mapping[str, Sequence[Any]],
+    references: Mapping[str, Any],
     *,
     learn: Callable[[Any, float], str | None],
     score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
@@ -74,7 +75,8 @@ def clip_rows(
         splits: from `d2v.data.load.load`.
         rate: samples a second.
         shortest: samples that a clip has at the least.
-        references: split -> what each row is trained on or scored against; none in prediction.
+        references: split -> what each row is trained on or scored against, or of a stream a function that returns
+            it of a block; none in prediction.
         learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
         crop_seconds: as `clip_batch` gets it; a longer clip of train counts as so many.
         settle: makes references fit to what is heard: `settle(reference, seconds, part)` returns another one, and what
@@ -84,6 +86,15 @@ def clip_rows(
         InputError: a bad row, unless `data.bad_rows` skips it, or no good one.
     """
     data: AudioData = job.config.data
+    if any(split.stream is not None for split in splits.values()):
+
+        def of(part: Split) -> Rows:
+            known = references.get(part.name)
+            own = {} if known is None else {part.name: known(part) if callable(known) else known}
+            options: Any = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "settle": settle}
+            return clip_rows(job, {part.name: part}, rate, shortest, own, **options)[part.name]
+
+        return {name: rows_of(split, of) for name, split in splits.items()}
     rows = {}
     for name, split in splits.items():
         training = name == "train"

@@ -3,11 +3,14 @@
 import ast
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from d2v.config import Job
+from d2v.data.facts import note
 from d2v.data.rows import Split
 from d2v.errors import InputError
 
@@ -143,3 +146,65 @@ def distinct(names: Iterable[str]) -> list[str]:
     """The names, with their number after those that come twice: ImageNet's 134 and 517 are both "crane" on the hub."""
     counts = Counter(names := list(names))
     return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+
+
+def renamed(label: Any, names: Mapping[str, str]) -> Any:
+    """A label of the data as the model calls it; others stay, to be named as a problem."""
+    if isinstance(label, list):
+        return [renamed(each, names) for each in label]
+    return names.get(label, label) if isinstance(label, str) else label
+
+
+def value_reader(column: str) -> Callable[[Split], list[Any]]:
+    """A function that returns the values of rows."""
+    return lambda split: list(map(as_number, split.column(column)))
+
+
+def name_reader(read: Callable[[Split], Named], named: Named, classes: Sequence[Any]) -> Callable[[Split], list[Any]]:
+    """A function that returns the labels of a stream's block by the names of the model's classes.
+
+    Args:
+        read: names the labels of a block.
+        named: of the stream, from `with_stream`.
+        classes: what the model calls the classes of the stream.
+    """
+    names = dict(zip(named.classes, (each[0] if isinstance(each, list) else each for each in classes), strict=True))
+    return lambda split: [renamed(label, names) for label in read(split).labels]
+
+
+def with_stream(
+    job: Job, splits: Mapping[str, Split], columns: Mapping[str, Named], column: str, *, several: bool
+) -> dict[str, Named]:
+    """The labels of each split, of which a stream has a label of each of its classes, which are noted.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        splits: of which train may be a stream.
+        columns: the labels of each, of a stream those of its beginning.
+        column: where they are.
+        several: rows have lists of labels.
+    """
+    if not job.training or splits["train"].stream is None:
+        return dict(columns)
+    train, validation = columns["train"], columns["validation"]
+    table = splits["train"].table
+    if not (train.numbered or "," in column or listed_names(table, column)):
+        listed = ", ".join(validation.classes[:20]) + (", ..." if len(validation.classes) > 20 else "")
+        line = f"train: the classes of {column} are taken to be those of validation: {listed}"
+        note(job, "classes of a stream", line, classes=validation.classes)
+        train = replace(train, classes=validation.classes)
+    return dict(columns) | {"train": replace(train, labels=[[each] if several else each for each in train.classes])}
+
+
+def plain_text(name: str) -> str:
+    """A name in small letters, accents composed."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def plain_number(name: str) -> str:
+    """A number as such, however it is written; of LABEL_0 the 0; other names in small letters."""
+    name = name.casefold()
+    number = name.removeprefix("label_")
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", number, re.ASCII):
+        return name
+    return f"{float(number):.15g}"

@@ -20,8 +20,9 @@ KNOWN = {
     "image_file img_path",
     "mask": "mask label labels annotation segmentation segmentation_mask semantic_mask label_map mask_path label_path",
     "text": "text transcription transcript sentence normalized_text utterance content review document tweet comment "
-    "comment_text body",
-    "label": "label labels class category target fine_label intent_class intent emotion sentiment genre keyword topic",
+    "comment_text body txt",
+    "label": "label labels class category target fine_label intent_class intent emotion sentiment genre keyword topic "
+    "cls",
     "speaker": "speaker speaker_id client_id spk spk_id speaker_name",
     "tokens": "tokens words form",
     "tags": "tags ner_tags upos pos_tags chunk_tags labels ner pos",

@@ -12,6 +12,7 @@ from d2v.config import Job
 from d2v.data.audio import AudioData, clip_rows
 from d2v.data.facts import note
 from d2v.data.rows import Rows, Split
+from d2v.data.streams import rows_of
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.pretrained import fetch_file
@@ -122,6 +123,12 @@ def speech_rows(
         extractor, tokenizer: of the model.
         settings: the model's configuration, which says how many frames a clip has.
     """
+    if any(split.stream is not None for split in splits.values()):
+
+        def of(part: Split) -> Rows:
+            return speech_rows(job, {part.name: part}, extractor, tokenizer, settings)[part.name]
+
+        return {name: rows_of(split, of) for name, split in splits.items()}
     column, rate = job.config.data.text_column, extractor.sampling_rate
     texts: dict[str, list[Any]] = {}
     splits = {name: count_references(job, split) for name, split in splits.items()} if job.labelled else splits

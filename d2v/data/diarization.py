@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class SegmentData(AudioData):
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window. Speakers are
             matched over the time that two windows share, which is twice as long.
     """
+
+    whole: ClassVar[str | None] = "recordings are cut into windows before training"
 
     segments_column: str = "turns"
     label_key: str | None = "speaker"

@@ -12,21 +12,12 @@ from typing import Any
 from d2v.config import Job
 from d2v.pretrained import write_json
 
-Decoded = tuple[str, str, str]
-"""What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"."""
+Decoded = tuple[str, str, str] | tuple[str, str, str, int]
+"""What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"; of
+a stream's block with the number of rows of which this is the first."""
 
-MUTED: ContextVar[bool] = ContextVar("muted", default=False)
-"""Whether nothing is noted, see `without_notes`."""
-
-
-@contextmanager
-def without_notes() -> Iterator[None]:
-    """Within, nothing is noted: what is done is only tried."""
-    token = MUTED.set(True)
-    try:
-        yield
-    finally:
-        MUTED.reset(token)
+COLLECTED: ContextVar[list[dict[str, Any]] | None] = ContextVar("collected", default=None)
+"""Where facts go instead, see `collecting`."""
 
 
 def note(job: Job, fact: str, line: str, **values: Any) -> None:
@@ -39,13 +30,27 @@ def note(job: Job, fact: str, line: str, **values: Any) -> None:
         **values: the same for programs, such as `split`, `rows`, `of` and `first`.
     """
     entry = {"fact": fact, **values, "line": line}
-    if MUTED.get() or entry in job.facts:
+    if (collected := COLLECTED.get()) is not None:
+        collected.append(entry)
+        return
+    if entry in job.facts:
         return
     job.facts.append(entry)
     if job.is_main:
         print(line)
         job.out.mkdir(parents=True, exist_ok=True)
         write_json(job.out / "data.json", {"facts": job.facts})
+
+
+@contextmanager
+def collecting() -> Iterator[list[dict[str, Any]]]:
+    """Within, facts are only collected: what is done is only tried, or of a part of the rows, which count together."""
+    facts: list[dict[str, Any]] = []
+    token = COLLECTED.set(facts)
+    try:
+        yield facts
+    finally:
+        COLLECTED.reset(token)
 
 
 def note_decoded(job: Job, decoded: Iterable[Decoded]) -> None:
@@ -55,14 +60,14 @@ def note_decoded(job: Job, decoded: Iterable[Decoded]) -> None:
         job: from `d2v.training.job.start`.
         decoded: of batches, whose collate functions give it as `decoded`.
     """
-    for split, fact, where in decoded:
-        job.decoded.setdefault((split, fact), dict[str, None]()).setdefault(where)
+    for split, fact, where, *rows in decoded:
+        job.decoded.setdefault((split, fact), dict[str, int]()).setdefault(where, rows[0] if rows else 1)
 
 
 def say_decoded(job: Job) -> None:
     """Print and keep what was counted by `note_decoded` since the last time."""
     for (split, fact), places in job.decoded.items():
-        count, first = len(places), next(iter(places))
+        count, first = sum(places.values()), next(iter(places))
         stale = [each for each in job.facts if (each.get("split"), each["fact"]) == (split, fact)]
         if any(each["rows"] == count for each in stale):
             continue

@@ -1,7 +1,7 @@
 """Images of a data set: reading them, their size, and the seed of each in training."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from d2v.config import Data, Job
 from d2v.data.facts import Decoded
 from d2v.data.labels import Labels
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
+from d2v.data.streams import rows_of
 from d2v.errors import InputError
 from d2v.hub import read_json_value
 from d2v.processors.image import ImageProcessor, ImageSource, load_image
@@ -82,18 +83,25 @@ def seeded(seed: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def image_rows(job: Job, split: Split, labels: Labels, references: Sequence[Any] | None) -> Rows:
+def picture_rows(job: Job, split: Split) -> Any:
+    """The rows of a split of images, without labels or with label maps, which are decoded as they come up."""
+    return rows_of(split, lambda part: Rows(part, part.ids(job.config.data.image_column), [1] * len(part)))
+
+
+def image_rows(job: Job, split: Split, labels: Labels, references: Any) -> Any:
     """The rows of a split of images whose labels can be used.
 
     Args:
         job: whose data have the options of `ImageData`.
         split: from `d2v.data.load.load`.
         labels: what the model predicts.
-        references: of each row; None in prediction.
+        references: of each row; None in prediction; of a stream a function that returns those of a block.
 
     Raises:
         InputError: a label is none of the model's, unless `data.bad_rows` skips such rows.
     """
+    if split.stream is not None:
+        return rows_of(split, lambda part: image_rows(job, part, labels, references(part)))
     good = check_rows(job, split, [labels.problem(reference) for reference in references or ()] or [None] * len(split))
     kept, ids = split.select(good), split.ids(job.config.data.image_column)
     return Rows(

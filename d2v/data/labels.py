@@ -5,11 +5,10 @@ Shapes: B batch, C classes.
 
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -19,12 +18,17 @@ from d2v.config import Data, Job
 from d2v.data.class_names import (
     Named,
     as_list,
-    as_number,
     distinct,
     listed_names,
+    name_reader,
     name_values,
+    plain_number,
+    plain_text,
     read_indicators,
+    renamed,
+    value_reader,
     vector_width,
+    with_stream,
 )
 from d2v.data.facts import note
 from d2v.data.rows import Split
@@ -190,8 +194,11 @@ class Labels:
         return {"label": self.names[max(range(len(scores)), key=scores.__getitem__)], "scores": listed}
 
 
-def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, list[Any]]]:
+def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, Any]]:
     """What the model predicts, and the label of each row of each split: names of the model's classes, or values.
+
+    Of a stream it is a function that returns those of a block; its classes are those that the column's type lists, else
+    those of validation.
 
     In training the classes are those of all rows of train's files, whatever was held out or sampled; in the order of
     the checkpoint where this has the same ones. Else they are the checkpoint's, to which `data.match` maps the data's.
@@ -212,13 +219,18 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     if not job.labelled:
         return replace(labels, thresholds=thresholds(job, labels)), {}
     if labels.problem_type == "regression":
-        values = {name: list(map(as_number, split.column(column))) for name, split in splits.items()}
+        read_values = value_reader(column)
+        values = {name: read_values(split) if split.stream is None else read_values for name, split in splits.items()}
         return (Labels(["LABEL_0"], "regression", column) if job.training else labels), values
     columns = {name: read_names(split, data, labels.problem_type) for name, split in splits.items()}
-    labels, references = settle_classes(job, labels, columns, data.match)
+    columns = with_stream(job, splits, columns, column, several=labels.problem_type == "multi_label")
+    labels, named = settle_classes(job, labels, columns, data.match)
     if data.positive_class is not None and data.positive_class not in labels.names:
         raise InputError(f"data.positive_class {data.positive_class!r} is none of {', '.join(labels.names[:20])}")
-    labels = weighted(labels, data, references.get("train"))
+    labels, references = weighted(labels, data, named.get("train")), dict[str, Any](named)
+    if job.training and splits["train"].stream is not None:
+        read = partial(read_names, data=data, problem_type=labels.problem_type, like=columns["train"])
+        references |= {"train": name_reader(read, columns["train"], named["train"])}
     return replace(labels, positive=data.positive_class, thresholds=thresholds(job, labels)), references
 
 
@@ -346,8 +358,8 @@ def checkpoint_labels(source: str, column: str = "label") -> Labels:
     return Labels(distinct(names), kind, column)
 
 
-def read_names(split: Split, data: LabelData, problem_type: ProblemType) -> Named:
-    """The labels of a split as text, and the classes.
+def read_names(split: Split, data: LabelData, problem_type: ProblemType, like: Named | None = None) -> Named:
+    """The labels of a split as text, and the classes; of a block of a stream in the form of the others.
 
     Raises:
         InputError: some labels are text, others numbers, or a column is missing.
@@ -359,17 +371,15 @@ def read_names(split: Split, data: LabelData, problem_type: ProblemType) -> Name
     if several:
         values = [as_list(value, data.label_separator) for value in values]
         width = vector_width(values) if listed_names(split.table, column) is None else 0
+        if like is not None:
+            width = len(like.classes) if like.numbered else 0
         if width:
-            vectors = [[str(i) for i, value in enumerate(row) if value] for row in values]
+            vectors = [
+                [str(i) for i, value in enumerate(row) if value] if vector_width([row]) == width else None
+                for row in values
+            ]
             return Named([vectors[i] for i in split.index], list(map(str, range(width))), numbered=True)
     return name_values(split, column, values)
-
-
-def renamed(label: Any, names: Mapping[str, str]) -> Any:
-    """A label of the data as the model calls it; others stay, to be named as a problem."""
-    if isinstance(label, list):
-        return [renamed(each, names) for each in label]
-    return names.get(label, label) if isinstance(label, str) else label
 
 
 def label_problem(
@@ -432,17 +442,3 @@ def match_classes(match: Match, names: Sequence[str], classes: Sequence[str]) ->
         if len(set(theirs)) == len(names) and len(set(ours)) == len(classes) and set(theirs) & set(ours):
             return {label: theirs.index(key) for label, key in zip(classes, ours, strict=True) if key in theirs}
     return exact
-
-
-def plain_text(name: str) -> str:
-    """A name in small letters, accents composed."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def plain_number(name: str) -> str:
-    """A number as such, however it is written; of LABEL_0 the 0; other names in small letters."""
-    name = name.casefold()
-    number = name.removeprefix("label_")
-    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", number, re.ASCII):
-        return name
-    return f"{float(number):.15g}"

@@ -6,7 +6,7 @@ Shapes: N tokens of a text, B windows or texts, T tokens of each.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class LanguageData(TextData):
             by default each row is a document of its own.
         max_length: number of tokens of a window; the model's positions bound it too.
     """
+
+    whole: ClassVar[str | None] = "its text is read and cut into windows before training"
 
     text_column: str = "text"
     separator: str | None = None

@@ -1,6 +1,7 @@
 """Any source that `datasets` reads, and folders as people have them, as splits with the columns a recipe needs."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
 from d2v.data.rows import Split
+from d2v.data.shards import check_stream, open_stream, train_shards
 from d2v.data.sources import read
 from d2v.data.splits import hold_out, parse_fold, parts, shared_groups
 from d2v.errors import InputError
@@ -40,11 +42,15 @@ def load(
         reader: reads all splits of a source, by default `read`.
     """
     data = job.config.data
+    streams = None
+    if data.streaming and job.training:
+        check_stream(job)
+        streams = train_shards(data)
     with job.accelerator.main_process_first():
         source = demo() if data.path is None else (reader or read)(data)
         if getattr(data, "tiers", None):
             source = with_tiers(source, data)
-        splits = choose_splits(job, source, inputs, targets or {})
+        splits = choose_splits(job, source, inputs, targets or {}, streams)
     for fact, line, values in getattr(source, "remarks", ()):
         note(job, fact, line, **values)
     return splits
@@ -55,6 +61,7 @@ def choose_splits(
     source: Mapping[str, "Dataset"],
     inputs: Mapping[str, str | None],
     targets: Mapping[str, str | None] | None = None,
+    streams: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Split]:
     """The splits a run works on, and a line that says which of the source's are used for what.
 
@@ -63,6 +70,7 @@ def choose_splits(
         source: all splits of the source, from `read` or the demo.
         inputs: what a column is for -> its name; a missing one is an error.
         targets: likewise of the labels.
+        streams: from `train_shards`, where train is to be streamed.
 
     Returns:
         `train`, `validation` and `test`, as far as they were asked for and are there. While training there always are
@@ -80,6 +88,12 @@ def choose_splits(
     if data.fold:
         roles = ("train", "validation") if training else ("train",)
     splits: dict[str, Split] = {}
+    if streams is not None:
+        roles = roles[1:]
+        parts_of_train = source_splits(streams, data, "train", training=True)
+        train = open_stream(job, [streams[part]() for part in parts_of_train], columns)
+        of = tuple((part, 0) for part in parts_of_train)
+        splits["train"] = check_split(replace(train, parts=of, group=data.group_column), data, columns)
     for name in roles:
         names = source_splits(source, data, name, training=training)
         if name == "test" and training and len(names) > 1 and data.test_split == type(data).test_split:
@@ -102,6 +116,11 @@ def choose_splits(
     how = {}
     if data.fold:
         splits, how["test"] = fold(splits, data, seed, labels)
+    if streams is not None and "validation" not in splits:
+        raise InputError(
+            f"{data.path}: no validation split, and of a stream, whose rows are not counted, no share can be held out "
+            "(data.validation_split)"
+        )
     if training and "validation" not in splits:
         train = splits["train"]
         splits["train"], splits["validation"], by = hold_out(train, data, seed, *traits(train, data, labels))
@@ -109,12 +128,12 @@ def choose_splits(
     splits = {name: splits[name] for name in SPLITS if name in splits}
     for name, split in splits.items():
         most = getattr(data, f"max_{name}_samples")
-        if most is not None and most < len(split):
+        if most is not None and most < len(split) and split.stream is None:
             order = np.arange(len(split)) if data.running else np.random.default_rng(seed).permutation(len(split))
             splits[name] = split.select(order[:most])
     say_splits(job, source, splits, how)
     if data.group_column:
-        groups = {name: split.column(data.group_column) for name, split in splits.items()}
+        groups = {name: split.column(data.group_column) for name, split in splits.items() if split.stream is None}
         if nameless := sum(value in (None, "") for values in groups.values() for value in values):
             line = f"{data.group_column}: {nameless} rows have none, and are held out each by itself"
             note(job, "no group", line, rows=nameless)
@@ -206,7 +225,7 @@ def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split],
     said, used = [], set()
     for name, split in splits.items():
         used |= {part for part, _ in split.parts}
-        rows = f"{len(split)} row{'s' * (len(split) != 1)}"
+        rows = f"{len(split)} row{'s' * (len(split) != 1)}" if split.stream is None else "a stream"
         whole = "+".join(part for part, _ in split.parts)
         where = "" if len(source) == 1 and not how and not job.training else how.get(name, "of {}").format(whole)
         said.append(f"{purposes[name]} {rows} {where}".strip())

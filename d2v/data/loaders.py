@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from d2v.config import Job
 from d2v.data.rows import NoneDecodedError, Rows
 from d2v.data.sampler import LengthBatches, deal, eval_batches
+from d2v.data.streams import StreamRows, StreamUpdates
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 
@@ -47,7 +48,9 @@ class NumberedRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int] | dict[str, Any]) -> dict[str, Any]:
+        if isinstance(key, dict):  # of a stream, whose rows are sent along
+            return key
         row, *epoch = key if isinstance(key, tuple) else (key,)
         numbered = self.rows[row] | {"row": row}
         return numbered | {"seed": (self.seed, *epoch, row)} if epoch else numbered
@@ -184,7 +187,7 @@ class Updates:
         self.epoch, self.done = state["epoch"], state["done"]
 
 
-def train_loader(job: Job, rows: Rows, collate: Collate) -> Updates:
+def train_loader(job: Job, rows: Rows | StreamRows, collate: Collate) -> Updates | StreamUpdates:
     """Updates for training, see `d2v.training.loop.fit`.
 
     Args:
@@ -192,6 +195,9 @@ def train_loader(job: Job, rows: Rows, collate: Collate) -> Updates:
         rows: to train on.
         collate: makes a batch of rows that have a `seed`.
     """
+    if isinstance(rows, StreamRows):
+        planned: list[Any] = []
+        return StreamUpdates(job, rows, planned, loader(job, rows.beginning, collate, planned))
     return Updates(job, rows, collate)
 
 

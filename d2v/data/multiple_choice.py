@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from d2v.config import Job
 from d2v.data.rows import Rows, Split, check_rows
@@ -22,6 +22,8 @@ class ChoiceData(TextData):
         choice_columns: columns of one choice each; or a single one of lists of choices, or of lists `text` and `label`.
         label_column: column of the right choice: its number, from 0, its letter, A to Z, or what `label` calls it.
     """
+
+    whole: ClassVar[str | None] = "the choices of all rows are read before training"
 
     prompt_column: str = "sent1"
     start_column: str | None = "sent2"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class QuestionData(TextData):
         max_answer_length: maximum number of tokens of an answer.
         n_best: number of answers that are listed for each question.
     """
+
+    whole: ClassVar[str | None] = "answers are looked for in all contexts before training"
 
     question_column: str = "question"
     context_column: str = "context"

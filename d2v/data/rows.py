@@ -32,6 +32,8 @@ class Split:
         index: (N,) the table's rows that are used, in order.
         parts: the source's splits that the table joins, by name, with their numbers of rows.
         group: the column of the rows' groups, such as speakers, where there is one.
+        stream: of `d2v.data.streams`, where train is read while it is trained on; the table is the beginning of it.
+        offset: of a block of a stream, how many rows of its shard come before it.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Split:
     index: np.ndarray
     parts: tuple[tuple[str, int], ...]
     group: str | None = None
+    stream: Any = None
+    offset: int | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,10 +74,12 @@ class Split:
         """Which part each row of the table is in, and its number there."""
         starts = np.array([0, *accumulate(rows for _, rows in self.parts)])
         part = np.searchsorted(starts, rows, side="right") - 1
-        return part, rows - starts[part]
+        return part, rows - starts[part] + (self.offset or 0)
 
     def column(self, name: str, field: str | None = None) -> list[Any]:
         """The values of a column, read at once; of a column of objects one field, and no other is read.
+
+        Of a stream those of its first rows.
 
         Args:
             name: of the column.
@@ -81,6 +87,8 @@ class Split:
         """
         import pyarrow.compute as pc
 
+        if self.stream is not None and field is None:
+            return self.stream.first(name)
         whole = np.array_equal(self.index, np.arange(len(self.table)))
         if field is None:
             values = self.table[name][:]
@@ -189,7 +197,7 @@ def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndar
             others = f"; {len(bad)} such rows of {len(reasons)}" if len(bad) > 1 else ""
             raise InputError(f"{first}{others} (--data.bad_rows skip leaves such rows out)")
         line = f"{split.name}: {len(bad)} of {len(reasons)} rows left out; the first is {first}"
-        if len(bad) == len(reasons):
+        if len(bad) == len(reasons) and split.offset is None:
             raise InputError(line)
         note(job, "rows left out", line, split=split.name, rows=len(bad), of=len(reasons), first=first)
     return np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
@@ -223,7 +231,7 @@ def decode_rows(
     Raises:
         InputError: a row cannot be decoded and is not to be left out, or none can be.
     """
-    good, values, left_out = [], [], []
+    good, values, left_out = [], [], list[Decoded]()
     for row in rows:
         try:
             values.append(decode(row))

@@ -18,7 +18,7 @@ from d2v.config import Data, Job, at_least
 from d2v.data.facts import Decoded, note
 from d2v.data.files import PICTURES
 from d2v.data.image import fit_processor, seeded
-from d2v.data.rows import Rows, Split, decode_rows
+from d2v.data.rows import decode_rows
 from d2v.errors import InputError
 from d2v.hub import read_json
 from d2v.models.configuration import Data2VecVisionConfig, sides
@@ -187,16 +187,6 @@ def to_classes(mask: np.ndarray, processor: ImageProcessor, classes: int) -> tup
             f"label {wrong[0]} is not one of the {classes} classes, {valid}; data.values maps others to them"
         )
     return labels, ignored
-
-
-def segmentation_rows(job: Job, split: Split) -> Rows:
-    """The rows of a split, decoded as they come up.
-
-    Args:
-        job: whose data have the options of `SegmentationData`.
-        split: from `d2v.data.load.load`.
-    """
-    return Rows(split, split.ids(job.config.data.image_column), [1] * len(split))
 
 
 def segmentation_processor(job: Job, settings: Data2VecVisionConfig) -> ImageProcessor:

@@ -12,6 +12,7 @@ from d2v.config import Data, Job, at_least
 from d2v.data.cache import map_rows
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.streams import rows_of
 from d2v.processors.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def text_rows(
     split: Split,
     columns: Sequence[str],
     max_length: int,
-    references: Sequence[Any] | None = None,
+    references: Any = None,
     problem: Callable[[Any], str | None] = lambda reference: None,
 ) -> Rows:
     """The rows of a split that can be used as tokens, `ids` (T,) int32; those that are cut are counted.
@@ -94,12 +95,17 @@ def text_rows(
         split: rows.
         columns: one, or two for pairs, of which the longer text is cut.
         max_length: most tokens of a row; longer ones are cut at their end.
-        references: of each row.
+        references: of each row; of a stream a function that returns those of a block.
         problem: says why a reference cannot be used, or None.
 
     Raises:
         InputError: a row has no text or an unusable reference, unless `data.bad_rows` skips it.
     """
+    if split.stream is not None:
+        return rows_of(
+            split,
+            lambda part: text_rows(job, tokenizer, part, columns, max_length, references and references(part), problem),
+        )
     reasons = text_problems(split, columns)
     if references is not None:
         reasons = [reason or problem(reference) for reason, reference in zip(reasons, references, strict=True)]

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class TokenData(TextData):
         max_length: maximum number of tokens of a window; a longer sentence takes several.
         stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
     """
+
+    whole: ClassVar[str | None] = "its sentences are read before training"
 
     tokens_column: str = "tokens"
     tags_column: str = "tags"

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations, compress, count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from d2v.config import Job, at_least
 from d2v.data.audio import AudioData
@@ -41,6 +41,8 @@ class TrialData(AudioData):
             of its clips.
         sampled_trials: maximum number of sampled trials, half of them of one speaker.
     """
+
+    whole: ClassVar[str | None] = "the speakers of train are the classes, and all have to be known"
 
     speaker_column: str = "speaker"
     crop_seconds: float = 8.0

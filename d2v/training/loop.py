@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.config import Job, Run
-from d2v.data.facts import note_decoded, say_decoded, without_notes
+from d2v.data.facts import collecting, note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
@@ -301,7 +301,7 @@ def try_evaluation(job: Job, measure: Callable[[Model], Any], model: Model, rand
         measure(model)
     if job.config.run.metric:
         found = None
-        with trying("metrics"), without_notes(), redirect_stdout(io.StringIO()):
+        with trying("metrics"), collecting(), redirect_stdout(io.StringIO()):
             try:
                 found = measure(model)
             except Interrupted:

@@ -114,9 +114,9 @@ def pretrain(
 
     config, accelerator, out = job.config, job.accelerator, job.out
     run, optim, teaching = config.run, config.optim, config.teacher
-    epoch = len(batches)  # updates
+    epoch = len(batches) if hasattr(batches, "__len__") else 0  # updates; a stream has no number of them
     total: int = run.max_steps or run.epochs * epoch
-    eval_every = run.eval_every or epoch
+    eval_every = run.eval_every or epoch or total
     save_every = run.save_every or eval_every
     made_of = run_identity(job, batches, student.base_model, keep)
     student.gradient_checkpointing_enable(run.gradient_checkpointing)
@@ -216,7 +216,8 @@ def pretrain(
             now = progress.step
             if now % run.log_every == 0 or now == total:
                 figures, moments = moments.figures(), Moments()
-                values = {"epoch": now / epoch, "seconds": progress.seconds, "skipped": progress.skipped}
+                values = {"epoch": now / epoch} if epoch else {}
+                values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 values |= {"half_life": half_life(decay), "auxiliary_weight": weight}
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
                 rises = optim.warmup * total if optim.warmup < 1 else optim.warmup

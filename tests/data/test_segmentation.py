@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from d2v.data.image import picture_rows
 from d2v.data.pairs import read_pairs
 from d2v.data.segmentation import (
     SegmentationData,
@@ -24,7 +25,6 @@ from d2v.data.segmentation import (
     read_mask,
     segmentation_head,
     segmentation_processor,
-    segmentation_rows,
     to_pixels,
     to_tensor,
 )
@@ -195,7 +195,7 @@ def test_rows_are_decoded_as_they_come_up(monkeypatch):
         split, data = pairs(name)
         with monkeypatch.context() as context:
             context.setattr("d2v.data.segmentation.load_image", None)
-            rows = segmentation_rows(make_job(data), split)
+            rows = picture_rows(make_job(data), split)
         assert rows.ids == ["0.png", "1.png"] and rows[0]["where"] == f"{name}, row 0" and rows.lengths == [1, 1]
         with pytest.raises(InputError, match=rf"^{name}, row 1: the label map has \(30, 9\) pixels.*bad_rows skip"):
             load_examples([rows[0], rows[1]], data, ImageProcessor(), 2)
@@ -210,7 +210,7 @@ def test_rows_are_decoded_as_they_come_up(monkeypatch):
 
 def test_an_example_is_an_image_and_perhaps_a_label_map():
     split, data = pairs()
-    rows = segmentation_rows(make_job(data), split)
+    rows = picture_rows(make_job(data), split)
     image, labels, remarks = read_example(rows[0], data, ImageProcessor(), 2)
     assert image.size == (30, 20) and labels.shape == (20, 30) and labels.sum() == 300 and not remarks
     assert read_example(rows[1], data, ImageProcessor(), None)[1] is None
@@ -319,7 +319,7 @@ def test_images_of_other_channels(channels, mode):
 def test_pixels_are_normalised_by_channel():
     split, data = pairs(size=10)
     processor = ImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.2, 0.1])
-    image, *_ = read_example(segmentation_rows(make_job(data), split)[0], data, processor, 2)
+    image, *_ = read_example(picture_rows(make_job(data), split)[0], data, processor, 2)
     pixels = to_pixels(image, data, processor)
     expected = [(90 / 255 - 0.5) / 0.5, (120 / 255 - 0.4) / 0.2, (150 / 255 - 0.3) / 0.1]
     assert pixels.shape == (3, 10, 15) and pixels[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
@@ -328,7 +328,7 @@ def test_pixels_are_normalised_by_channel():
 
 def test_a_random_crop_is_padded_by_the_mean_and_the_ignored_label():
     split, data = pairs(scale=(0.5, 0.5), photometric=False, flip=False)  # 15 x 10 pixels of 24 x 24
-    image, mask, _ = read_example(segmentation_rows(make_job(data), split)[0], data, ImageProcessor(), 2)
+    image, mask, _ = read_example(picture_rows(make_job(data), split)[0], data, ImageProcessor(), 2)
     pixels, labels = random_crop(image, mask, (0, 0, 0), data, ImageProcessor())
     assert pixels.shape == (3, 24, 24) and labels.shape == (24, 24) and labels.dtype == torch.int64
     assert (labels[10:] == 255).all() and (labels[:, 15:] == 255).all() and labels[:10, :15].max() == 1

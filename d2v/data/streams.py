@@ -1,0 +1,254 @@
+"""Streams: rows that are read while they are trained on, shard by shard, and the updates that are made of them.
+
+A process reads some rows of its own shards, a buffer, makes updates of them by length as of a small data set, and reads
+the next ones meanwhile. So the state of a stream is where the buffer begins and how many of its updates are done: who
+goes on reads the buffer again, from the middle of a few shards, and decodes nothing of what is done. What each process
+has read is told to all, once a buffer, so that all plan the same updates: one row of each process of like length.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from d2v.config import Job
+from d2v.data.facts import Decoded, collecting, note
+from d2v.data.rows import Rows, Split
+from d2v.data.sampler import LengthBatches, deal
+from d2v.data.shards import BLOCK, Stream
+from d2v.errors import InputError
+
+OPEN = 4
+"""Shards that a process reads a row of in turn, so that neighbours in one shard are not neighbours in a buffer."""
+
+
+@dataclass(frozen=True)
+class StreamRows:
+    """The rows of a stream.
+
+    Attributes:
+        stream: the shards.
+        make: makes of a block of rows those that can be used.
+        beginning: those of the first block.
+    """
+
+    stream: Stream
+    make: Callable[[Split], Rows]
+    beginning: Rows
+
+
+def rows_of(split: Split, make: Callable[[Split], Rows]) -> Any:
+    """`make(split)`; of a stream `StreamRows`, which are made of each block as it is read."""
+    if split.stream is None:
+        return make(split)
+    with collecting():  # they count when they are read
+        return StreamRows(split.stream, make, make(split.stream.split(0, 0, next(split.stream.tables(0)))))
+
+
+class Reader:
+    """A process's rows of a stream, epoch after epoch, without an end.
+
+    An epoch has all rows once, its shards in an order of its own. Where the shards cannot be dealt to the processes
+    evenly, each reads all of them and keeps its share of the rows.
+
+    Attributes:
+        at: where it is, plain values: the epoch; the next shard in its order; which of the open shards comes next; and
+            of these each its place in the order, the number of its block, and that of the row in what is made of it.
+        facts: what the blocks read since it was last emptied met.
+    """
+
+    def __init__(self, rows: StreamRows, seed: int, rank: int = 0, processes: int = 1, at: Any = None):
+        self.rows, self.seed, self.rank, self.processes = rows, seed, rank, processes
+        self.at: dict[str, Any] = deepcopy(at) if at else {"epoch": 0, "next": 0, "turn": 0, "open": []}
+        self.even = len(rows.stream.shards) % processes == 0
+        self.blocks: dict[int, tuple[Iterator[Any], int, Rows | None]] = {}
+        self.facts: list[dict[str, Any]] = []
+
+    def order(self) -> list[int]:
+        """The shards of this epoch that this process reads."""
+        order = np.random.default_rng((self.seed, self.at["epoch"])).permutation(len(self.rows.stream.shards))
+        return order[self.rank :: self.processes].tolist() if self.even else order.tolist()
+
+    def block(self, place: int, shard: int, number: int) -> Rows | None:
+        """What is made of a block of the shard at a place in the order; None after its last."""
+        stream = self.rows.stream
+        tables, now, rows = self.blocks.get(place, (None, -1, None))
+        if now != number:
+            tables = tables or stream.tables(shard, number * BLOCK)
+            table = next(tables, None)
+            with collecting() as facts:
+                rows = None if table is None else self.rows.make(stream.split(shard, number * BLOCK, table))
+            place_of = {"first": f"{stream.shards[shard]}, after row {number * BLOCK}"}
+            self.facts += [place_of | each for each in facts]
+            self.blocks[place] = tables, number, rows
+        return rows
+
+    def take(self, count: int, *, one_epoch: bool = False) -> tuple[list[dict[str, Any]], list[float]]:
+        """The next rows, with their number as `row` and the `seed` of their augmentation, and their lengths.
+
+        Args:
+            count: how many.
+            one_epoch: only as many as are left of this epoch.
+
+        Raises:
+            InputError: a shard or a row cannot be used, or no row can.
+        """
+        at, taken, lengths, without = self.at, list[dict[str, Any]](), list[float](), 0
+        order = self.order()
+        while len(taken) < count:
+            while len(at["open"]) < OPEN and at["next"] < len(order):
+                at["open"].append([at["next"], 0, 0])
+                at["next"] += 1
+            if not at["open"]:
+                at.update(epoch=at["epoch"] + 1, next=0, turn=0)
+                order, without = self.order(), 0 if taken else without + 1
+                if without == 2:
+                    first = self.rows.stream.shards[order[0]]
+                    raise InputError(f"not one row of {len(order)} shards can be used; the first is {first}")
+                if one_epoch and taken:
+                    break
+                continue
+            turn = at["turn"] % len(at["open"])
+            place, number, i = at["open"][turn]
+            shard = order[place]
+            rows = self.block(place, shard, number)
+            if rows is None:
+                at["turn"] = turn
+                del at["open"][turn], self.blocks[place]
+            elif i == len(rows):
+                at["open"][turn] = [place, number + 1, 0]
+            else:
+                at["open"][turn][2] += 1
+                at["turn"] = turn + 1
+                if self.even or (shard + number + i) % self.processes == self.rank:
+                    key = (shard << 48) + (number << 20) + i
+                    taken.append(rows[i] | {"row": key, "seed": (self.seed, at["epoch"], key)})
+                    lengths.append(rows.lengths[i])
+        return taken, lengths
+
+
+def everyones(job: Job, value: Any) -> list[Any]:
+    """A value of each process, on all of them."""
+    from accelerate.utils import gather_object
+
+    return gather_object([value]) if job.accelerator.num_processes > 1 else [value]
+
+
+def plan(
+    lengths: Sequence[Sequence[float]],
+    *,
+    max_rows: int,
+    max_length: float | None,
+    batches: int,
+    pieces: int,
+    seed: int,
+    epoch: int,
+) -> tuple[list[list[list[int]]], list[list[int]]]:
+    """The updates of a buffer, the same on all processes, of each of which they take one row of like length.
+
+    Args:
+        lengths: of the rows of each process, of all equally many.
+        max_rows, max_length, batches, seed: as for `LengthBatches`.
+        pieces: as for `deal`.
+        epoch: number of the buffer.
+
+    Returns:
+        The pieces of each update, as numbers of groups; and for each process its row in each group.
+    """
+    processes = len(lengths)
+    orders = [sorted(range(len(each)), key=each.__getitem__) for each in lengths]
+    groups = [max(each[order[i]] for each, order in zip(lengths, orders, strict=True)) for i in range(len(orders[0]))]
+    # Where a batch has not a row for each process, several are one; an update stays as large.
+    least = max(processes / max_rows, processes * max(groups) / max_length if max_length else 0)
+    count = batches if processes == 1 else max(1, int(batches // max(least, 1)))
+    share = batches / count / processes
+    longest = None if max_length is None else max_length * share
+    most = max(1, round(max_rows * share))
+    made = LengthBatches(groups, max_rows=most, max_length=longest, seed=seed, batches=count)
+    dealt = [deal(update, groups, max_rows, max_length, pieces=pieces) for update in made.updates(epoch)]
+    return [[piece[0] for piece in update] for update in dealt], orders
+
+
+class StreamUpdates:
+    """Update after update of a stream, without an end: this process's batches of each; see `d2v.data.loaders.Updates`.
+
+    Its state is that of all processes, which have to be as many when a run goes on.
+    """
+
+    def __init__(self, job: Job, rows: StreamRows, planned: list[Any], loader: Any):
+        """Begin at the first row.
+
+        Args:
+            job: from `d2v.training.job.start`.
+            rows: to train on.
+            planned: gets the rows of the batches that the loader is to make next.
+            loader: iterates over these batches.
+        """
+        data, accelerator = job.config.data, job.accelerator
+        most = data.batch_size * job.config.optim.batches
+        if data.buffer_rows < most:
+            raise InputError(
+                f"data.buffer_rows {data.buffer_rows} is less than an update may have, {most} rows "
+                "(data.batch_size times optim.batches)"
+            )
+        self.job, self.rows, self.planned, self.batches = job, rows, planned, loader
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.starts: list[Any] = [None] * self.processes
+        self.size: int | None = None  # of a process's buffer
+        self.buffer = self.done = 0
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        data, config = self.job.config.data, self.job.config
+        share = -(-data.buffer_rows // self.processes)
+        reader = Reader(self.rows, config.run.seed, self.rank, self.processes, self.starts[self.rank])
+        thread = ThreadPoolExecutor(1, "stream")
+        taken, lengths = reader.take(self.size or share, one_epoch=self.size is None)
+        start = self.starts[self.rank] or Reader(self.rows, 0).at
+        while True:
+            if self.size is None:  # what is less than a buffer is read again and again
+                self.size = max(everyones(self.job, len(taken)))
+                more = reader.take(self.size - len(taken))
+                taken, lengths = taken + more[0], lengths + more[1]
+            self.starts, all_lengths = map(list, zip(*everyones(self.job, (start, lengths)), strict=True))
+            start, decoded = deepcopy(reader.at), self.note_facts(reader)
+            updates, orders = plan(
+                all_lengths,
+                max_rows=data.batch_size,
+                max_length=data.max_size,
+                batches=config.optim.batches,
+                pieces=config.run.pieces,
+                seed=config.run.seed,
+                epoch=self.buffer,
+            )
+            own = orders[self.rank]
+            self.planned[:] = [[taken[own[i]] for i in piece] for update in updates[self.done :] for piece in update]
+            batches = iter(self.batches)
+            ahead = thread.submit(reader.take, self.size)  # workers, if any, have been forked before
+            for update in updates[self.done :]:
+                self.done += 1
+                made = [next(batches) for _ in update]
+                for batch in made:
+                    met = [("train", fact, where) for _, fact, where in batch.get("decoded", ())]
+                    batch["decoded"], decoded = [*decoded, *met], []
+                yield made
+            taken, lengths = ahead.result()
+            self.buffer, self.done = self.buffer + 1, 0
+
+    def note_facts(self, reader: Reader) -> list[Decoded]:
+        """What a reader met, as `decoded` of a batch; what is no matter of rows is noted."""
+        facts, reader.facts = reader.facts, []
+        for each in facts:
+            if "rows" not in each:
+                note(self.job, **{key: value for key, value in each.items() if key != "first"})
+        return [("train", each["fact"], each["first"], each["rows"]) for each in facts if "rows" in each]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each process's buffer begins, and how many of its updates were given out."""
+        return {"starts": self.starts, "size": self.size, "buffer": self.buffer, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.starts, self.size, self.buffer, self.done = (state[key] for key in ("starts", "size", "buffer", "done"))
