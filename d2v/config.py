@@ -20,7 +20,8 @@ class Run:
         resume: go on from the last checkpoint in out, exactly, or start if there is none.
         precision: fp32, bf16, fp16, or auto for bf16 where the processor has instructions for it and fp32 elsewhere; by
             default what accelerate was configured with.
-        pieces: pieces that a batch is computed in, one after another; more take less memory and change no update.
+        pieces: pieces that a batch is computed in, one after another, in evaluation too; more take less memory and
+            change no update.
         eval_every: updates from one evaluation to the next; by default one epoch.
         save_every: updates from one checkpoint to the next; by default eval_every. Evaluations save first in any case.
         save_minutes: minutes without a checkpoint after which one is written.

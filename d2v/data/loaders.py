@@ -211,5 +211,7 @@ def eval_loader(job: Job, rows: Rows, collate: Collate) -> DataLoader:
     """
     data, accelerator = job.config.data, job.accelerator
     share = accelerator.process_index, accelerator.num_processes
-    batches: Sequence[list[int]] = eval_batches(rows.lengths, data.batch_size, data.max_size, *share)
+    pieces = job.config.run.pieces  # of a batch, as in training
+    most_rows, longest = max(1, data.batch_size // pieces), None if data.max_size is None else data.max_size / pieces
+    batches: Sequence[list[int]] = eval_batches(rows.lengths, most_rows, longest, *share)
     return loader(job, rows, collate, batches)

@@ -93,6 +93,9 @@ def continue_texts(
 
 def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
     """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
+    if hasattr(model, "set_requires_gradient_sync"):  # a shard of it: no process can compute alone
+        tqdm.write("no samples while the model is sharded; --mode evaluate shows some")
+        return
     room, _ = sampling.bounds(model.config)
     batch = tokenizer.pad(encode_prompts(tokenizer, sampling.prompts, room)[0])
     batch = {name: values.to(model.device) for name, values in batch.items()}

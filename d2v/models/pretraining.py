@@ -248,7 +248,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Student, decay: float) -> None:
         """Move towards the student: the average keeps `decay` of what it was."""
-        new = dict(student.base_model.named_parameters())
+        new = {  # whole tensors of a student that is sharded
+            name: each.full_tensor() if hasattr(each, "full_tensor") else each
+            for name, each in student.base_model.named_parameters()
+        }
         old = dict(self.model.named_parameters())
         averaged = [name for name in old if self.averaged.match(name)]
         torch._foreach_lerp_([old[name] for name in averaged], [new[name].float() for name in averaged], 1 - decay)

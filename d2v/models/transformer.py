@@ -7,9 +7,11 @@ Shapes: B batch, T frames or tokens, N real positions of a batch, D width, H hea
 are looked at.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -307,6 +309,33 @@ class Block(nn.Module):
         return x
 
 
+def skipped_layers(stack: nn.Module) -> Collection[int]:
+    """The layers of a stack that LayerDrop leaves out now: those that `skip_layers` chose, or others each time."""
+    module: Any = stack
+    if not (module.training and module.layerdrop > 0):
+        return ()
+    if module.skipped is not None:
+        return module.skipped
+    return (torch.rand(len(module.layers)) < module.layerdrop).nonzero().flatten().tolist()  # on the host
+
+
+def skip_layers(model: nn.Module, seed: int, step: int) -> None:
+    """Choose the layers that LayerDrop leaves out in an update: alike in all its pieces and on all processes.
+
+    Processes that share a block's weights wait for each other there, so all compute it or none does.
+
+    Args:
+        model: any.
+        seed: of the run.
+        step: updates done before.
+    """
+    chance = random.Random(f"{seed} {step}")
+    for module in model.modules():
+        if getattr(module, "layerdrop", 0) > 0:
+            stack: Any = module
+            stack.skipped = {i for i in range(len(stack.layers)) if chance.random() < stack.layerdrop}
+
+
 class Encoder(nn.Module):
     """A stack of blocks.
 
@@ -320,6 +349,7 @@ class Encoder(nn.Module):
     def __init__(self, depth: int, *, layerdrop: float = 0.0, drop_path: float = 0.0, **block):
         super().__init__()
         self.layerdrop, self.gradient_checkpointing = layerdrop, False
+        self.skipped: Collection[int] | None = None  # see `skip_layers`
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(Block(**block, drop_path=rate) for rate in rates)
 
@@ -351,10 +381,11 @@ class Encoder(nn.Module):
             The last output (N, D), the hidden states, the attention weights; the latter two None unless asked for.
         """
         keys = None if cache is None else cache.read(packing, x.device)
+        skipped = skipped_layers(self)
         hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else [], []
         for i, layer in enumerate(self.layers):
             weights = None
-            if not (self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop):
+            if i not in skipped:
                 bias = None if biases is None else biases[i]
                 heads = head_mask if head_mask is None or head_mask.ndim == 1 else head_mask[i]
                 run = partial(checkpoint, layer, use_reentrant=False) if self.gradient_checkpointing else layer

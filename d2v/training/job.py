@@ -17,20 +17,12 @@ from d2v.config import Job
 from d2v.data.cores import granted_cores
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
+from d2v.training.engine import check_engine, sharding
 from d2v.training.identity import check_config, check_data, checkpoint_fingerprint, fingerprint, plain
 from d2v.training.machine import environment, has_bf16
 from d2v.training.resume import checkpoints
 from d2v.training.signals import LAUNCHED
 from d2v.training.submission import read_sample
-
-ENGINES = {
-    "DEEPSPEED": "DeepSpeed",
-    "FSDP": "FSDP",
-    "MEGATRON_LM": "Megatron-LM",
-    "PARALLELISM_CONFIG": "its parallelism",
-}
-"""What `accelerate config` may ask for as ACCELERATE_USE_*, and the loop does not do."""
-
 
 PREPARING = timedelta(hours=24)
 """How long processes wait for the one that reads the data first; a launcher ends them should that one fail."""
@@ -48,7 +40,13 @@ def start(config: Any) -> Job:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, set_seed
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+        broadcast_object_list,
+        patch_environment,
+        set_seed,
+    )
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
@@ -59,11 +57,7 @@ def start(config: Any) -> Job:
         read_sample(Path(config.data.submission))
         if config.mode != "predict":
             raise InputError("data.submission is what --mode predict fills in")
-    for name, engine in ENGINES.items():
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise InputError(
-                f"accelerate is configured for {engine}, which d2v does not support; run `accelerate config`"
-            )
+    check_engine()
     beside = config.mode != "train" and (config.run.out == type(config)().run.out or holds_training(config.run.out))
     if beside:  # never over a run
         config = replace(config, run=replace(config.run, out=str(Path(config.run.out, config.mode))))
@@ -84,7 +78,8 @@ def start(config: Any) -> Job:
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
     try:
-        with warnings.catch_warnings():
+        # Sharding is `d2v.training.engine`'s, on CPUs too.
+        with warnings.catch_warnings(), patch_environment(ACCELERATE_USE_FSDP="false"):
             warnings.filterwarnings("ignore", "`log_with=")  # the line below says it
             accelerator = Accelerator(
                 # torchrun alone would start so many runs of one process where there is no GPU.
@@ -92,11 +87,8 @@ def start(config: Any) -> Job:
                 mixed_precision={"fp32": "no"}.get(precision, precision),
                 log_with=tracker if config.mode == "train" else None,
                 project_dir=out,
-                # LayerDrop, masks that were not sampled and a frozen encoder leave parameters without a gradient.
-                kwargs_handlers=[
-                    DistributedDataParallelKwargs(find_unused_parameters=True),
-                    InitProcessGroupKwargs(timeout=PREPARING),
-                ],
+                # Whether DDP looks for parameters without a gradient, `d2v.training.engine.wrap` decides.
+                kwargs_handlers=[DistributedDataParallelKwargs(), InitProcessGroupKwargs(timeout=PREPARING)],
             )
     except ValueError as error:
         raise InputError(f"run.precision {run.precision}, run.tracker {run.tracker}: {error}") from error
@@ -104,6 +96,8 @@ def start(config: Any) -> Job:
         raise InputError(f"run.tracker {tracker}: not installed; pip install {tracker}, or --run.tracker null")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("run.precision fp16 needs a GPU, on a CPU it would quietly be fp32; use bf16 or fp32")
+    if accelerator.mixed_precision == "fp16" and sharding():
+        raise InputError("run.precision fp16 does not go with FSDP, whose gradients have no scaler; use bf16 or fp32")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and LAUNCHED in os.environ:
         # accelerate launch gives a process on a CPU one thread unless told otherwise: half or less of the machine.
         torch.set_num_threads(max(torch.get_num_threads(), granted_cores()))

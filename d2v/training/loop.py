@@ -13,21 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from d2v.config import Job, Run
+from d2v.config import Job, Optim, Run
 from d2v.data.facts import collecting, note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
+from d2v.models.transformer import skip_layers
+from d2v.training.engine import blank, in_step, local, shard, sharding, share_buffers, unsharded, whole, wrap
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
+from d2v.training.memory import out_of_memory
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
 from d2v.training.report import timed
 from d2v.training.resume import (
@@ -157,8 +161,11 @@ def fit(
     made_of = run_identity(job, batches, model, keep)
     model.gradient_checkpointing_enable(run.gradient_checkpointing)
     model.to(accelerator.device).train()
-    average = build_average(model, optim)
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, optim))
+    kind, empty, average = type(model), blank(model), build_average(model, optim)
+    if sharding():
+        for each in (model, average.module) if average else (model,):
+            shard(each, accelerator.device)
+    optimizer = accelerator.prepare(build_optimizer(model, optim))
 
     torch.manual_seed(run.seed + accelerator.process_index)  # each process its own dropout and masks
     progress, own = Progress(), {"random": RandomState()}
@@ -176,8 +183,10 @@ def fit(
             model.train()
             names = chosen_metrics(run.metric or metric, metrics, loss)
             metrics |= loss
-            if progress.improves(metrics, names) and job.is_main:
-                replace_folder(out / "best", lambda folder: save_adapted(model, folder, keep))
+            if progress.improves(metrics, names):
+                best_model = unsharded(job, model, empty)
+                if job.is_main:
+                    replace_folder(out / "best", lambda folder: save_adapted(best_model, folder, keep))
         own["random"].load_state_dict(random)  # what goes on after this evaluation does not depend on it
         say_decoded(job)
         best = "none" if progress.best is None else f"{progress.best:.4f} at {progress.best_step}"
@@ -201,16 +210,19 @@ def fit(
             try_evaluation(job, measure, model, own["random"])
         elif progress.evaluated < progress.step and (progress.step % eval_every == 0 or progress.step >= total):
             evaluate_and_keep_best()  # the evaluation that was cut off
-        updates = iter(batches)
+        changing = changing_gradients(model, optim, progress.step)
+        prepared, updates = wrap_for(job, model, iter(batches), loss_fn, changing, over())
         while not over():
+            skip_layers(model, run.seed, progress.step)
             update, waited = next_update(job, updates)
             scale = lr_scale(progress.step, total, optim)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
             model.freeze_encoder(progress.step < optim.freeze_encoder_steps)
 
-            loss, items, size, *asked_for = accumulate(prepared, update, loss_fn, accelerator, extra=asked)
-            norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
+            with out_of_memory(job, update, batches, f"update {progress.step + 1}"):
+                loss, items, size, *asked_for = accumulate(prepared, update, loss_fn, accelerator, extra=asked)
+                norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
             finite = finite and math.isfinite(loss)
             if average is not None:
                 average.update_parameters(model)
@@ -237,7 +249,7 @@ def fit(
                 evaluate_and_keep_best()
             if out_of_time:
                 break
-    return type(model).from_pretrained(out / "best", verbose=False)
+    return kind.from_pretrained(out / "best", verbose=False)
 
 
 def reasons_to_stop(run: Run, begun: float, saved: float) -> list[bool]:
@@ -260,6 +272,56 @@ def next_update(job: Job, updates: Iterator[list[dict[str, Any]]]) -> tuple[list
     for batch in update:
         note_decoded(job, batch.pop("decoded", ()))
     return update, waited
+
+
+def changing_gradients(model: nn.Module, optim: Optim, step: int) -> list[str]:
+    """Why other parameters get a gradient in one update than in another.
+
+    Args:
+        model: to be trained.
+        optim: options of optimisation.
+        step: updates done.
+    """
+    drops = any(getattr(each, "layerdrop", 0) for each in model.modules())
+    reasons = {"LayerDrop skips other blocks each time": drops}
+    reasons["the encoder is frozen at first"] = step < optim.freeze_encoder_steps
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def wrap_for(
+    job: Job,
+    model: nn.Module,
+    updates: Iterator[list[dict[str, Any]]],
+    loss_fn: LossFn,
+    changing: list[str],
+    over: bool,
+) -> tuple[nn.Module, Iterator[list[dict[str, Any]]]]:
+    """The model as training calls it, see `d2v.training.engine.wrap`, and its updates; one is looked at beforehand.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        model: to be trained.
+        updates: all that are left.
+        loss_fn: of `fit`.
+        changing: from `changing_gradients`.
+        over: whether none is wanted.
+    """
+    looked_at: list[list[dict[str, Any]]] = []
+
+    def first_loss() -> Tensor:
+        from accelerate.utils import send_to_device
+
+        looked_at.append(next_update(job, updates)[0])
+        state, buffers = RandomState().state_dict(), [each.clone() for each in model.buffers()]
+        with job.accelerator.autocast(), out_of_memory(job, looked_at[0], updates, "the first update"):
+            loss, _ = loss_fn(model, send_to_device(looked_at[0][0], job.accelerator.device))
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.data.copy_(before)
+        RandomState().load_state_dict(state)
+        return loss
+
+    prepared = model if over else wrap(job, model, changing, first_loss)
+    return prepared, chain(looked_at, updates)
 
 
 def check_finite(run: Run, progress: Progress, advice: str) -> None:
@@ -362,6 +424,7 @@ def accumulate(
     """
     from accelerate.utils import send_to_device
 
+    share_buffers(model)
     host = "cpu" if accelerator.device.type == "mps" else accelerator.device  # Apple's GPUs have no float64
     sums = torch.zeros(3, dtype=torch.float64, device=host)
     for i, batch in enumerate(update):
@@ -386,9 +449,9 @@ def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator)
     # Gradients are summed over items and averaged over processes, and in fp16 scaled until they are clipped: so the
     # bound is scaled too, and the division comes last.
     per_item = accelerator.num_processes / max(items, 1)
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), clip / per_item if clip else math.inf))
+    norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), clip / per_item if clip else math.inf)))
     if finite := math.isfinite(norm):
-        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], per_item)
+        torch._foreach_mul_([local(p.grad) for p in model.parameters() if p.grad is not None], per_item)
     if finite or accelerator.scaler is not None:  # fp16: the scaler steps over it and learns that its scale is too high
         optimizer.step()
     optimizer.zero_grad()
@@ -412,17 +475,23 @@ def predict(
     model.to(job.accelerator.device).eval()
     predictions: list[tuple[int, Any]] = []
     decoded: list[Any] = []
-    for batch in batches:
-        decoded += batch.pop("decoded", ())
-        if not batch["rows"]:  # none could be decoded
-            continue
+
+    def predict_batch(batch: dict[str, Any]) -> None:
         batch = send_to_device(batch, job.accelerator.device)
-        with job.accelerator.autocast(), counting_loss(model, batch):
-            predictions += zip(batch["rows"], predict_fn(model, batch), strict=True)
-        if received:  # in an evaluation while training, which a resumed run repeats
-            raise Interrupted
-        if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
-            break
+        memory = out_of_memory(job, [batch], batches, "evaluation")
+        with job.accelerator.autocast(), memory, counting_loss(model, batch):
+            predictions.extend(zip(batch["rows"], predict_fn(model, batch), strict=True))
+
+    with in_step(model, batches, predict_batch):
+        for batch in batches:
+            decoded += batch.pop("decoded", ())
+            if not batch["rows"]:  # none could be decoded
+                continue
+            predict_batch(batch)
+            if received:  # in an evaluation while training, which a resumed run repeats
+                raise Interrupted
+            if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
+                break
     if TRYING.get() == "predictions":
         raise Tried
     note_decoded(job, gather_object(decoded))

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from d2v.config import Optim
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
+from d2v.training.engine import local
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -64,7 +65,8 @@ def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
 
     def average(averages: Tensors, values: Tensors, updates: Tensor | int) -> None:
         n = int(updates)
-        get_ema_multi_avg_fn(min(optim.ema, (1 + n) / (10 + n)))(averages, values, updates)
+        mean = get_ema_multi_avg_fn(min(optim.ema, (1 + n) / (10 + n)))
+        mean([local(each) for each in averages], [local(each) for each in values], updates)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
@@ -73,10 +75,14 @@ def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
 def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
     """Within, the model has the weights and buffers of the average, if there is one; then its own again."""
 
+    @torch.no_grad()
     def swap(average: AveragedModel) -> None:
         ours, theirs = ((*each.parameters(), *each.buffers()) for each in (model, average.module))
         for mine, other in zip(ours, theirs, strict=True):
-            mine.data, other.data = other.data, mine.data
+            mine, other = local(mine.detach()), local(other.detach())
+            kept = mine.clone()
+            mine.copy_(other)  # not the tensors themselves: shards are views of what the engine computes with
+            other.copy_(kept)
 
     if average is None:
         yield

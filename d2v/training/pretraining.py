@@ -22,18 +22,23 @@ from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
+from d2v.models.transformer import skip_layers
 from d2v.pretrained import push_folder, write_json
+from d2v.training.engine import blank, in_step, shard, sharding, unsharded
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log, read_log
 from d2v.training.loop import (
     Progress,
     accumulate,
+    changing_gradients,
     check_finite,
     descend,
     interrupted_run,
     next_update,
     reasons_to_stop,
+    wrap_for,
 )
+from d2v.training.memory import out_of_memory
 from d2v.training.optim import build_optimizer, lr_scale
 from d2v.training.report import FILES, peak_memory_mb, write_model_card
 from d2v.training.resume import (
@@ -120,10 +125,13 @@ def pretrain(
     save_every = run.save_every or eval_every
     made_of = run_identity(job, batches, student.base_model, keep)
     student.gradient_checkpointing_enable(run.gradient_checkpointing)
-    for each in (student, teacher):
-        if each is not None:
-            each.to(accelerator.device)
-    prepared, optimizer = accelerator.prepare(student.train(), build_optimizer(student, optim))  # type: ignore[arg-type]
+    for network in (student.train(), teacher):
+        if network is not None:
+            network.to(accelerator.device)
+    empty = blank(student)
+    if sharding():
+        shard(student, accelerator.device)
+    optimizer = accelerator.prepare(build_optimizer(student, optim))  # type: ignore[arg-type]
 
     torch.manual_seed(run.seed + accelerator.process_index)  # each process its own dropout
     progress, vigil, moments = Progress(), Vigil(config.alarm), Moments()
@@ -155,16 +163,21 @@ def pretrain(
         student.eval()
         seen, sums = Moments(), torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         decoded: list[Any] = []
-        for batch in held_out:
-            decoded += batch.pop("decoded", ())
-            if not batch["rows"]:  # none could be decoded
-                continue
+
+        def look(batch: dict[str, Any]) -> None:
+            nonlocal sums
             batch = send_to_device(batch, accelerator.device)
-            with accelerator.autocast():
+            with accelerator.autocast(), out_of_memory(job, [batch], held_out, "evaluation"):
                 output = student(batch, teacher)
                 found = *parts(output, batch, config.auxiliary.weight), batch["masked"].sum()
             sums += torch.stack([each.double() for each in found])
             seen.add(output)
+
+        with in_step(student, held_out, look):
+            for batch in held_out:
+                decoded += batch.pop("decoded", ())
+                if batch["rows"]:  # some could be decoded
+                    look(batch)
         note_decoded(job, gather_object(decoded))
         *found, count = accelerator.reduce(sums).tolist()
         student.train()
@@ -177,10 +190,11 @@ def pretrain(
     def evaluate_and_keep() -> dict[str, float]:
         metrics, progress.evaluated = evaluate(), progress.step
         log.write(progress.step, {f"eval_{key}": value for key, value in metrics.items()})
+        complete = unsharded(job, student, empty)
         if job.is_main:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
             log.bar.write(f"update {progress.step}: held-out {shown}")
-            replace_folder(out / "best", lambda folder: save_base(student, folder, keep))
+            replace_folder(out / "best", lambda folder: save_base(complete, folder, keep))
             note_evaluation(out, progress)
         say_decoded(job)
         log.reset()
@@ -193,18 +207,25 @@ def pretrain(
     with hold_signals(), interrupted_run(out), closing(log):
         if progress.evaluated < progress.step and progress.step >= total:
             metrics = evaluate_and_keep()  # the evaluation that was cut off
-        updates = iter(batches)
+        changing = changing_gradients(student, optim, progress.step)
+        changing += ["the auxiliary loss fades out"] * (config.auxiliary.until is not None)
+        first_loss = partial(loss_fn, weight=config.auxiliary.at(progress.step, total))
+        over = progress.step >= total
+        prepared, updates = wrap_for(job, student, iter(batches), first_loss, changing, over)
+        moments = Moments()
         while progress.step < total:
+            skip_layers(student, run.seed, progress.step)
             update, waited = next_update(job, updates)
             scale, weight = lr_scale(progress.step, total, optim), config.auxiliary.at(progress.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
             decay = teaching.decay(progress.step, total)
 
-            loss, items, size, *asked_for = accumulate(
-                prepared, update, partial(loss_fn, weight=weight), accelerator, extra=asked
-            )
-            norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
+            with out_of_memory(job, update, batches, f"update {progress.step + 1}"):
+                loss, items, size, *asked_for = accumulate(
+                    prepared, update, partial(loss_fn, weight=weight), accelerator, extra=asked
+                )
+                norm, finite = descend(prepared, optimizer, items, optim.clip, accelerator)
             finite = finite and math.isfinite(loss)
             if teacher is not None:
                 teacher.update(student, decay)

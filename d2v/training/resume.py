@@ -16,12 +16,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from d2v.config import Job
+from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
+from d2v.training.engine import gathered, holds_shards, load_whole, shard_state
 from d2v.training.identity import RUN, check_made_of
 
 FORMAT = 2
@@ -102,16 +104,20 @@ def save_checkpoint(
     """
     from accelerate.utils import gather_object
 
+    main = accelerator.is_main_process
     modules = {name: accelerator.unwrap_model(state) for name, state in states.items() if isinstance(state, nn.Module)}
     shared = {name: state.state_dict() for name, state in states.items() if state is not None and name not in modules}
+    shared = gathered(shared, keep=main)
+    shards = {name: gathered(each.state_dict(), keep=main) for name, each in modules.items() if holds_shards(each)}
     owned = gather_object([{name: state.state_dict() for name, state in own.items()}])
-    if accelerator.is_main_process:
+    if main:
         path, temporary = out / "checkpoints" / f"step-{step:08d}", out / "checkpoints" / "unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             for name, module in modules.items():
-                save_model(module, str(temporary / f"{name}.safetensors"))
+                file = str(temporary / f"{name}.safetensors")
+                save_file(shards[name], file) if name in shards else save_model(module, file)
             torch.save({"format": FORMAT, "states": shared, "processes": owned}, temporary / "state.pt")
             write_json(temporary / RUN, made_of or {"config": {}})
             shutil.rmtree(path, ignore_errors=True)  # the same step again, after an interrupted run was repeated
@@ -148,7 +154,15 @@ def go_on(job: Job, states: Mapping[str, State | None], own: Mapping[str, State]
         return
     groups = cast(Any, states["optimizer"]).param_groups
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-    load_checkpoint(kept[-1], states, job.accelerator, own, made_of)
+    processes = load_checkpoint(kept[-1], states, job.accelerator, own, made_of)
+    now, step = job.accelerator.num_processes, step_of(kept[-1])
+    if processes != now:
+        torch.manual_seed(hash((job.config.run.seed, step, job.accelerator.process_index)))
+        line = (
+            f"goes on with {now} processes instead of {processes} after update {step}: the same rows in every update, "
+        )
+        line += "in the same order, but other random numbers of dropout and masks"
+        note(job, "processes", line, step=step, processes=now, before=processes)
     for group, values in zip(cast(Any, states["optimizer"]).param_groups, settings, strict=True):
         group.update(values)
 
@@ -159,7 +173,7 @@ def load_checkpoint(
     accelerator,
     own: Mapping[str, State],
     made_of: Mapping[str, Any] | None = None,
-) -> None:
+) -> int:
     """Go back to a checkpoint, on every process.
 
     Args:
@@ -167,8 +181,11 @@ def load_checkpoint(
         states, accelerator, own, made_of: as `save_checkpoint` got them.
 
     Raises:
-        InputError: another number of processes wrote it, it is damaged, it has other states than these, or its run was
-            made of other things.
+        InputError: it is damaged, it has other states than these, its run was made of other things, or another number
+            of processes wrote it, of which each has more of its own than random numbers.
+
+    Returns:
+        How many processes wrote it.
     """
     file = path / "state.pt"
     try:
@@ -177,26 +194,32 @@ def load_checkpoint(
         raise InputError(f"{file}: damaged; delete {path} to go on from the one before") from error
     if saved.get("format") != FORMAT:
         raise InputError(f"{file}: has format {saved.get('format')!r}, not {FORMAT}; it was written by another d2v")
-    if (processes := len(saved["processes"])) != accelerator.num_processes:
+    processes, rank = len(saved["processes"]), accelerator.process_index
+    if (same := processes == accelerator.num_processes) is False and (others := own.keys() - {"random"}):
         raise InputError(
-            f"{path}: written by {processes} processes, not {accelerator.num_processes}; use as many to resume"
+            f"{path}: written by {processes} processes, not {accelerator.num_processes}, and each has its own "
+            f"{min(others)}; use as many to resume"
         )
     if made_of:
         check_made_of(made_of, path)
     try:
         for name, state in states.items():
-            if isinstance(state, nn.Module):
+            if isinstance(state, nn.Module) and holds_shards(module := accelerator.unwrap_model(state)):
+                load_whole(module, load_file(path / f"{name}.safetensors"))
+            elif isinstance(state, nn.Module):
                 load_model(accelerator.unwrap_model(state), path / f"{name}.safetensors", device="cpu")
             elif state is not None:
-                state.load_state_dict(saved["states"][name])
+                values = saved["states"][name]
+                state.load_state_dict(shard_state(values, state) if name == "optimizer" else values)
         if (path / EVALUATED).is_file() and (progress := states.get("progress")):
             progress.load_state_dict(read_json(path / EVALUATED))
-        for name, state in own.items():
-            state.load_state_dict(saved["processes"][accelerator.process_index][name])
+        for name, state in own.items() if same else ():
+            state.load_state_dict(saved["processes"][rank][name])
     except KeyError as error:
         raise InputError(f"{path}: has no {error.args[0]!r}; go on with the configuration that wrote it") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: damaged, or of another model than this configuration's ({error})") from error
+    return processes
 
 
 def replace_folder(folder: Path, write) -> None:

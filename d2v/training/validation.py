@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from d2v.config import Job
 from d2v.data.facts import note
+from d2v.training.engine import is_sharded
 
 LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
 
@@ -92,6 +93,9 @@ def forward_of(model: nn.Module, outputs: list[tuple[Any, Any]], *, keep: bool) 
         outputs: inputs and outputs.
         keep: add to them.
     """
+    if is_sharded(model):  # whose processes compute in step, also what one of them has had before
+        yield
+        return
     forward, own = model.forward, vars(model).get("forward")  # accelerate may have wrapped it
 
     def once(*args: Any, **kwargs: Any) -> Any:

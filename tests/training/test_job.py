@@ -13,7 +13,7 @@ import torch
 from d2v.config import Data, Recipe, Run
 from d2v.data import cores as granted
 from d2v.errors import InputError
-from d2v.training import identity, job
+from d2v.training import engine, identity, job
 from d2v.training.identity import RUN, check_config, check_data, fingerprint, plain
 from d2v.training.job import start
 
@@ -56,10 +56,27 @@ def test_a_best_model_is_not_trained_over(tmp_path):
             begin(tmp_path, resume=resume)
 
 
-@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_engines_that_are_not_supported_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"accelerate is configured for {job.ENGINES[name]}, which d2v does not"):
+    with pytest.raises(InputError, match=f"accelerate is configured for {engine.OTHERS[name]}, which d2v does not"):
+        begin(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "should"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: 2"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: false"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--run.gradient_checkpointing true in its place"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "no dynamo_backend"),
+    ],
+)
+def test_what_of_fsdp_is_not_supported_is_named(tmp_path, monkeypatch, name, value, should):
+    monkeypatch.setenv(name, value)
+    begin(tmp_path)  # without FSDP nothing of it matters
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=f"configured for FSDP with {name} {value}; d2v takes {should}"):
         begin(tmp_path)
 
 

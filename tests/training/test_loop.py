@@ -108,6 +108,11 @@ def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, ba
     return model, saved["states"]["progress"]
 
 
+def start_of(out):
+    """The accelerator of a run of one process."""
+    return start(Recipe(run=Run(str(out / "other"), tracker=None))).accelerator
+
+
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -356,8 +361,9 @@ def test_a_checkpoint_of_other_states_is_named(tmp_path):
     with pytest.raises(InputError, match="has format 7, not 2; it was written by another d2v"):
         train(tmp_path, resume=True)
     torch.save(saved | {"processes": saved["processes"] * 2}, path)
-    with pytest.raises(InputError, match="written by 2 processes, not 1; use as many to resume"):
-        train(tmp_path, resume=True)
+    states, counts = {"progress": Progress()}, Progress()
+    with pytest.raises(InputError, match="written by 2 processes, not 1, and each has its own stream; use as many"):
+        load_checkpoint(checkpoints(tmp_path)[-1], states, start_of(tmp_path), {"stream": counts})
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="state.pt: damaged; delete "):
         train(tmp_path, resume=True)
@@ -546,6 +552,8 @@ def test_an_evaluation_that_cannot_work_shows_before_the_first_update(tmp_path):
         raise InputError("metrics")
 
     def loss_fn(model, batch):
+        if not model.training:  # of validation
+            return torch.zeros(()), torch.ones(())
         updates.append((model.training, torch.get_rng_state()))
         raise InputError("the first update")
 

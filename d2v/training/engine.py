@@ -1,0 +1,275 @@
+"""How a model is spread over the processes of a run: a copy for each (DDP), or a shard for each (FSDP2).
+
+Accelerate says which. Sharding calls torch's `fully_shard` on every device, since Accelerate turns FSDP on for GPUs
+alone: what tests run on CPUs is then what GPUs run. Checkpoints and `best/` hold whole tensors, so that another number
+of processes, or none but one, can go on with them.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from d2v.config import Job
+from d2v.data.facts import note
+from d2v.errors import InputError
+from d2v.models.transformer import Block
+
+Module = TypeVar("Module", bound=nn.Module)
+
+OTHERS = {
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "its parallelism",
+}
+"""What `accelerate config` may ask for as ACCELERATE_USE_*, and the loop does not do."""
+
+FSDP_OPTIONS = {
+    "FSDP_VERSION": (("2",), "fsdp_version: 2"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp_offload_params: false"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "--run.gradient_checkpointing true in its place"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no", ""), "no dynamo_backend"),
+}
+"""What FSDP takes of Accelerate's settings, and how to say so."""
+
+
+def wants(name: str) -> bool:
+    """Whether Accelerate is configured for an engine."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
+
+
+def check_engine() -> None:
+    """Raise InputError if Accelerate is configured for what d2v does not do."""
+    for name, engine in OTHERS.items():
+        if wants(name):
+            raise InputError(
+                f"accelerate is configured for {engine}, which d2v does not support; it runs DDP and FSDP2 "
+                "(recipes/configs/accelerate)"
+            )
+    for name, (good, should) in FSDP_OPTIONS.items() if wants("FSDP") else ():
+        if (value := os.environ.get(name, good[0])).lower() not in good:
+            raise InputError(f"accelerate is configured for FSDP with {name} {value}; d2v takes {should}")
+
+
+def sharding() -> bool:
+    """Whether this run's model is sharded: Accelerate is configured for FSDP, and processes have found each other."""
+    return wants("FSDP") and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model has gone through `shard`."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Keep but this process's share of a model's weights, in place; a block's are whole while it computes.
+
+    Gradients are reduced with every piece of an update, which costs time and keeps them sharded too.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of in-place changes of outputs, which we do not make
+    for tensor in (*model.parameters(), *model.buffers()):
+        torch.distributed.broadcast(tensor.detach(), 0)  # as DDP does: one model, whatever each has begun with
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for module in model.modules():
+        if isinstance(module, Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # parameters are shards whenever others look at them
+
+
+def holds_shards(module: nn.Module) -> bool:
+    """Whether a module, or one that it holds, has gone through `shard`."""
+    return any(is_sharded(each) for each in module.modules())
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's shard of a tensor; one that is not sharded as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor; every process calls this."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def shard_like(x: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, the same on every process, sharded as another is."""
+    if not hasattr(other, "to_local"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def gathered(value: Any, keep: bool) -> Any:
+    """A state with whole tensors in place of sharded ones, on the CPU, or None for them where they are not kept.
+
+    Args:
+        value: a tensor or plain value, or dicts, lists and tuples of them; every process calls this.
+        keep: whether this process has a use for them.
+    """
+    if isinstance(value, Mapping):
+        return {key: gathered(item, keep) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(item, keep) for item in value)
+    if hasattr(value, "full_tensor"):
+        full = value.full_tensor()
+        return full.cpu() if keep else None
+    return value
+
+
+def shard_state(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The state of an optimiser with whole tensors as one of these parameters, which may be sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def fit(value: Any, parameter: Tensor) -> Any:
+        alike = isinstance(value, Tensor) and value.shape == parameter.shape
+        return shard_like(value, parameter) if alike else value
+
+    state = {i: {key: fit(value, parameters[i]) for key, value in each.items()} for i, each in saved["state"].items()}
+    return saved | {"state": state}
+
+
+@torch.no_grad()
+def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a sharded module whole weights, the same on every process.
+
+    Raises:
+        RuntimeError: they are not the module's.
+    """
+    own = module.state_dict()
+    for name in own.keys() ^ weights.keys():
+        raise RuntimeError(f"{name} is {'missing' if name in own else 'not in the model'}")
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            raise RuntimeError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(value.shape)}")
+        local(value).copy_(local(shard_like(weights[name], value)))
+
+
+def blank(model: Module) -> Module:
+    """A copy of a model without the memory of its weights, for `unsharded`."""
+    memo: dict[int, Any] = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def unsharded(job: Job, model: Module, empty: Module) -> Module:
+    """The model with whole weights, on the main process; every process calls this.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        model: may be sharded, or else is returned as it is.
+        empty: its copy from `blank`.
+    """
+    if not is_sharded(model):
+        return model
+    weights = gathered(model.state_dict(), keep=job.is_main)
+    if job.is_main:
+        empty.load_state_dict(weights, assign=True)
+    return empty
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's buffers of a sharded model, such as batch statistics, as DDP does by itself."""
+    for buffer in model.buffers() if is_sharded(model) else ():
+        torch.distributed.broadcast(buffer, 0)
+
+
+class Captured(Exception):
+    """What a model would have been called with is known."""
+
+
+@contextmanager
+def in_step(model: nn.Module, batches: Any, compute: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
+    """Within, each forward pass of a sharded model is one of all processes, which else would wait for each other.
+
+    Who has fewer of them, by batches or by windows of a batch, repeats the last, and who has no batch takes the first
+    row of others; what comes of these passes is discarded. Nothing happens to other models.
+
+    Args:
+        model: may be sharded.
+        batches: from `d2v.data.loaders.eval_loader`.
+        compute: what is done with a batch.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    last: list[Any] = []
+    finished = False
+    device = local(next(model.parameters())).device
+
+    def anyone(goes_on: bool) -> bool:
+        flag = torch.tensor(float(goes_on), device=device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag)
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        last[:] = [args, kwargs]
+        if finished:
+            raise Captured
+        anyone(True)
+
+    handle = model.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+    try:
+        yield
+        finished = True
+        for row in range(0 if last else len(batches.dataset)):
+            with suppress(Captured):
+                batch = batches.collate_fn([batches.dataset[row]])
+                if batch["rows"]:  # it could be decoded
+                    compute(batch)
+            if last:
+                break
+    finally:
+        handle.remove()
+    while anyone(False):
+        model(*last[0], **last[1])
+
+
+def wrap(job: Job, model: nn.Module, changing: Sequence[str], first_loss: Callable[[], Tensor]) -> nn.Module:
+    """The model as training calls it: with DDP around it where several processes have copies.
+
+    DDP waits for the gradient of every parameter. Looking for those that get none takes time in each update, and is
+    done where there are some.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        model: may be sharded.
+        changing: why other parameters get a gradient in one update than in another.
+        first_loss: computes the first batch's loss, whose gradient tells which parameters never get one.
+    """
+    accelerator = job.accelerator
+    if is_sharded(model):
+        return model
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        reasons = list(changing) or gather_object(without_gradient(model, first_loss()))[:1]
+        accelerator.ddp_handler.find_unused_parameters = bool(reasons)
+        if reasons:
+            line = f"every update looks for parameters without a gradient, since {reasons[0]}"
+            note(job, "unused parameters", line, reasons=reasons)
+    return accelerator.prepare(model)
+
+
+def without_gradient(model: nn.Module, loss: Tensor) -> list[str]:
+    """Why a loss has no gradient with respect to some trained parameters; the list is empty if it has all."""
+    found, seen, nodes = set(), set(), [loss.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    names = [name for name, each in model.named_parameters() if each.requires_grad and each not in found]
+    return [f"{names[0]} has none" + (f", nor have {len(names) - 1} others" if len(names) > 1 else "")] if names else []

@@ -1,0 +1,60 @@
+"""Too little memory: one line that says for what, and which option takes less of it without changing the result."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2v.config import Job
+from d2v.errors import InputError
+from d2v.training.report import peak_memory_mb
+
+INPUTS = ("input_values", "pixel_values", "input_ids")
+
+
+@contextmanager
+def out_of_memory(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str) -> Iterator[None]:
+    """Within, an allocation that fails is an InputError.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        batches: what is computed.
+        source: from `d2v.data.loaders.train_loader` or `eval_loader`, whose rows have names.
+        doing: for the message, such as "update 3".
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises a RuntimeError that only its words tell
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "you tried to allocate" in str(error)
+        if not known:
+            raise
+        raise InputError(explain(job, batches, source, doing)) from error
+
+
+def explain(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str) -> str:
+    """The line, see `out_of_memory`; it is about the largest batch."""
+
+    def numbers(batch: dict[str, Any]) -> int:
+        return sum(each.numel() for each in batch.values() if isinstance(each, Tensor))
+
+    batch, run = max(batches, key=numbers), job.config.run
+    rows = getattr(getattr(getattr(source, "loader", source), "dataset", None), "rows", None)
+    numbered = batch.get("rows", ())
+    shapes = [f"{name} {' x '.join(map(str, batch[name].shape))}" for name in INPUTS if name in batch]
+    about = ", ".join(shapes) or f"{len(numbered)} rows"
+    if rows is not None and len(numbered):
+        longest = max(numbered, key=lambda row: rows.lengths[row])
+        about += f", row {rows.ids[longest]}" if len(numbered) == 1 else f", the longest row {rows.ids[longest]}"
+    peak = peak_memory_mb()
+    memory = f"; {peak / 1024:.1f} GB were in use at most" if peak else ""
+    if len(numbered) > 1:
+        advice = f"--run.pieces {2 * run.pieces} computes the same in smaller pieces"
+    elif job.training and not run.gradient_checkpointing:
+        advice = "--run.gradient_checkpointing true keeps less for the backward pass, and changes nothing else"
+    else:
+        advice = "a single row is too much: shorten such rows, or take a smaller model"
+    if job.training and list(job.out.glob("checkpoints/step-*")):
+        advice += ", with --run.resume true from the last checkpoint on"
+    return f"out of memory in {doing}: {about}{memory}; {advice}"
