@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,27 +227,30 @@ def name_files(
     sample = {name: [value for value in values if value] for name, values in first.items()}
     places = {name: place_files(values, folder, split, known) for name, values in sample.items()}
     if column in sample and places[column] is None:
-        places[column] = (folder, "")
+        places[column] = (folder, "", "")
         if any(Path(value).is_file() for value in sample[column]):
             line = f"{column}: files are not beside the table, but where the command runs, such as {sample[column][0]}"
             remarks.append(("files", line, {"column": column}))
             return table
     found = {name: place for name, place in places.items() if place is not None}
     named = [name for name in found if name == column or re.search("file|path", name.lower())]
-    whole_names = [name for name, (_, end) in found.items() if not end]
+    whole_names = [name for name, (_, end, _) in found.items() if not end]
     likely = named or whole_names or list(found)
     if len(likely) != 1:
         return table
     (name,) = likely
-    place, end = found[name]
+    place, end, form = found[name]
     written = table.select_columns([name]).with_format("arrow")[:][name]
     slashed = pc.replace_substring(written, "\\", "/")  # names that Windows wrote
+    slashed = pc.utf8_normalize(slashed, form) if form else slashed
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
     paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
     paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
     if name != column:
         fact = {"column": name, "as": column}
         remarks.append(("column", f"column {name!r} has the files of {column!r}", fact))
+    if form:
+        remarks.append(("files", f"column {name!r}: the files' names have accents in the other form", {"form": form}))
     if (place, end) != (folder, ""):
         line = f"column {name!r}: files are in {place}" + (f" and end in {end}" if end else "")
         remarks.append(("files", line, {"column": name, "folder": str(place), "ending": end}))
@@ -257,8 +261,11 @@ def name_files(
 
 def place_files(
     values: Sequence[str], folder: Path, split: str = "", known: Sequence[Path] = ()
-) -> tuple[Path, str] | None:
+) -> tuple[Path, str, str] | None:
     """The folder and the ending that most of a table's names of files lack; None if none is there with any.
+
+    The third value is the form of Unicode, NFC or NFD, that the files' names have and the table's have not: macOS and
+    archives made there write an accent as a character of its own. It is empty where the names are found as written.
 
     Args:
         values: some of the names.
@@ -278,10 +285,12 @@ def place_files(
     elif not known:
         endings += sorted(AUDIO | PICTURES)
     best, most = None, 0
-    for place, end in product(dict.fromkeys([folder, *near, folder.parent]), endings):
-        hits = sum((place / (value.replace("\\", "/") + end)).is_file() for value in values)
+    forms = ["", *(() if all(map(str.isascii, values)) else ("NFC", "NFD"))]
+    for form, place, end in product(forms, dict.fromkeys([folder, *near, folder.parent]), endings):
+        names = [unicodedata.normalize(form, value) if form else value for value in values]  # type: ignore[arg-type]
+        hits = sum((place / (name.replace("\\", "/") + end)).is_file() for name in names)
         if hits > most:
-            best, most = (place, end), hits
+            best, most = (place, end, form), hits
         if hits == len(values):
             break
     return best

@@ -165,6 +165,7 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
     readers = {}
     for name, paths in splits.items():
         kept = of_one_kind(folder, paths, remarks)
+        remarks += missing_shards(name, kept)
         readers[name] = partial(read_named, [folder / path for path in kept], data, name, media, remarks)
     if list(readers) == ["train"] and not any(usual(part) or usual_file(part) for part in names_of(splits["train"])):
         whole = undecoded(readers["train"]())
@@ -202,6 +203,22 @@ def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) 
     if others := [path for path, other in zip(paths, kinds, strict=True) if other != kind]:
         remarks.append(left_out(folder, others, f"not read beside {kind} files: {{}}"))
     return [path for path, other in zip(paths, kinds, strict=True) if other == kind]
+
+
+def missing_shards(split: str, paths: Sequence[PurePath]) -> list[Remark]:
+    """The remark that files are not there which the others' names, such as `train-00000-of-00003`, count."""
+    sets: dict[tuple[str, str], dict[int, str]] = {}
+    for path in paths:
+        if match := re.fullmatch(r"(.*-)(\d+)(-of-\d+.*)", path.as_posix()):
+            sets.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
+    remarks: list[Remark] = []
+    for (before, after), there in sets.items():
+        count, width = int(re.findall(r"\d+", after)[0]), len(next(iter(there.values())))
+        if missing := [number for number in range(count) if number not in there]:
+            first = f"{before}{missing[0]:0{width}}{after}"
+            line = f"{split}: {len(missing)} of {count} files are not there; the first is {first}"
+            remarks.append(("files missing", line, {"split": split, "files": len(missing), "of": count}))
+    return remarks
 
 
 def names_files(table: Path, media: Media, data: Data) -> bool:

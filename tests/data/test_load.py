@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import unicodedata
 
 import pytest
 
 from d2v.config import Data
+from d2v.data.audio import AudioData
 from d2v.data.load import choose_splits, read
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
@@ -257,3 +259,23 @@ def test_a_revision_of_the_hub_stands_behind_an_at(monkeypatch):
     for path in ("nyu-mll/glue", "nyu-mll/glue@refs/convert/parquet"):
         read(Data(path=path, name="cola"))
     assert asked == [("nyu-mll/glue", "cola", None), ("nyu-mll/glue", "cola", "refs/convert/parquet")]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_of_files_are_found_in_either_form_of_unicode(tmp_path, clips, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    names = [unicodedata.normalize(form, name) for name in ("né 1.flac", "가 2.flac")]
+    for name in names:
+        shutil.copy(clips / "ab.flac", tmp_path / name)
+    lines = [f"{unicodedata.normalize(other, name)},ab" for name in names]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *lines]), "utf-8")
+    source = read(AudioData(path=str(tmp_path)))
+    assert [load_audio(audio)[:1].shape for audio in source["train"]["audio"]] == [(1,), (1,)]
+    assert any("accents" in line for _, line, _ in source.remarks)
+
+
+def test_shards_that_are_not_there_are_named(tmp_path):
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "val-0-of-1"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,b\n", "utf-8")
+    remarks = [line for fact, line, _ in read(Data(path=str(tmp_path))).remarks if fact == "files missing"]
+    assert remarks == ["train: 1 of 3 files are not there; the first is train-00001-of-00003.csv"]
