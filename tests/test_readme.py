@@ -68,6 +68,7 @@ def measured_table() -> str:
         config = ROOT / f"recipes/configs/{row['recipe']}/{row['config']}.yaml"
         header = config.read_text("utf-8").partition("\n")[0].removeprefix("# ")
         result = f"{row['metric']} {row['ours']}{'' if row['metric'] in NOT_RATES else ' %'}"
+        result += f" ({row['interval']})" if row["interval"] else ""
         values = {"data": re.split("[;:,(?.]", header)[0].strip(), "result": result, "hardware": row["hardware"]}
         rows.append(links(row, "recipes/") | values | {"minutes": str(round(60 * float(row["hours"])))})
     return rows_of_table(rows)
@@ -323,6 +324,16 @@ def test_what_the_demo_prints_is_what_a_run_prints():
     files = re.findall(r"^runs/asr_ctc/(\S+) +(.+)$", shown, re.MULTILINE)
     assert files == [(name, what) for name, what in FILES.items() if name in dict(files)]
     assert len({line.index(what) for line in shown.splitlines() for _, what in files if line.endswith(what)}) == 1
+
+
+def test_what_is_measured_from_now_on_has_an_interval_and_its_seeds():
+    """In the figure's unit: the bootstrap interval of one seed's run, or over seeds the smallest and the largest."""
+    for row in results():
+        if row["ours"] and row["date"] >= "2026-11-29":
+            low, high = map(float, row["interval"].split(" to "))
+            assert low <= float(row["ours"]) <= high and int(row["seeds"]) >= 1, row
+        else:
+            assert row["ours"] or not (row["interval"] or row["seeds"]), row
 
 
 @pytest.mark.parametrize("page", TABLES)
