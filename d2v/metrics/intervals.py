@@ -17,17 +17,20 @@ Shapes: M items, N rows, K clusters, R replications, C classes.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from d2v.data.cores import granted_cores
 
 Statistics = dict[str, dict[str, np.ndarray]]
 
 FEWEST = 10
 """Clusters below which no interval is given: the bootstrap of fewer covers too rarely."""
 CHUNK = 50_000_000
-"""Weights that are held at once, of 8 bytes."""
+"""Bytes of the weights that are held at once."""
 
 
 def intervals(
@@ -63,13 +66,23 @@ def resample(
     parts = [[metrics_of(side, np.ones((1, count)), numbers)] for side in sides]
     generator = np.random.default_rng(seed)
     items = max(len(next(iter(arrays.values()))) for arrays in sides[0].values())
-    step = max(1, CHUNK // max(items, count) // 8)
-    for start in range(0, replications if count >= FEWEST else 0, step):
+    threads = min(4, granted_cores())
+    step = max(1, CHUNK // max(items, count) // 8 // threads)
+
+    def draw(start: int) -> np.ndarray:
         size = min(step, replications - start)
         chosen = generator.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
-        counts = np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count).astype(float)
-        for side, found in zip(sides, parts, strict=True):
-            found.append(metrics_of(side, counts, numbers))
+        return np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count).astype(float)
+
+    def metrics(counts: np.ndarray) -> list[dict[str, np.ndarray]]:
+        return [metrics_of(side, counts, numbers) for side in sides]
+
+    starts = range(0, replications if count >= FEWEST else 0, step)
+    with ThreadPoolExecutor(threads) as pool:  # numpy computes outside of Python's lock
+        for i in range(0, len(starts), threads):
+            for both in pool.map(metrics, map(draw, starts[i : i + threads])):
+                for found, values in zip(parts, both, strict=True):
+                    found.append(values)
     return count, [{name: np.concatenate([part[name] for part in found]) for name in found[0]} for found in parts]
 
 
@@ -133,14 +146,27 @@ def metrics_of(statistics: Statistics, counts: np.ndarray, clusters: np.ndarray)
     found: dict[str, np.ndarray] = {}
     for kind, arrays in statistics.items():
         if kind == "trials":
-            first, second = clusters[arrays["first"]], clusters[arrays["second"]]
-            # Copies of a speaker are different draws, not one another's targets: a pair within one counts once a copy.
-            weights = counts[:, first] * np.where(first == second, 1.0, counts[:, second])
+            order = np.argsort(-arrays["score"], kind="stable")
+            arrays = {name: array[order] for name, array in arrays.items() if name != "clusters"}
+            weights = pair_weights(counts, clusters[arrays["first"]], clusters[arrays["second"]])
         else:
             weights = counts[:, clusters[arrays["row"]] if "row" in arrays else clusters]  # (R, M)
         with np.errstate(invalid="ignore", divide="ignore"):
             found |= KINDS[kind]({name: array for name, array in arrays.items() if name != "row"}, weights)
     return found
+
+
+def pair_weights(counts: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How often each pair of clusters (M,) occurs in sets (R, M) in which a cluster does so often, (R, K).
+
+    Copies of a speaker are different draws, not one another's targets: a pair within one counts once a copy.
+    """
+    clusters = counts.shape[1]
+    if clusters**2 > len(first):
+        return counts[:, first] * np.where(first == second, 1.0, counts[:, second])
+    pairs = counts[:, :, None] * counts[:, None, :]
+    pairs[:, np.arange(clusters), np.arange(clusters)] = counts
+    return pairs.reshape(len(counts), -1).take(first * clusters + second, axis=1)
 
 
 def of_sums(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -192,10 +218,15 @@ def of_rankings(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[s
     precisions = np.full((len(weights), reference.shape[1]), np.nan)
     for i in range(reference.shape[1]):
         order = np.argsort(-scores[:, i], kind="stable")
+        positive = np.flatnonzero(reference[order, i])
+        if not positive.size:
+            continue
         last = np.flatnonzero(np.append(np.diff(scores[order, i]) != 0, True))  # of equal scores
-        ordered = weights[:, order]
-        hits = np.cumsum(ordered * reference[order, i], axis=1)[:, last]
-        total = np.cumsum(ordered, axis=1)[:, last]
+        group, after = np.unique(np.searchsorted(last, positive), return_inverse=True)
+        ends = np.searchsorted(after, np.arange(len(group)), side="right") - 1  # the last positive of each group
+        ordered = weights.take(order, axis=1)
+        hits = np.cumsum(ordered[:, positive], axis=1)[:, ends]
+        total = np.cumsum(ordered, axis=1)[:, last[group]]  # where nothing is gained nothing is added
         gained = np.diff(hits, axis=1, prepend=0.0)
         precisions[:, i] = np.nansum(gained * hits / total, axis=1) / hits[:, -1]
     above = scores > 0.5
@@ -238,18 +269,20 @@ def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def of_trials(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`eer`, `min_dcf_001` and `min_dcf_005`, as `d2v.metrics.verification` defines them."""
-    order = np.argsort(-arrays["score"], kind="stable")
-    scores, targets = arrays["score"][order], arrays["label"][order].astype(bool)
+    """`eer`, `min_dcf_001` and `min_dcf_005`, as `d2v.metrics.verification` defines them; the highest score first."""
+    scores, targets = arrays["score"], arrays["label"].astype(bool)
     last = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # of equal scores
-    ordered = weights[:, order]
+    # Between two targets misses stay as they are and false alarms rise: nothing is lost without these thresholds.
+    groups = np.searchsorted(last, np.flatnonzero(targets))
+    kept = last[np.unique(np.concatenate((groups - (groups > 0), groups, [len(last) - 1])))]
 
-    def share(kind: np.ndarray) -> np.ndarray:
-        accepted = np.cumsum(ordered * kind, axis=1)[:, last]
+    def share(accepted: np.ndarray) -> np.ndarray:
         accepted = np.concatenate((np.zeros((len(accepted), 1)), accepted), axis=1)
         return accepted / accepted[:, -1:]
 
-    misses, false_alarms = 1 - share(targets), share(~targets)
+    right = np.cumsum(weights[:, targets], axis=1)
+    right = np.concatenate((np.zeros((len(right), 1)), right), axis=1)[:, np.cumsum(targets)[kept]]
+    misses, false_alarms = 1 - share(right), share(np.cumsum(weights, axis=1)[:, kept] - right)
     apart = misses - false_alarms  # falls from 1 to -1
     behind = np.argmax(apart <= 0, axis=1)[:, None]
     at = {name: np.take_along_axis(array, behind + step, 1) for name, array, step in (

@@ -83,7 +83,7 @@ def finish(
         notes: what else `results.json` has to say, such as how the metrics were computed.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`; on other processes without intervals.
 
     Raises:
         InputError: the submission or the hub cannot take what there is; everything else is written.
@@ -103,7 +103,7 @@ def finish(
             "peak_memory_mb": peak_memory_mb(),
         }
     )
-    if statistics:
+    if statistics and job.is_main:  # who alone writes and shows them
         ids = list(map(row_id, predictions))
         clusters = [row.get("group", name) for row, name in zip(predictions, ids, strict=True)]
         run = job.config.run

@@ -1,10 +1,9 @@
 """Statistics give each metric's own value, of resampled rows what the metric gives of them, and intervals that hold."""
 
-import time
-
 import numpy as np
 import pytest
 
+from benchmarks import intervals as intervals_benchmark
 from d2v.metrics import intervals as i
 from d2v.metrics import statistics as s
 from d2v.metrics.asr import transcript_metrics
@@ -266,22 +265,25 @@ def test_the_intervals_of_trials_hold(speakers):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rows_take_little_time_and_memory():
-    import resource
+def test_a_hundred_thousand_rows_take_little_memory():
+    """And little time, which `python -m benchmarks.intervals` prints: how much depends on the machine."""
+    found = intervals_benchmark.main([])
+    assert found.keys() == i.KINDS.keys() and all(megabytes < 500 for *_, megabytes in found.values()), found
 
-    random = np.random.default_rng(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    taken = {}
-    for name, make, rows in (
-        ("sums", simulated_words, 10**5),
-        ("classes", simulated_classes, 10**5),
-        ("values", simulated_values, 10**4),
-    ):
-        statistics, begun = make(random, rows), time.perf_counter()
-        i.intervals(statistics, np.arange(rows))
-        taken[name] = time.perf_counter() - begun
-    print(taken)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # kilobytes, on Linux
+
+def test_the_half_width_is_that_of_kaldi_s_bootci():
+    """compute-wer-bootci: 1.96 standard deviations of the word error rate over resampled utterances, by hand."""
+    random = np.random.default_rng(3)
+    words = random.integers(2, 40, 300)
+    errors = random.binomial(words, random.beta(1, 9, 300))
+    rates = []
+    for _ in range(5000):
+        drawn = random.integers(300, size=300)
+        rates.append(errors[drawn].sum() / words[drawn].sum())
+    statistics = {"sums": {"wer": np.stack((errors, words), 1).astype(float)}}
+    low, high = i.intervals(statistics, np.arange(300), replications=10_000)["wer"]
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(rates), rel=0.05)
+    assert (high + low) / 2 == pytest.approx(np.mean(rates), rel=0.02)
 
 
 def test_words_without_a_label_and_other_letters():

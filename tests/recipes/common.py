@@ -75,6 +75,15 @@ def goes_on_exactly(run: Callable, args: list, tmp_path: Path) -> None:
     same_weights(tmp_path / "straight/best/model.safetensors", tmp_path / "stopped/best/model.safetensors")
 
 
+def repeats_exactly(run: Callable, trained: Path, args: list, tmp_path: Path) -> None:
+    """Assert that a run which differs from another in nothing but `run.out` differs from it in no weight."""
+    run(*args, f"--run.out={tmp_path}")
+    checkpoints = [sorted((out / "checkpoints").glob("*/model.safetensors")) for out in (trained, tmp_path)]
+    assert len(checkpoints[0]) > 1
+    for first, second in zip(*checkpoints, strict=True):
+        same_weights(first, second)
+
+
 def evaluates_to_the_same(run: Callable, trained: Path, results: dict, args: list, tmp_path: Path) -> None:
     """Assert that evaluating the best model repeats the training run's figures and predictions."""
     again = run(*args, "--mode=evaluate", f"--model={trained / 'best'}", f"--run.out={tmp_path}")

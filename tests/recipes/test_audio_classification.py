@@ -14,6 +14,7 @@ from tests.recipes.common import (
     logs_its_loss,
     mean_average_precision,
     predictions,
+    repeats_exactly,
     runner,
 )
 from tests.tiny import TINY_AUDIO, flac, tones
@@ -60,6 +61,11 @@ def test_a_run_leaves_what_it_should(trained):
     assert [row["reference"] for row in rows] == ["low", "high", "low", "high", "low"]
     assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
     assert results["accuracy"] == np.mean([row["label"] == row["reference"] for row in rows])
+
+
+def test_two_runs_that_differ_in_their_folder_alone_differ_in_no_weight(trained, data, tmp_path):
+    args = [*SMALL, f"--data.path={data}", "--run.max_steps=6", "--run.eval_every=3"]
+    repeats_exactly(run, trained[0], args, tmp_path / "again")
 
 
 def test_evaluate_repeats_the_figure(trained, data, tmp_path):

@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 
 from d2v.errors import InputError
 from tests.processors.test_image import png_of_size
-from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, logs_its_loss, predictions, runner
+from tests.recipes.common import (
+    evaluates_to_the_same,
+    goes_on_exactly,
+    logs_its_loss,
+    predictions,
+    repeats_exactly,
+    runner,
+)
 from tests.tiny import TINY_VISION
 
 run = runner("image_classification")
@@ -74,6 +81,11 @@ def test_a_run_leaves_what_it_should(trained):
     assert list(lines[0]) == ["filename", "top1", "top2", "p1", "p2"]
     assert [(line["filename"], line["top1"]) for line in lines] == [(row["id"], row["label"]) for row in rows]
     assert all(float(line["p1"]) >= float(line["p2"]) for line in lines)
+
+
+def test_two_runs_that_differ_in_their_folder_alone_differ_in_no_weight(trained, data, tmp_path):
+    args = [*SMALL, f"--data.path={data}", "--run.max_steps=6", "--run.eval_every=3", "--data.crop_ratio=0.8"]
+    repeats_exactly(run, trained[0], args, tmp_path / "again")
 
 
 def test_evaluate_repeats_the_figure_and_so_the_crop(trained, data, tmp_path):
