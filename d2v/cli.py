@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from d2v.errors import InputError, Interrupted
+from d2v.errors import InputError, Interrupted, Prepared
 from d2v.training.signals import interrupt_at_signals, watch_launcher
 
 
@@ -168,6 +168,9 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     watch_launcher()
     try:
         main(parse(config_class, demo=demo if demo.is_file() else None))
+    except Prepared as done:
+        if str(done):  # on the process that speaks for all
+            print(done)
     except InputError as error:
         # One from a data worker comes with the worker's traceback before it.
         exit_with(2, f"error: {str(error).rpartition('d2v.errors.InputError: ')[2].strip()}")

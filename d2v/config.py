@@ -212,7 +212,8 @@ class Recipe:
     """What the configuration of every recipe has.
 
     Attributes:
-        mode: train and test a model, evaluate it on labelled data, or predict on unlabelled data.
+        mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch
+            data and model and keep what is found out of every row, so that the same command trains without a network.
         model: hub id, with a revision as in owner/name@main, or folder of the model to start from; without it training
             starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
@@ -223,7 +224,7 @@ class Recipe:
         run: the run.
     """
 
-    mode: Literal["train", "evaluate", "predict"] = "train"
+    mode: Literal["train", "evaluate", "predict", "prepare"] = "train"
     model: str | None = None
     arch: dict[str, Any] = field(default_factory=dict)
     freeze: Literal["nothing", "feature_encoder", "encoder"] = "nothing"
@@ -258,8 +259,8 @@ class Job:
 
     @property
     def training(self) -> bool:
-        """Whether the mode is train."""
-        return self.config.mode == "train"
+        """Whether the mode is train, or prepares for it."""
+        return self.config.mode in ("train", "prepare")
 
     @property
     def labelled(self) -> bool:

@@ -1,4 +1,4 @@
-"""How a run ends early: bad input, or a signal. Every part of d2v may raise these; nothing else is shared here."""
+"""How a run ends early: bad input, a signal, or all is prepared. Every part of d2v may raise these."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM came and the run was saved; the message says how to go on. Recipes exit with code 130."""
+
+
+class Prepared(Exception):
+    """Everything that a training needs is there, as `--mode prepare` asked; the message says what. Exit code 0."""

@@ -10,6 +10,9 @@ from d2v.errors import InputError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
+PREPARE = "--mode prepare with the same options, on a machine with a network, brings it"
+"""What mends that something is not there and cannot be fetched."""
+
 Renames = tuple[tuple[str, str], ...]
 """Pieces of names, (ours, theirs), in which `*` stands for a number."""
 
@@ -29,7 +32,7 @@ def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
         if try_to_load_from_cache(repo, name, revision=revision) is _CACHED_NO_EXIST:  # found missing when last there
             return None
         raise InputError(
-            f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache)"
+            f"{source}: not a folder, and the hub cannot be reached ({name} is not in the cache); {PREPARE}"
         ) from error
     except EntryNotFoundError:
         return None

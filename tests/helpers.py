@@ -45,7 +45,6 @@ def make_job(
         process_index=rank,
         num_processes=processes,
         is_main_process=rank == 0,
-        main_process_first=nullcontext,
         local_main_process_first=nullcontext,
     )
     return Job(config, share, "test")

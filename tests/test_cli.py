@@ -14,7 +14,7 @@ from benchmarks.recipe import load_recipe
 from d2v import cli
 from d2v.cli import parse
 from d2v.config import Data, Optim, Run
-from d2v.errors import InputError, Interrupted
+from d2v.errors import InputError, Interrupted, Prepared
 from d2v.training.job import to_yaml
 
 
@@ -251,3 +251,10 @@ def test_text_in_files_is_as_written(tmp_path):
     assert config.run.seed == 7
     also = parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.also={no: 007}"]).data.also
     assert also == {"no": "007"}
+
+
+def test_prepared_is_no_failure(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    for line in ("prepared: 8 rows", ""):  # the other processes say nothing
+        cli.run(Mock(side_effect=Prepared(line)), Config)
+        assert capsys.readouterr().out == (line and line + "\n")

@@ -8,6 +8,7 @@ import numpy as np
 
 from d2v.config import Data, Job
 from d2v.data.annotations import with_tiers
+from d2v.data.cache import first_on_its_node
 from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
@@ -46,7 +47,7 @@ def load(
     if data.streaming and job.training:
         check_stream(job)
         streams = train_shards(data)
-    with job.accelerator.main_process_first():
+    with first_on_its_node(job, None):
         source = demo() if data.path is None else (reader or read)(data)
         if getattr(data, "tiers", None):
             source = with_tiers(source, data)

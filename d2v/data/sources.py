@@ -1,7 +1,10 @@
 """Where data come from: files and folders as people have them, and what `datasets` reads; each split on its own."""
 
+import hashlib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2v.config import Data
+from d2v.data.cache import cache_folder, states
 from d2v.data.files import (
     AUDIO,
     OTHERS,
@@ -33,7 +37,7 @@ from d2v.data.folders import (
 )
 from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
 from d2v.errors import InputError
-from d2v.hub import split_revision
+from d2v.hub import PREPARE, read_json, split_revision, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,20 +87,94 @@ def read(data: Data) -> Source:
     return read_hub(data)
 
 
+STATED = {"parquet", "arrow", "webdataset", "text"}
+"""Kinds of files that say themselves of what type their columns are; of others, such as folders of classes, all splits
+together do."""
+
+
 def read_hub(data: Data) -> Source:
-    """All splits of what `datasets` finds: a data set of the hub, a folder with a card that lists its files."""
+    """What `datasets` finds, a data set of the hub or a folder with a card: of its splits those that are asked for.
+
+    Which splits there are is known from the names of the files; each is fetched and prepared when it is read, in a
+    place of its own, so that a start without a network finds it there.
+    """
     import datasets
 
-    folder = Path(data.path or "").is_dir()
-    name, revision = (str(data.path), None) if folder else split_revision(str(data.path))
+    path = Path(data.path or "")
+    name, revision = (str(path.resolve()), None) if path.is_dir() else split_revision(str(data.path))
+    files = states([str(path / file) for file in walk(path)]) if path.is_dir() else b""  # on the hub a commit says that
+    key = hashlib.sha256(repr((name, data.name, revision)).encode() + files).hexdigest()[:16]
+    place = cache_folder() / "hub" / key
+    listed = place / "splits.json"
+    unreachable: tuple[type[Exception], ...] = (*offline_errors(), FileNotFoundError)
+    with explained(data):
+        try:
+            builder = datasets.load_dataset_builder(name, data.name, revision=revision)
+        except unreachable:
+            if not listed.is_file():
+                raise
+            builder = None
+        found = getattr(getattr(builder, "config", None), "data_files", None) or {}
+        kind = type(builder).__module__.rpartition(".")[2]
+        if (builder is None or kind == "cache") and listed.is_file():
+            names = read_json(listed)["splits"]
+        elif kind in STATED and len(found) > 1 and not Path(builder.cache_dir, "dataset_info.json").is_file():
+            names = list(map(str, found))
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(listed, {"splits": names})
+        else:
+            splits = datasets.load_dataset(name, data.name, revision=revision)
+            return Source({split: partial(splits.__getitem__, split) for split in splits})
+    return Source({split: partial(read_split, data, name, revision, place / split, split) for split in names})
+
+
+def read_split(data: Data, name: str, revision: str | None, place: Path, split: str) -> "Dataset":
+    """One split of a data set of several, fetched and prepared by itself.
+
+    Args:
+        data: whose set it is.
+        name, revision: of the set, as `datasets` takes it.
+        place: of this split in the cache.
+        split: its name.
+    """
+    import datasets
+
+    with explained(data):
+        builder = datasets.load_dataset_builder(name, data.name, revision=revision, cache_dir=str(place))
+        files = builder.config.data_files
+        if files:
+            builder.config.data_files = type(files)({split: files[split]})
+            if not Path(builder.cache_dir, "dataset_info.json").is_file():
+                print(f"{data.path}: {split} is fetched and prepared, {len(files[split])} files", flush=True)
+        builder.download_and_prepare(verification_mode="no_checks")  # which would miss the other splits
+        return builder.as_dataset(split=split)
+
+
+@contextmanager
+def explained(data: Data) -> Iterator[None]:
+    """Within, whatever `datasets` cannot do is an InputError of one line."""
+    import datasets
+
     try:
-        splits = datasets.load_dataset(name, data.name, revision=revision)
-    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
+        yield
+    except (OSError, ValueError, *offline_errors(), datasets.exceptions.DatasetGenerationError) as error:
         why = reason(error)
-        if folder:
+        if Path(data.path or "").is_dir():
             why += f"; there are {counted(walk(Path(data.path or ''))) or 'no files'}; looked for {looked_for()}"
+        elif datasets.config.HF_HUB_OFFLINE or isinstance(error, offline_errors()):
+            raise InputError(f"{data.path}: not in the cache, and the hub cannot be reached; {PREPARE}") from error
         raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({why})") from error
-    return Source({name: partial(splits.__getitem__, name) for name in splits})
+
+
+def offline_errors() -> tuple[type[Exception], ...]:
+    """What is raised where there is no network."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found: list[type[Exception]] = [ConnectionError, LocalEntryNotFoundError]
+    for name in ("httpx", "httpx2"):  # what the hub's client is made of, by version; older ones raise an OSError
+        with suppress(ImportError):
+            found.append(importlib.import_module(name).TransportError)
+    return tuple(found)
 
 
 def looked_for() -> str:

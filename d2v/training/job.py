@@ -51,7 +51,7 @@ def start(config: Any) -> Job:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
             stream.reconfigure(errors="backslashreplace")
-    if config.mode != "train" and config.model is None:
+    if config.mode in ("evaluate", "predict") and config.model is None:
         raise InputError(f"--mode {config.mode} needs --model, such as {config.run.out}/best")
     if config.data.submission:
         read_sample(Path(config.data.submission))
@@ -59,6 +59,7 @@ def start(config: Any) -> Job:
             raise InputError("data.submission is what --mode predict fills in")
     check_engine()
     beside = config.mode != "train" and (config.run.out == type(config)().run.out or holds_training(config.run.out))
+    beside = beside or config.mode == "prepare"  # and so the folder is free for the run that follows
     if beside:  # never over a run
         config = replace(config, run=replace(config.run, out=str(Path(config.run.out, config.mode))))
     run, out = config.run, Path(config.run.out)
@@ -74,7 +75,7 @@ def start(config: Any) -> Job:
     tracker = run.tracker
     if tracker == "auto":
         tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
-    precision = run.precision
+    precision = run.precision if config.mode != "prepare" else "fp32"  # whatever the machine that it prepares for has
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
     try:

@@ -33,7 +33,7 @@ from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
-from d2v.training.report import timed
+from d2v.training.report import end_preparation, timed
 from d2v.training.resume import (
     RandomState,
     checkpoints,
@@ -150,7 +150,9 @@ def fit(
     Raises:
         InputError: a checkpoint cannot be read or written, or the loss is not finite again and again.
         Interrupted: a signal came; the run is saved.
+        Prepared: in `--mode prepare`, before anything is trained.
     """
+    end_preparation(job, batches)
     run, optim, accelerator, out = job.config.run, job.config.optim, job.accelerator, job.out
     epoch = len(batches) if hasattr(batches, "__len__") else None  # updates
     if epoch is None and run.max_steps is None:

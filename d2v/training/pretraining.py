@@ -40,7 +40,7 @@ from d2v.training.loop import (
 )
 from d2v.training.memory import out_of_memory
 from d2v.training.optim import build_optimizer, lr_scale
-from d2v.training.report import FILES, peak_memory_mb, write_model_card
+from d2v.training.report import FILES, end_preparation, peak_memory_mb, write_model_card
 from d2v.training.resume import (
     RandomState,
     go_on,
@@ -114,9 +114,11 @@ def pretrain(
     Raises:
         InputError: the targets have collapsed, a checkpoint cannot be read or written, or the loss is not finite.
         Interrupted: a signal came; the run is saved.
+        Prepared: in `--mode prepare`, before anything is trained.
     """
     from accelerate.utils import gather_object, send_to_device
 
+    end_preparation(job, batches)
     config, accelerator, out = job.config, job.accelerator, job.out
     run, optim, teaching = config.run, config.optim, config.teacher
     epoch = len(batches) if hasattr(batches, "__len__") else 0  # updates; a stream has no number of them

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,7 @@ import torch
 
 from d2v.config import Job
 from d2v.data.facts import say_decoded
-from d2v.errors import InputError
+from d2v.errors import InputError, Prepared
 from d2v.hub import fetch_file, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
 from d2v.pretrained import push_folder
@@ -130,6 +131,29 @@ def finish(
             address = push_folder(job.out / "best", job.config.run.push, private=job.config.run.private)
             print(f"pushed to {address}")
     return results
+
+
+def end_preparation(job: Job, batches: Any) -> None:
+    """End a run of `--mode prepare`, in which everything is there that training begins with.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        batches: of training.
+
+    Raises:
+        Prepared: in this mode.
+    """
+    if job.config.mode != "prepare":
+        return
+    if job.config.model:
+        licence_of(job.config.model)  # which the card will name
+    job.accelerator.wait_for_everyone()
+    rows = f"{len(batches.loader.dataset)} rows to train on" if hasattr(batches, "loader") else "the data"
+    model = f" and the model {job.config.model}" if job.config.model else ""
+    words = [word for word, before in zip(sys.argv, ["", *sys.argv], strict=False) if "--mode" not in (word, before)]
+    command = shlex.join(word for word in words if not word.startswith("--mode="))
+    line = f"prepared: {rows}{model}; with HF_HUB_OFFLINE=1 in the environment this trains without a network: {command}"
+    raise Prepared(line if job.is_main else "")
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -121,6 +121,8 @@ class Pretraining:
     """What the configuration of every pretraining recipe has.
 
     Attributes:
+        mode: train, or prepare: fetch data and model and keep what is found out of every row, so that the same command
+            trains without a network.
         model: hub id or folder of the model to go on with; by default pretraining starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         teacher: the teacher, and the loss of what the student learns from it.
@@ -132,10 +134,10 @@ class Pretraining:
         run: the run.
     """
 
-    mode: ClassVar[str] = "train"
     freeze: ClassVar[str] = "nothing"
     lora: ClassVar[Lora] = Lora()
 
+    mode: Literal["train", "prepare"] = "train"
     model: str | None = None
     arch: dict[str, Any] = field(default_factory=dict)
     teacher: Teaching = field(default_factory=Teaching)
