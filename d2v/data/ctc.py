@@ -98,7 +98,7 @@ def count_references(job: Job, split: Split) -> Split:
         line = f"{split.name}: {ignored.sum()} of {len(split)} rows left out, whose transcripts do not count"
         note(job, "ignored references", line, split=split.name, rows=int(ignored.sum()), of=len(split))
     spoken = [text for text in texts if isinstance(text, str) and len(text) >= 10]
-    if split.name != "train" and spoken and sum(" " in text for text in spoken) < len(spoken) / 10:
+    if split.name != "train" and spoken and sum(len(text.split()) > 1 for text in spoken) < len(spoken) / 10:
         line = f"{split.name}: transcripts have no spaces, so a word error is one of the whole line; --run.metric cer"
         note(job, "no spaces", f"{line} chooses by characters", split=split.name)
     empty = texts.count("")

@@ -287,7 +287,7 @@ def place_files(
     best, most = None, 0
     forms = ["", *(() if all(map(str.isascii, values)) else ("NFC", "NFD"))]
     for form, place, end in product(forms, dict.fromkeys([folder, *near, folder.parent]), endings):
-        names = [unicodedata.normalize(form, value) if form else value for value in values]  # type: ignore[arg-type]
+        names = [unicodedata.normalize(form, value) if form else value for value in values]
         hits = sum((place / (name.replace("\\", "/") + end)).is_file() for name in names)
         if hits > most:
             best, most = (place, end, form), hits

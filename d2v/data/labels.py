@@ -266,7 +266,8 @@ def settle_classes(
 
 def note_absent(job: Job, train: Named, column: str) -> None:
     """Note the classes of which train has no row: they fell into another share, or the column only lists them."""
-    there = {name for label in train.labels for name in (label if isinstance(label, list) else [label])}
+    found = (name for label in train.labels for name in (label if isinstance(label, list) else [label]))
+    there = {name for name in found if isinstance(name, str)}
     if absent := [name for name in train.classes if name not in there]:
         listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
         line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {listed}"

@@ -58,7 +58,8 @@ def hold_out(
 def codes(values: Sequence[Any]) -> np.ndarray:
     """(N,) a number for each different value, in the order in which they come."""
     numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+    keys = (value if value.__hash__ else repr(value) for value in values)  # a label that is no label is refused later
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def ranks(numbers: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -167,7 +168,10 @@ def parts(
 def shared_groups(groups: Mapping[str, Sequence[Any]]) -> list[tuple[str, str, list[Any]]]:
     """Pairs of splits, and the groups that both have."""
     names = list(groups)
-    counts = {name: Counter(value for value in values if value not in (None, "")) for name, values in groups.items()}
+    counts = {
+        name: Counter(value if value.__hash__ else repr(value) for value in values if value not in (None, ""))
+        for name, values in groups.items()
+    }
     pairs = [(one, two) for i, one in enumerate(names) for two in names[i + 1 :]]
     found = [(one, two, [each for each in counts[one] if each in counts[two]]) for one, two in pairs]
     return [(one, two, both) for one, two, both in found if both]

@@ -71,7 +71,7 @@ def test_texts_without_spaces_are_said():
     count_references(job, make_split("test", text=["\u4eca\u5929\u5929\u6c14\u5f88\u597d\u6211\u4eec\u51fa\u53bb"] * 3))
     assert "--run.metric cer chooses by characters" in job.facts[0]["line"]
     job = make_job(TranscriptData(), "evaluate")
-    count_references(job, make_split("test", text=["two", "seven words and more"]))
+    count_references(job, make_split("test", text=["two", "seven words and more", "white\tspace\nof any kind"]))
     assert job.facts == []
 
 

@@ -48,7 +48,7 @@ def test_classes_that_the_column_lists():
     assert labels.problem(None) is not None and labels.problem("positive") is None
 
 
-@pytest.mark.parametrize("values", [["a", "a"], ["only"], [None, None]])
+@pytest.mark.parametrize("values", [["a", "a"], ["only"], [None, None], [{"name": "a"}, {"name": "b"}]])
 def test_fewer_than_two_classes_are_refused(values):
     with pytest.raises(InputError, match=r"train: label has \d classes.*; should have two or more"):
         read(values)
