@@ -162,7 +162,8 @@ def explained(data: Data) -> Iterator[None]:
         if Path(data.path or "").is_dir():
             why += f"; there are {counted(walk(Path(data.path or ''))) or 'no files'}; looked for {looked_for()}"
         elif datasets.config.HF_HUB_OFFLINE or isinstance(error, offline_errors()):
-            raise InputError(f"{data.path}: not in the cache, and the hub cannot be reached; {PREPARE}") from error
+            what = "neither a folder nor a file, not in the cache, and the hub cannot be reached"
+            raise InputError(f"{data.path}: {what}; {PREPARE}") from error
         raise InputError(f"{data.path}: not a folder, file or hub id that can be read ({why})") from error
 
 

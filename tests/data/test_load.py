@@ -135,7 +135,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     broken.write_bytes(b"PAR1 not really")
     message = complaint(lambda: read(Data(path=str(broken)))["train"])
     assert message.startswith(f"{broken}: not readable as parquet (Parquet magic bytes not found in footer")
-    assert complaint(read, Data(path="nobody/nothing")).startswith("nobody/nothing: not a folder, file or hub id")
+    assert complaint(read, Data(path="nobody/nothing")).startswith(
+        "nobody/nothing: neither a folder nor a file, not in"
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     assert complaint(read, Data(path=str(empty))).startswith(f"{empty}: not a folder, file or hub id")

@@ -261,7 +261,7 @@ def test_unknown_characters_are_named(trained, data, tmp_path):
 
 BAD_OPTIONS = {
     "missing data": (["--data.path=nowhere.parquet"], "nowhere.parquet: no such file"),
-    "missing folder": (["--data.path=no/where"], "no/where: not a folder, file or hub id"),
+    "missing folder": (["--data.path=no/where"], "no/where: neither a folder nor a file"),
     "wrong column": (["--data.text_column=words"], "no column 'words' .data.text_column.; there are id, audio, text"),
     "not sound": (["--data.audio_column=text"], "row 0: .*no such file"),
     "wrong split": (["--data.train_split=learn"], "no split 'learn' .data.train_split.; there are train, validation"),
