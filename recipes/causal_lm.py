@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run, at_least
-from d2v.data.language_modeling import LanguageData, cut, pieces, prompt_batch, prompt_rows, read_stream, stream_rows
+from d2v.data.language_modeling import LanguageData, cut, pieces, prompt_batch, prompt_rows, stream_rows, text_windows
 from d2v.data.load import load
-from d2v.data.loaders import eval_loader, train_loader
+from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import tokenizer_for
 from d2v.decode.causal_lm import Sampling, continue_texts, show_samples, window_losses
 from d2v.demo.text import docs_text
@@ -61,9 +58,9 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, tokenizer, stream) -> dict[str, Any]:
-    """A batch of windows of one length, with the token that follows each token as its label."""
-    ids = torch.from_numpy(np.stack([cut(stream.ids, row, more=1) for row in rows])).long()  # (B, T + 1)
-    labels = ids[:, 1:].clone()
+    """A batch of windows, with the token that follows each token as its label; a stream's may end before others."""
+    ids = pad_labels([cut(row.get("text", stream).ids, row, more=1) for row in rows])  # (B, T + 1)
+    labels, ids = ids[:, 1:].clone(), ids.where(ids != IGNORE, tokenizer.pad_token_id)
     labels[labels == tokenizer.bos_token_id] = IGNORE  # where a text begins there is nothing to predict
     for label, row in zip(labels, rows, strict=True):
         label[: row["first"] - row["start"]] = IGNORE  # scored in the window before
@@ -79,16 +76,15 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, docs_text, inputs={"text": data.text_column})
     texts = {name: pieces(job, split) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
-    streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
 
     # Model: a decoder, and windows over the text
     decoder = {"is_decoder": True}  # in evaluation too, or it would see what it predicts
     model = build(job, Data2VecTextForCausalLM, tokenizer=tokenizer, always=decoder)
     size = min(data.max_length, model.config.max_tokens)
-    rows, collates = {}, {}
+    rows, collates, streams = {}, {}, {}
     for name, each in splits.items():
         if job.labelled:
-            rows[name] = stream_rows(each, len(streams[name].ids), size, ahead=1)
+            rows[name], streams[name] = text_windows(job, each, texts[name], tokenizer, size, ahead=1)
             collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name])
         else:
             rows[name] = prompt_rows(job, each, data.text_column, tokenizer, *sampling.bounds(model.config))

@@ -17,7 +17,7 @@ import numpy as np
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run
-from d2v.data.language_modeling import LanguageData, cut, gap_batch, gap_rows, masker, pieces, read_stream, stream_rows
+from d2v.data.language_modeling import LanguageData, cut, gap_batch, gap_rows, masker, pieces, text_windows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import token_batch, tokenizer_for
@@ -64,7 +64,8 @@ def collate(rows: list[dict], *, tokenizer, stream, mask) -> dict[str, Any]:
     """A batch of windows between `<s>` and `</s>`, with masks, and the tokens to predict as labels."""
     inputs, labels = [], []
     for row in rows:
-        ids, starts = (cut(values[1:-1], row) for values in (stream.ids, stream.starts))
+        text = row.get("text", stream)
+        ids, starts = (cut(values[1:-1], row) for values in (text.ids, text.starts))
         context, ids = np.split(ids, [row["first"] - row["start"]])  # what the window before scores
         masked, hidden = mask(ids, starts[len(context) :], row.get("seed", (EVALUATION, row["first"])))
         inputs.append([tokenizer.bos_token_id, *context, *masked, tokenizer.eos_token_id])
@@ -80,7 +81,6 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, docs_text, inputs={"text": data.text_column})
     texts = {name: pieces(job, split) for name, split in splits.items()} if job.labelled else {}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
-    streams = {name: read_stream(each, tokenizer, documents=data.separator is None) for name, each in texts.items()}
     mask = masker(tokenizer, data.mask_share, whole_words=data.whole_words)
 
     # Model: an encoder, and windows over the text
@@ -89,8 +89,8 @@ def main(config: Config) -> dict[str, Any]:
     rows, collates = {}, {}
     for name, each in splits.items():
         if job.labelled:
-            rows[name] = stream_rows(each, len(streams[name].ids) - 2, size - 2, special=2)
-            collates[name] = partial(collate, tokenizer=tokenizer, stream=streams[name], mask=mask)
+            rows[name], stream = text_windows(job, each, texts[name], tokenizer, size, special=2)
+            collates[name] = partial(collate, tokenizer=tokenizer, stream=stream, mask=mask)
         else:
             rows[name] = gap_rows(job, each, data.text_column, tokenizer, size)
             collates[name] = partial(gap_batch, tokenizer=tokenizer)

@@ -15,7 +15,7 @@ from typing import Any
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
-from d2v.data.language_modeling import pieces, read_stream, stream_rows
+from d2v.data.language_modeling import pieces, text_windows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
@@ -57,8 +57,7 @@ def main(config: Config) -> dict[str, Any]:
     student, teacher = student_and_teacher(job, base, auxiliary=base.config.vocab_size)
     rows, collates, size = {}, {}, min(data.max_length, base.config.max_tokens)
     for name in ("train", "validation"):
-        stream = read_stream(texts[name], tokenizer, documents=data.separator is None)
-        rows[name] = stream_rows(splits[name], len(stream.ids) - 2, size - 2, special=2)
+        rows[name], stream = text_windows(job, splits[name], texts[name], tokenizer, size, special=2)
         collates[name] = partial(
             masked_windows, tokenizer=tokenizer, stream=stream, mask=mask, views=config.economy.views
         )

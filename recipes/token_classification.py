@@ -22,13 +22,12 @@ from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import token_batch, tokenizer_for
 from d2v.data.token_classification import (
     TokenData,
-    encode_words,
     firsts,
     inside_classes,
     piece_labels,
     tagged_rows,
+    word_rows,
 )
-from d2v.data.windows import window_rows
 from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
 from d2v.losses import IGNORE
@@ -73,8 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     names, numbers, rows, chunks = labels.names, labels.numbers, {}, are_chunks(labels.names)
     longest = min(data.max_length, model.config.max_tokens)
     for name, each in splits.items():
-        windows = encode_words(tokenizer, sentences[name], longest, data.stride)
-        rows[name] = window_rows(each, windows, tags.get(name))
+        rows[name] = word_rows(job, each, sentences[name], tags.get(name), labels, tokenizer, longest)
     inside = inside_classes(numbers) if data.label_all_pieces else None
     collate_rows = partial(collate, tokenizer=tokenizer, numbers=numbers, inside=inside)
 

@@ -4,15 +4,16 @@ Shapes: N tokens of a text, B windows or texts, T tokens of each.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from d2v.config import Job
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.streams import rows_of
 from d2v.data.text import WITHOUT_SPACES, TextData, encode_pairs, note_cut, token_batch
 from d2v.errors import InputError
 from d2v.losses import IGNORE
@@ -29,8 +30,6 @@ class LanguageData(TextData):
             by default each row is a document of its own.
         max_length: number of tokens of a window; the model's positions bound it too.
     """
-
-    whole: ClassVar[str | None] = "its text is read and cut into windows before training"
 
     text_column: str = "text"
     separator: str | None = None
@@ -68,8 +67,13 @@ def pieces(job: Job, split: Split) -> list[str]:
         InputError: a row is no text, unless `data.bad_rows` skips it, or no row has any.
     """
     data: LanguageData = job.config.data
+    if split.stream is not None:  # for a new tokenizer alone
+        column = split.column(data.text_column) if job.config.model is None else []
+        return [text for text in column if isinstance(text, str) and text]
     _, texts = read_texts(job, split, data.text_column)
     if not any(text.strip() for text in texts):
+        if split.offset is not None:
+            return []
         raise InputError(f"{split.name}: no row has any text")
     if data.separator is None:
         return [text for text in texts if text]
@@ -169,6 +173,44 @@ def stream_rows(
     return Rows(split, list(map(str, range(len(items)))), lengths, items=items)
 
 
+def text_windows(
+    job: Job, split: Split, texts: Sequence[str], tokenizer: Tokenizer, size: int, *, special: int = 0, ahead: int = 0
+) -> tuple[Rows, Any]:
+    """The windows of a split's text, and its tokens; of a stream without these, its windows have their own.
+
+    Args:
+        job: whose data have the options of `LanguageData`.
+        split: from `d2v.data.load.load`.
+        texts: from `pieces`.
+        tokenizer: of the model.
+        size, special, ahead: as for `stream_rows`, special tokens counted in the size.
+    """
+    documents = job.config.data.separator is None
+    if split.stream is None:
+        stream = read_stream(texts, tokenizer, documents=documents)
+        return stream_rows(split, len(stream.ids) - special, size - special, special=special, ahead=ahead), stream
+
+    def of(part: Split) -> Rows:
+        some = pieces(job, part)
+        if not some:
+            return Rows(part, [], [], items=[])
+        block = read_stream(some, tokenizer, documents=documents)
+        inner = slice(special // 2, len(block.ids) - special // 2)
+        columns = [block.ids[inner], block.starts[inner]]
+        rows = stream_rows(part, len(columns[0]), size - special, special=special)
+        # Each pass begins to cut at another place, see `cut`; a block of 256 rows is a text of its own.
+        first = int(np.random.default_rng((job.config.run.seed, part.epoch, part.offset or 0)).integers(size - special))
+        items = []
+        for window in rows.items or ():
+            at = np.arange(window["start"], window["end"] + ahead) + first
+            own = [np.pad(values.take(at, mode="wrap"), special // 2) for values in columns]
+            text = Stream(own[0], own[1], characters=0)
+            items.append({"start": 0, "first": 0, "end": window["end"] - window["start"], "text": text})
+        return replace(rows, items=items)
+
+    return rows_of(split, of), None
+
+
 def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
     """The items of a window.
 
@@ -177,11 +219,11 @@ def cut(values: np.ndarray, row: dict[str, Any], more: int = 0) -> np.ndarray:
 
     Args:
         values: (N,) of a stream.
-        row: a window, in training with its `seed`.
+        row: a window, in training with its `seed`; one with a `text` of its own is cut already.
         more: items to add that follow the window.
     """
     shift = 0
-    if "seed" in row:
+    if "seed" in row and "text" not in row:
         seed, epoch, _ = row["seed"]
         shift = np.random.default_rng((seed, epoch)).integers(row["end"] - row["start"])
     return values.take(np.arange(row["start"], row["end"] + more) + shift, mode="wrap")

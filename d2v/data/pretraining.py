@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from d2v.config import at_least
 from d2v.data.audio import AudioData, clip_batch
 from d2v.data.image import ImageData, load_images, seeded
-from d2v.data.language_modeling import LanguageData, Stream, cut, masker
+from d2v.data.language_modeling import LanguageData, cut, masker
 from d2v.data.text import token_batch
 from d2v.errors import InputError
 from d2v.losses import at_least_fp32
@@ -183,20 +183,21 @@ def mel_bands(rate: int, frequencies: int, bins: int) -> Tensor:
 
 
 def masked_windows(
-    rows: list[dict[str, Any]], *, tokenizer: Tokenizer, stream: Stream, mask: Callable, views: int = 0
+    rows: list[dict[str, Any]], *, tokenizer: Tokenizer, stream: Any, mask: Callable, views: int = 0
 ) -> dict[str, Any]:
     """A batch of windows between `<s>` and `</s>`: `input_ids`, `masked_ids`, and what is to be predicted, `masked`.
 
     Args:
         rows: from `d2v.data.language_modeling.stream_rows`.
         tokenizer: of the model.
-        stream: the split's tokens.
+        stream: the split's tokens; None where rows have their own.
         mask: `mask(ids, starts, seed)`, from `text_masker`.
         views: M, of that mask; `masked` is (B, M, T) then.
     """
     whole, seen, masks = [], [], []
     for row in rows:
-        ids, starts = (cut(values[1:-1], row) for values in (stream.ids, stream.starts))
+        text = row.get("text", stream)
+        ids, starts = (cut(values[1:-1], row) for values in (text.ids, text.starts))
         masked, hidden = mask(ids, starts, row.get("seed", (EVALUATION, row["first"])))
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         whole.append([begin, *ids, end])

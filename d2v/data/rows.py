@@ -34,6 +34,7 @@ class Split:
         group: the column of the rows' groups, such as speakers, where there is one.
         stream: of `d2v.data.streams`, where train is read while it is trained on; the table is the beginning of it.
         offset: of a block of a stream, how many rows of its shard come before it.
+        epoch: of a block, in which pass over the stream it is read.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Split:
     group: str | None = None
     stream: Any = None
     offset: int | None = None
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.index)

@@ -68,7 +68,7 @@ class Stream:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"{name}: cannot be read after row {read} ({reason:.300})") from error
 
-    def split(self, shard: int, offset: int, table: Any) -> Split:
+    def split(self, shard: int, offset: int, table: Any, epoch: int = 0) -> Split:
         """Rows of a shard, which begin at a row of it, as a split."""
         import datasets
         import pyarrow as pa
@@ -82,7 +82,7 @@ class Stream:
         features = datasets.Features({each: undecoded(kinds[each]) for each in table.column_names}) if kinds else None
         # Its fingerprint is a name, so that nobody looks through the rows to make one.
         rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint=f"{shard}-{offset}")
-        return Split("train", rows, np.arange(len(rows)), ((f"train, {name}", len(rows)),), offset=offset)
+        return Split("train", rows, np.arange(len(rows)), ((f"train, {name}", len(rows)),), offset=offset, epoch=epoch)
 
     def first(self, column: str) -> list[Any]:
         """The values of a column in the first rows."""

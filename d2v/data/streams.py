@@ -80,7 +80,11 @@ class Reader:
             tables = tables or stream.tables(shard, number * BLOCK)
             table = next(tables, None)
             with collecting() as facts:
-                rows = None if table is None else self.rows.make(stream.split(shard, number * BLOCK, table))
+                rows = (
+                    None
+                    if table is None
+                    else self.rows.make(stream.split(shard, number * BLOCK, table, self.at["epoch"]))
+                )
             place_of = {"first": f"{stream.shards[shard]}, after row {number * BLOCK}"}
             self.facts += [place_of | each for each in facts]
             self.blocks[place] = tables, number, rows
@@ -250,5 +254,9 @@ class StreamUpdates:
         return {"starts": self.starts, "size": self.size, "buffer": self.buffer, "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; InputError if the processes are not as many as they were."""
+        if len(state["starts"]) != self.processes:
+            raise InputError(
+                f"the stream was read by {len(state['starts'])} processes, not {self.processes}; use as many to resume"
+            )
         self.starts, self.size, self.buffer, self.done = (state[key] for key in ("starts", "size", "buffer", "done"))

@@ -8,15 +8,17 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.class_names import as_list, name_values
+from d2v.data.class_names import Named, as_list, name_reader, name_values, with_stream
 from d2v.data.labels import Labels, Match, check_smoothing, checkpoint_labels, label_problem, settle_classes, weighted
-from d2v.data.rows import CHUNK, Split, check_rows
+from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.streams import rows_of
 from d2v.data.text import TextData
+from d2v.data.windows import window_rows
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
@@ -39,8 +41,6 @@ class TokenData(TextData):
         stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
     """
 
-    whole: ClassVar[str | None] = "its sentences are read before training"
-
     tokens_column: str = "tokens"
     tags_column: str = "tags"
     class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
@@ -60,10 +60,11 @@ NO_TAGS = (-100, -1, "-100", "-1", "")
 
 def tagged_rows(
     job: Job, splits: Mapping[str, Split]
-) -> tuple[dict[str, Split], dict[str, list[list[str]]], Labels, dict[str, list[Any]]]:
+) -> tuple[dict[str, Split], dict[str, list[list[str]]], Labels, dict[str, Any]]:
     """The rows of each split that can be used, their words, what the model predicts, and the labels of the words.
 
-    A word whose label is None does not count.
+    A word whose label is None does not count. Of a stream, the words are those of its first rows, for a new tokenizer,
+    and the labels are a function that returns those of a block.
 
     Args:
         job: whose data have the options of `TokenData`; in prediction there are no labels.
@@ -76,15 +77,49 @@ def tagged_rows(
     labels, tags = read_tags(job, splits)
     kept, sentences = {}, {}
     for name, split in splits.items():
-        words = [as_list(row, None) for row in split.column(data.tokens_column)]
-        reasons = [words_problem(each, data.tokens_column) for each in words]
-        if name in tags:
-            rows = zip(reasons, words, tags[name], strict=True)
-            reasons = [reason or tags_problem(each, labels, row, data) for reason, each, row in rows]
-        good = check_rows(job, split, reasons)
-        kept[name], sentences[name] = split.select(good), [words[i] for i in good]
-        tags |= {name: [tags[name][i] for i in good]} if name in tags else {}
+        if split.stream is not None:
+            words = [as_list(row, None) for row in split.column(data.tokens_column)] if not job.config.model else []
+            kept[name] = split
+            sentences[name] = [each for each in words if words_problem(each, data.tokens_column) is None]
+        else:
+            kept[name], sentences[name], own = usable_rows(job, split, labels, tags.get(name))
+            tags |= {name: own} if name in tags else {}
     return kept, sentences, labels, tags
+
+
+def usable_rows(
+    job: Job, split: Split, labels: Labels, tags: Sequence[Any] | None
+) -> tuple[Split, list[list[str]], list[Any] | None]:
+    """The rows of a split that can be used, their words, and the labels of these, see `tagged_rows`."""
+    data: TokenData = job.config.data
+    words = [as_list(row, None) for row in split.column(data.tokens_column)]
+    reasons = [words_problem(each, data.tokens_column) for each in words]
+    if tags is not None:
+        rows = zip(reasons, words, tags, strict=True)
+        reasons = [reason or tags_problem(each, labels, row, data) for reason, each, row in rows]
+    good = check_rows(job, split, reasons)
+    return split.select(good), [words[i] for i in good], None if tags is None else [tags[i] for i in good]
+
+
+def word_rows(
+    job: Job,
+    split: Split,
+    words: Sequence[Sequence[str]],
+    tags: Any,
+    labels: Labels,
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> Rows:
+    """The windows of a split's sentences as rows, see `encode_words`; its words and tags are from `tagged_rows`."""
+    stride = job.config.data.stride
+    if split.stream is None:
+        return window_rows(split, encode_words(tokenizer, words, max_length, stride), tags)
+
+    def of(part: Split) -> Rows:
+        kept, sentences, own = usable_rows(job, part, labels, tags(part))
+        return window_rows(kept, encode_words(tokenizer, sentences, max_length, stride), own)
+
+    return rows_of(split, of)
 
 
 def words_problem(words: Any, column: str) -> str | None:
@@ -97,7 +132,7 @@ def words_problem(words: Any, column: str) -> str | None:
     return None
 
 
-def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, list[Any]]]:
+def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, Any]]:
     """What the model predicts of a word, and of each row the names of its words' labels; see `tagged_rows`."""
     data: TokenData = job.config.data
     labels = Labels(["LABEL_0"], "single_label", data.tags_column)
@@ -105,11 +140,19 @@ def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, 
         labels = replace(checkpoint_labels(job.config.model, data.tags_column), problem_type="single_label")
     if not job.labelled:
         return labels, {}
-    tables = {name: [as_list(row, None) for row in split.table[data.tags_column][:]] for name, split in splits.items()}
-    columns = {name: name_values(split, data.tags_column, tables[name], NO_TAGS) for name, split in splits.items()}
+
+    def read(split: Split) -> Named:
+        values = [as_list(row, None) for row in split.table[data.tags_column][:]]
+        return name_values(split, data.tags_column, values, NO_TAGS)
+
+    columns = {name: read(split) for name, split in splits.items()}
+    columns = with_stream(job, splits, columns, data.tags_column, several=True)
     labels, tags = settle_classes(job, labels, columns, data.match)
     train = tags.get("train")
-    return weighted(labels, data, None if train is None else chain.from_iterable(filter(None, train))), tags
+    labels = weighted(labels, data, None if train is None else chain.from_iterable(filter(None, train)))
+    if job.training and splits["train"].stream is not None:
+        return labels, tags | {"train": name_reader(read, columns["train"], tags["train"])}
+    return labels, tags
 
 
 def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenData) -> str | None:

@@ -215,6 +215,8 @@ def load_checkpoint(
             progress.load_state_dict(read_json(path / EVALUATED))
         for name, state in own.items() if same else ():
             state.load_state_dict(saved["processes"][rank][name])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path}: has no {error.args[0]!r}; go on with the configuration that wrote it") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -15,10 +15,6 @@ REFUSED = {
     "question_answering": "answers are looked for in all contexts",
     "multiple_choice": "the choices of all rows are read",
     "speaker_verification": "the speakers of train are the classes",
-    "causal_lm": "its text is read",
-    "masked_lm": "its text is read",
-    "pretrain_text": "its text is read",
-    "token_classification": "its sentences are read",
     "audio_frame_classification": "recordings are cut into windows",
 }
 ARCH = {"audio": TINY_AUDIO, "asr": TINY_AUDIO, "speaker": TINY_AUDIO, "image": TINY_VISION, "vision": TINY_VISION}
