@@ -21,7 +21,7 @@ from torch import Tensor
 import d2v
 from d2v.cli import exit_with
 from d2v.errors import InputError
-from d2v.hub import rename, write_json
+from d2v.hub import read_h5, rename, write_json
 from d2v.models.audio import AudioPreTrainedModel
 from d2v.models.base import PreTrainedModel
 from d2v.models.configuration import sides
@@ -83,18 +83,6 @@ VISION = (
     ("fc_norm.", "pooler.layernorm."),
     ("head.", "classifier."),
 )
-# The TensorFlow models have Hugging Face's names of 2022; it has since renamed the parts of the segmentation head.
-TENSORFLOW = (
-    ("decode_head.psp_modules.*.1.conv.", "decode_head.psp_modules.blocks.*.conv.convolution."),
-    ("decode_head.psp_modules.*.1.bn.", "decode_head.psp_modules.blocks.*.conv.normalization."),
-    ("decode_head.bottleneck.conv.", "decode_head.psp_bottleneck.convolution."),
-    ("decode_head.bottleneck.bn.", "decode_head.psp_bottleneck.normalization."),
-    ("conv.", "convolution."),
-    ("bn.", "normalization."),
-)
-KERAS = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
-KERAS |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
-
 # What is left out: names, as regular expressions, and what the weights are.
 TEACHER, HEAD = "the teacher", "the head that predicts the teacher's states"
 LEFT_OUT = (
@@ -286,33 +274,14 @@ def vision(weights: Weights, _: dict[str, Any]) -> Original:
 
 def tensorflow(path: Path) -> Original:
     """An image model in Hugging Face's `tf_model.h5`, which has `config.json` beside it."""
-    try:
-        import h5py
-    except ImportError:
-        raise InputError('to read it takes h5py: pip install "d2v[h5]"') from None
-
-    config, weights = d2v.Data2VecVisionConfig.from_pretrained(path.parent), {}
-
-    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            # <layer>/<model>/<part>/.../kernel:0, where layer_._0 stands for the parts layer and 0
-            *parts, last = name.removesuffix(":0").replace("_._", "/").split("/")[2:]
-            value = torch.from_numpy(item[()])
-            if last == "kernel":  # (in, out); of convolutions (H, W, in, out), of transposed ones (H, W, out, in)
-                value = value.T if value.ndim == 2 else value.permute(3, 2, 0, 1)
-            weights[".".join([*parts, KERAS.get(last, last)])] = value
-
-    try:
-        with h5py.File(path) as file:
-            file.visititems(add)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"damaged, or not an HDF5 file of Keras's ({error})") from error
+    config = d2v.Data2VecVisionConfig.from_pretrained(path.parent)
+    weights = {name: torch.from_numpy(value) for name, value in read_h5(path).items()}
     model_class: type[VisionPreTrainedModel] = d2v.Data2VecVisionModel
     if "classifier.weight" in weights:
         model_class = d2v.Data2VecVisionForImageClassification
     elif "decode_head.classifier.weight" in weights:
         model_class = d2v.Data2VecVisionForSemanticSegmentation
-    return model_class(config), weights, TENSORFLOW, ()
+    return model_class(config), weights, (), ()
 
 
 def load(model: PreTrainedModel, weights: Weights, table: Table, left_out: Table) -> Counter[str]:

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from d2v.errors import InputError
 
@@ -15,6 +18,18 @@ PREPARE = "--mode prepare with the same options, on a machine with a network, br
 
 Renames = tuple[tuple[str, str], ...]
 """Pieces of names, (ours, theirs), in which `*` stands for a number."""
+
+# The TensorFlow models have Hugging Face's names of 2022; it has since renamed the parts of the segmentation head.
+TENSORFLOW = (
+    ("decode_head.psp_modules.*.1.conv.", "decode_head.psp_modules.blocks.*.conv.convolution."),
+    ("decode_head.psp_modules.*.1.bn.", "decode_head.psp_modules.blocks.*.conv.normalization."),
+    ("decode_head.bottleneck.conv.", "decode_head.psp_bottleneck.convolution."),
+    ("decode_head.bottleneck.bn.", "decode_head.psp_bottleneck.normalization."),
+    ("conv.", "convolution."),
+    ("bn.", "normalization."),
+)
+KERAS = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
+KERAS |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
@@ -91,3 +106,54 @@ def rename(key: str, table: Renames, *, to_ours: bool = False) -> str:
 def legacy(key: str) -> str:
     """The present name of a weight that TensorFlow-era checkpoints call otherwise."""
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{'weight' if m[1] == 'gamma' else 'bias'}", key)
+
+
+def read_h5(path: Path) -> dict[str, np.ndarray]:
+    """The weights in Hugging Face's `tf_model.h5` of an image model, by today's names and laid out as PyTorch has them.
+
+    What else an HDF5 file may hold is not looked at.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise InputError('to read it takes h5py: pip install "d2v[h5]"') from None
+    weights = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            # <layer>/<model>/<part>/.../kernel:0, where layer_._0 stands for the parts layer and 0
+            *parts, last = name.removesuffix(":0").replace("_._", "/").split("/")[2:]
+            value = item[()]
+            if last == "kernel":  # (in, out); of convolutions (H, W, in, out), of transposed ones (H, W, out, in)
+                value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
+            weights[rename(".".join([*parts, KERAS.get(last, last)]), TENSORFLOW)] = value
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(add)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"damaged, or not an HDF5 file of Keras's ({error})") from error
+    return weights
+
+
+@dataclass
+class Report:
+    """What loading did not find, did not use, or found in another shape, under Hugging Face's names.
+
+    Attributes:
+        missing, unexpected, resized: names of weights.
+        rows: classes or tokens that the checkpoint's head has, where some of its rows were taken.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    rows: int = 0
+
+    def __str__(self) -> str:
+        lines = (
+            ("newly initialised, since the checkpoint lacks them", self.missing),
+            ("in the checkpoint but not used", self.unexpected),
+            ("of another shape in the checkpoint", self.resized),
+        )
+        return "\n".join(f"Weights {what}: {', '.join(sorted(names))}" for what, names in lines if names)

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d2v.errors import InputError
-from d2v.hub import WEIGHTS, WEIGHTS_INDEX, Renames, fetch_file, legacy, read_json, rename, write_json
+from d2v.hub import WEIGHTS, WEIGHTS_INDEX, Renames, Report, fetch_file, legacy, read_json, rename, write_json
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -40,29 +39,6 @@ class Storable(nn.Module):
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some."""
         return weights
-
-
-@dataclass
-class Report:
-    """What loading did not find, did not use, or found in another shape, under Hugging Face's names.
-
-    Attributes:
-        missing, unexpected, resized: names of weights.
-        rows: classes or tokens that the checkpoint's head has, where some of its rows were taken.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    rows: int = 0
-
-    def __str__(self) -> str:
-        lines = (
-            ("newly initialised, since the checkpoint lacks them", self.missing),
-            ("in the checkpoint but not used", self.unexpected),
-            ("of another shape in the checkpoint", self.resized),
-        )
-        return "\n".join(f"Weights {what}: {', '.join(sorted(names))}" for what, names in lines if names)
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="d2v-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow beside PyTorch crashes the interpreter on some machines
 
 import pytest
 import torch

@@ -47,7 +47,7 @@ LADDER = [
     ("d2v.cli",),
     ("d2v.compare", "d2v.convert", "d2v.leaderboards", "d2v.push", "d2v.sweep"),  # commands
 ]
-BESIDE = {"d2v.demo": 5}
+BESIDE = {"d2v.demo": 5, "d2v.keras": 3}
 """What nothing of the library imports may import as much as the rooms on this rung."""
 
 
@@ -73,8 +73,9 @@ def test_the_import_ladder():
         graph[name] = {module if module in names else module.rpartition(".")[0] for module in found} - {name}
     climbs = [(name, other) for name, others in graph.items() for other in others if rung(other) > rung(name)]
     assert climbs == []
-    demo = {name for name in graph if within(name, "d2v.demo")}
-    assert not [name for name in graph.keys() - demo if graph[name] & demo]
+    for room in BESIDE:
+        own = {name for name in graph if within(name, room)}
+        assert not [name for name in graph.keys() - own if graph[name] & own]
 
     done, path = set(), []
 
@@ -89,6 +90,18 @@ def test_the_import_ladder():
 
     for name in graph:
         visit(name)
+
+
+def test_keras_needs_no_pytorch():
+    """Nor does what it imports of d2v."""
+    light = {"d2v.errors", "d2v.hub", "d2v.models.configuration"}
+    files = [path for path in LIBRARY if path.parent.name == "keras"]
+    for path in [*files, *(ROOT / f"{module.replace('.', '/')}.py" for module in light)]:
+        found = imports(path)
+        heavy = ("torch", "torchvision", "accelerate", "datasets")
+        assert not {module for module in found if within(module, *heavy)}, path
+        own = {module for module in found if within(module, "d2v") and not within(module, "d2v.keras")}
+        assert own <= light, path
 
 
 def test_the_library_knows_neither_recipes_nor_tests():

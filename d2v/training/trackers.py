@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def open_trackers(job: Job, step: int) -> bool:
         "trackio": {"name": f"{name} {id}", "resume": "allow"},  # which knows runs by their names alone
         "mlflow": {"run_name": name, "run_id": known.get("mlflow"), "tags": {"d2v": id}},
     }
+    # With this name TensorBoard takes a stub of its own. Else it imports TensorFlow where that is installed, and beside
+    # PyTorch that crashes on some machines.
+    sys.modules.setdefault("tensorboard.compat.notf", sys.modules[__name__])
     try:
         accelerator.init_trackers(run.project, init_kwargs=options)
         if not goes_on:
