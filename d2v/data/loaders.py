@@ -202,7 +202,7 @@ def train_loader(job: Job, rows: Rows | StreamRows, collate: Collate) -> Updates
 
 
 def eval_loader(job: Job, rows: Rows, collate: Collate) -> DataLoader:
-    """Batches of this process's share of the rows, the longest first, for `d2v.training.loop.predict`.
+    """Batches of this process's share of the rows, the longest first, for `d2v.training.prediction.predict`.
 
     Args:
         job: from `d2v.training.job.start`.

@@ -166,7 +166,7 @@ class Rows:
         return row if self.references is None else row | {"reference": self.references[i]}
 
     def compare(self, predictions: Sequence[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
-        """The references and the predictions of rows, from `d2v.training.loop.predict`."""
+        """The references and the predictions of rows, from `d2v.training.prediction.predict`."""
         if self.references is None:
             raise ValueError("these rows have no references to compare predictions with")
         return [self.references[row] for row, _ in predictions], [prediction for _, prediction in predictions]

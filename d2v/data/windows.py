@@ -32,7 +32,7 @@ def group_windows(
 
     Args:
         rows: from `window_rows`.
-        predictions: of windows, from `d2v.training.loop.predict`.
+        predictions: of windows, from `d2v.training.prediction.predict`.
     """
     windows = rows.items or ()
     for _, pairs in groupby(predictions, key=lambda pair: windows[pair[0]]["source"]):

@@ -1,8 +1,9 @@
 """Runs: the job, the model it starts from, the loop and its parts, what a run says and leaves."""
 
 from d2v.training.job import start
-from d2v.training.loop import fit, predict, predict_test
+from d2v.training.loop import fit
 from d2v.training.model import build
+from d2v.training.prediction import predict, predict_test
 from d2v.training.report import About, finish, timed
 
 __all__ = ["About", "build", "finish", "fit", "predict", "predict_test", "start", "timed"]

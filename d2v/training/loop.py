@@ -6,12 +6,10 @@ whole update, so an update does not depend on how its rows were dealt to process
 are the exception: batch normalisation, and MixUp's partners, are those of the rows that a process computes at once.
 """
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
-from contextvars import ContextVar
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -19,21 +17,20 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from d2v.config import Job, Optim, Run
-from d2v.data.facts import collecting, note_decoded, say_decoded
+from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
 from d2v.models.transformer import skip_layers
-from d2v.training.engine import blank, in_step, local, shard, sharding, share_buffers, unsharded, whole, wrap
+from d2v.training.engine import blank, local, shard, sharding, share_buffers, unsharded, whole, wrap
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
-from d2v.training.report import end_preparation, timed
+from d2v.training.report import end_preparation
 from d2v.training.resume import (
     RandomState,
     checkpoints,
@@ -44,16 +41,15 @@ from d2v.training.resume import (
     step_of,
 )
 from d2v.training.signals import hold_signals, received
-from d2v.training.validation import LossFn, counting_loss, measured
+from d2v.training.validation import (
+    LossFn,
+    chosen_metrics,
+    measured,
+    try_evaluation,
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Predictions = TypeVar("Predictions")
-TRYING: ContextVar[str] = ContextVar("trying", default="")
-"""What is tried of an evaluation after two batches, "predictions" or "metrics" too, see `try_evaluation`."""
-
-
-class Tried(Exception):
-    """Two batches were predicted; what follows needs all of them."""
 
 
 @dataclass
@@ -348,67 +344,6 @@ def interrupted_run(out: Path) -> Iterator[None]:
         raise Interrupted(f"{where}; --run.resume true --run.out {out} goes on") from error
 
 
-def try_evaluation(job: Job, measure: Callable[[Model], Any], model: Model, random: RandomState) -> None:
-    """Predict the two longest batches of validation, so that an evaluation that cannot work shows before the training.
-
-    Metrics, which may need all rows, are left out; but where `run.metric` names one they are tried, and it has to be
-    among those that two batches give, if they give any. No random number is used up.
-
-    Args:
-        job: from `d2v.training.job.start`.
-        measure: returns metrics and, if there is one, the loss.
-        model: to be trained.
-        random: of this process.
-    """
-    state = random.state_dict()
-    with trying("predictions"), suppress(Tried):
-        measure(model)
-    if job.config.run.metric:
-        found = None
-        with trying("metrics"), collecting(), redirect_stdout(io.StringIO()):
-            try:
-                found = measure(model)
-            except Interrupted:
-                raise
-            except Exception:  # what two batches do not say shows after the first evaluation
-                found = None
-        if found:
-            chosen_metrics(job.config.run.metric, *found)
-    random.load_state_dict(state)
-    model.train()
-
-
-@contextmanager
-def trying(what: str) -> Iterator[None]:
-    """Within, `predict` ends after two batches, see `TRYING`."""
-    token = TRYING.set(what)
-    try:
-        yield
-    finally:
-        TRYING.reset(token)
-
-
-def chosen_metrics(wanted: str, metrics: Mapping[str, float], more: Mapping[str, float] | None = None) -> list[str]:
-    """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's.
-
-    Args:
-        wanted: names, with commas; as in the log they may begin with eval_.
-        metrics: of the evaluation.
-        more: others that can be named.
-
-    Raises:
-        InputError: there is no such metric.
-    """
-    names = [name.strip().removeprefix("eval_") for name in wanted.split(",")]
-    there = [*metrics, *(more or ())]
-    if unknown := [name for name in names if name not in there]:
-        raise InputError(
-            f"run.metric {unknown[0]}: evaluation gives {', '.join(there)}; give one of them, with --run.resume true "
-            "if the run has begun"
-        )
-    return names if len(names) > 1 else names + [name for name in metrics if name not in names][:1]
-
-
 def accumulate(
     model: nn.Module, update: list[dict], loss_fn: LossFn, accelerator, extra: Callable[[], Sequence[float]] = tuple
 ) -> list[float]:
@@ -458,64 +393,3 @@ def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator)
         optimizer.step()
     optimizer.zero_grad()
     return norm * per_item, finite
-
-
-@torch.no_grad()
-def predict(
-    job: Job, model: nn.Module, batches: DataLoader, predict_fn: Callable[[nn.Module, dict[str, Any]], Sequence[Any]]
-) -> list[tuple[int, Any]]:
-    """A split's predictions with the numbers of their rows, in order, on every process; rows may be missing.
-
-    Args:
-        job: from `d2v.training.job.start`.
-        model: to be put into evaluation mode.
-        batches: from `eval_loader`: each process's share of the rows.
-        predict_fn: returns a prediction for each row of a batch.
-    """
-    from accelerate.utils import gather_object, send_to_device
-
-    model.to(job.accelerator.device).eval()
-    predictions: list[tuple[int, Any]] = []
-    decoded: list[Any] = []
-
-    def predict_batch(batch: dict[str, Any]) -> None:
-        batch = send_to_device(batch, job.accelerator.device)
-        memory = out_of_memory(job, [batch], batches, "evaluation")
-        with job.accelerator.autocast(), memory, counting_loss(model, batch):
-            predictions.extend(zip(batch["rows"], predict_fn(model, batch), strict=True))
-
-    with in_step(model, batches, predict_batch):
-        for batch in batches:
-            decoded += batch.pop("decoded", ())
-            if not batch["rows"]:  # none could be decoded
-                continue
-            predict_batch(batch)
-            if received:  # in an evaluation while training, which a resumed run repeats
-                raise Interrupted
-            if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
-                break
-    if TRYING.get() == "predictions":
-        raise Tried
-    note_decoded(job, gather_object(decoded))
-    everyones = sorted(gather_object(predictions), key=lambda pair: pair[0])
-    if not everyones and decoded:
-        raise InputError(f"not one row can be decoded; the last is {decoded[-1][2]}")
-    return everyones
-
-
-def predict_test(
-    rows: Mapping[str, Any], predict_split: Callable[..., Predictions], model: nn.Module, *options: Any
-) -> tuple[str, Predictions, float]:
-    """Predictions of the split that was not used for selection: test, or where there is none validation.
-
-    Args:
-        rows: of each split.
-        predict_split: `predict_split(model, split, *options)` predicts a split.
-        model: the best one.
-        *options: of `predict_split`.
-
-    Returns:
-        The split's name, its predictions, and the seconds that they took.
-    """
-    split = "test" if "test" in rows else "validation"
-    return split, *timed(predict_split, model, split, *options)

@@ -1,7 +1,8 @@
-"""The validation loss: the recipe's own, of the batches that an evaluation predicts anyway, by the same forward."""
+"""Evaluations while training: tried before the first update, with the recipe's loss by the forward that predicts."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from d2v.config import Job
-from d2v.data.facts import note
+from d2v.data.facts import collecting, note
+from d2v.errors import InputError, Interrupted
 from d2v.training.engine import is_sharded
+from d2v.training.resume import RandomState
+
+TRYING: ContextVar[str] = ContextVar("trying", default="")
+"""What is tried of an evaluation after two batches, "predictions" or "metrics" too, see `try_evaluation`."""
+
+
+class Tried(Exception):
+    """Two batches were predicted; what follows needs all of them."""
+
 
 LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
 
@@ -127,3 +138,64 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     return type(a) is type(b) and bool(a == b)
+
+
+def try_evaluation(job: Job, measure: Callable[[Any], Any], model: nn.Module, random: RandomState) -> None:
+    """Predict the two longest batches of validation, so that an evaluation that cannot work shows before the training.
+
+    Metrics, which may need all rows, are left out; but where `run.metric` names one they are tried, and it has to be
+    among those that two batches give, if they give any. No random number is used up.
+
+    Args:
+        job: from `d2v.training.job.start`.
+        measure: returns metrics and, if there is one, the loss.
+        model: to be trained.
+        random: of this process.
+    """
+    state = random.state_dict()
+    with trying("predictions"), suppress(Tried):
+        measure(model)
+    if job.config.run.metric:
+        found = None
+        with trying("metrics"), collecting(), redirect_stdout(io.StringIO()):
+            try:
+                found = measure(model)
+            except Interrupted:
+                raise
+            except Exception:  # what two batches do not say shows after the first evaluation
+                found = None
+        if found:
+            chosen_metrics(job.config.run.metric, *found)
+    random.load_state_dict(state)
+    model.train()
+
+
+@contextmanager
+def trying(what: str) -> Iterator[None]:
+    """Within, `predict` ends after two batches, see `TRYING`."""
+    token = TRYING.set(what)
+    try:
+        yield
+    finally:
+        TRYING.reset(token)
+
+
+def chosen_metrics(wanted: str, metrics: Mapping[str, float], more: Mapping[str, float] | None = None) -> list[str]:
+    """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's.
+
+    Args:
+        wanted: names, with commas; as in the log they may begin with eval_.
+        metrics: of the evaluation.
+        more: others that can be named.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    names = [name.strip().removeprefix("eval_") for name in wanted.split(",")]
+    there = [*metrics, *(more or ())]
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(
+            f"run.metric {unknown[0]}: evaluation gives {', '.join(there)}; give one of them, with --run.resume true "
+            "if the run has begun"
+        )
+    return names if len(names) > 1 else names + [name for name in metrics if name not in names][:1]

@@ -21,8 +21,9 @@ from d2v.models.transformer import skip_layers, skipped_layers
 from d2v.training import loop
 from d2v.training.engine import blank, in_step, shard, unsharded, without_gradient
 from d2v.training.job import start
-from d2v.training.loop import changing_gradients, predict
+from d2v.training.loop import changing_gradients
 from d2v.training.optim import averaged, build_average
+from d2v.training.prediction import predict
 from d2v.training.resume import checkpoints
 from tests.helpers import make_job
 from tests.training.test_loop import CONFIG, ROWS, STILL, collate, train

@@ -26,9 +26,11 @@ from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.training import loop
 from d2v.training import resume as training_resume
 from d2v.training.job import start
-from d2v.training.loop import TRYING, Progress, Tried, accumulate, chosen_metrics, descend, fit, predict
+from d2v.training.loop import Progress, accumulate, descend, fit
 from d2v.training.optim import build_optimizer
+from d2v.training.prediction import predict
 from d2v.training.resume import RandomState, checkpoints, load_checkpoint, replace_folder, save_checkpoint
+from d2v.training.validation import TRYING, Tried, chosen_metrics
 from tests.helpers import make_job, make_split
 
 LENGTHS = list(range(1600, 3200, 100))

@@ -14,7 +14,8 @@ from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
 from d2v.training.job import start
-from d2v.training.loop import fit, predict
+from d2v.training.loop import fit
+from d2v.training.prediction import predict
 from d2v.training.validation import VALIDATION, Validation, counting_loss, equal, forward_of, measured
 from tests.helpers import make_job, make_split
 from tests.recipes.common import same_weights
