@@ -75,6 +75,8 @@ def known_columns(job: Job, table: "Dataset", columns: Mapping[str, str]) -> "Da
         found = [name for name in there if name.lower().strip() in names]
         found = [name for name in found if name.lower() == column] or found
         found = found or [name for name in there if fits(table.features[name], purpose)]
+        if purpose == "tokens" and not job.labelled and not found:  # sentences as they are, of words with spaces
+            found = [name for name in there if name.lower().strip() in KNOWN["text"].split()]
         if len(found) > 1:
             where = data.path or "demo"
             raise InputError(f"{where}: no column {column!r}; {', '.join(found)} may be meant (data.{purpose}_column)")

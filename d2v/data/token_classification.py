@@ -29,7 +29,7 @@ class TokenData(TextData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        tokens_column: column of lists of words.
+        tokens_column: column of lists of words; in prediction sentences as text too, whose words have spaces between.
         tags_column: column of lists of the words' labels, names or numbers; null and negative numbers do not count.
         class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
             frequent ones; by default all have 1.
@@ -93,6 +93,8 @@ def usable_rows(
     """The rows of a split that can be used, their words, and the labels of these, see `tagged_rows`."""
     data: TokenData = job.config.data
     words = [as_list(row, None) for row in split.column(data.tokens_column)]
+    if not job.labelled:
+        words = [row.split() if isinstance(row, str) else row for row in words]
     reasons = [words_problem(each, data.tokens_column) for each in words]
     if tags is not None:
         rows = zip(reasons, words, tags, strict=True)

@@ -235,6 +235,8 @@ def embedded_trials(
     Raises:
         InputError: none has.
     """
+    if not trials:
+        raise InputError("there is no pair of clips to compare; two clips or more are needed")
     kept = [enrol in embeddings and test in embeddings for _, enrol, test in trials]
     if not all(kept):
         line = f"{len(kept) - sum(kept)} of {len(kept)} trials left out, of clips that cannot be decoded"

@@ -99,9 +99,11 @@ def test_what_are_no_words(words, message):
         tagged_rows(make_job(TokenData()), {"train": make_split(tokens=[["a"], words], tags=[["A"], ["B"]])})
 
 
-def test_text_is_no_list_of_words():
-    with pytest.raises(InputError, match="test, row 0: tokens is 'a b'; should be a list of words"):
-        tagged_rows(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=["a b"])})
+def test_text_is_a_list_of_words_only_where_no_labels_belong_to_them():
+    _, sentences, _, _ = tagged_rows(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=["a b"])})
+    assert sentences["test"] == [["a", "b"]]
+    with pytest.raises(InputError, match="train, row 0: tokens is 'a b'; should be a list of words"):
+        tagged_rows(make_job(TokenData()), {"train": make_split(tokens=["a b"], tags=[["A", "B"]])})
 
 
 def checkpoint(folder, *names):

@@ -75,6 +75,8 @@ def test_trials_of_clips_that_were_left_out(tmp_path, capsys):
     assert job.facts[0]["line"] == "2 of 3 trials left out, of clips that cannot be decoded"
     with pytest.raises(InputError, match="3 of 3 trials left out"):
         embedded_trials(job, {2}, trials)
+    with pytest.raises(InputError, match="no pair of clips"):
+        embedded_trials(job, {0}, [])
 
 
 def test_parts_of_one_file_go_by_their_own_names():

@@ -214,3 +214,13 @@ def test_a_bad_file_is_named(case, tmp_path):
     with pytest.raises(InputError) as error:
         run(*SMALL, f"--data.path={tmp_path}", f"--run.out={tmp_path / 'out'}", "--run.max_steps=1")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sentences.txt", "sentences.csv"])
+def test_predict_takes_sentences_as_text(trained, tmp_path, name):
+    lines = ["ab ba  cab", "[ab] ba"]
+    header = ["sentence"] if name.endswith("csv") else []
+    (tmp_path / name).write_text("\n".join([*header, *lines]) + "\n", "utf-8")
+    out = tmp_path / "out"
+    run("--mode=predict", f"--model={trained[0] / 'best'}", f"--data.path={tmp_path / name}", f"--run.out={out}")
+    assert [row["tokens"] for row in predictions(out)] == [line.split() for line in lines]
