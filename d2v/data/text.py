@@ -1,15 +1,19 @@
 """Texts: the tokenizer of a run, and splits as tokens."""
 
+import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from d2v.config import Data, Job, at_least
-from d2v.data.cache import map_rows
+from d2v.data.cache import FORMAT, WORTH, cache_folder, first_on_its_node, map_rows
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.data.streams import rows_of
@@ -65,11 +69,31 @@ def tokenizer_for(job: Job, texts: Callable[[], Iterable[str]], *, add_prefix_sp
     if job.config.model:
         tokenizer = Tokenizer.from_pretrained(job.config.model, add_prefix_space=add_prefix_space or None)
     else:
-        tokenizer = Tokenizer.train(texts(), job.config.data.vocab_size, add_prefix_space=add_prefix_space)
+        tokenizer = train_tokenizer(job, texts, add_prefix_space=add_prefix_space)
     if job.training and (new := [token for token in job.config.data.add_tokens if token not in tokenizer.vocab]):
         tokenizer.add_tokens(new)
         note(job, "tokens added", f"vocabulary: {len(new)} tokens are new: {', '.join(new)}", tokens=new)
     return tokenizer
+
+
+def train_tokenizer(job: Job, texts: Callable[[], Iterable[str]], *, add_prefix_space: bool) -> Tokenizer:
+    """A new tokenizer; that of many texts is trained once, by one process of each machine, and kept."""
+    options = {"vocab_size": job.config.data.vocab_size, "add_prefix_space": add_prefix_space}
+    found, count = hashlib.sha256(repr((FORMAT, options)).encode()), 0
+    for text in texts():
+        found.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        count += 1
+    if count < WORTH:
+        return Tokenizer.train(texts(), **options)
+    folder = cache_folder() / f"{found.hexdigest()[:32]}-tokenizer"
+    line = f"train: learning a vocabulary from {count} texts, which is kept for the next start"
+    with first_on_its_node(job, None if folder.is_dir() else line):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+                Tokenizer.train(texts(), **options).save_pretrained(Path(made, "whole"))
+                with suppress(OSError):  # another machine, on the same disk, was quicker
+                    Path(made, "whole").rename(folder)
+    return Tokenizer.from_pretrained(folder, add_prefix_space=add_prefix_space or None)
 
 
 def all_texts(split: Split, columns: Sequence[str]) -> Iterable[str]:

@@ -1,5 +1,7 @@
 """Text as one stream of tokens: nothing lost, every token scored once, masks as BERT draws them."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +33,7 @@ BOS, EOS, MASK = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.mask_
 
 
 def cut_rows(texts: list, separator: str | None) -> list[str]:
-    return pieces(make_job(LanguageData(separator=separator)), make_split(text=texts))
+    return list(pieces(make_job(LanguageData(separator=separator)), make_split(text=texts)))
 
 
 def stream(separator: str | None = "\n"):
@@ -222,3 +224,34 @@ def test_a_character_is_a_word_where_there_are_no_spaces():
 def test_windows_without_room_are_refused(split, size, special):
     with pytest.raises(InputError, match=rf"data.max_length is {size + special}; should be at least {special + 1}"):
         stream_rows(make_split(split, text=["a"]), 10, size, special=special)
+
+
+@pytest.mark.parametrize("separator", [None, "\n"])
+def test_the_tokens_of_a_long_text_are_kept_in_files(separator, tmp_path, monkeypatch, capsys):
+    """A second start encodes nothing, and no process holds them; another tokenizer, text or share is encoded."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    split, job = make_split(text=LINES * 500), make_job(LanguageData(separator=separator))
+    calls, encode = [], Tokenizer.__call__
+    monkeypatch.setattr(Tokenizer, "__call__", lambda *args, **options: calls.append(1) or encode(*args, **options))
+
+    def read(split=split, tokenizer=TOKENIZER):
+        calls.clear()
+        return read_stream(pieces(job, split), tokenizer, documents=separator is None)
+
+    whole = read()
+    monkeypatch.setattr("d2v.data.language_modeling.LONG", 0)
+    kept = read()
+    assert calls and "train: making tokens of 0 MB of text, which are kept" in capsys.readouterr().out
+    again = read()
+    assert not calls and not capsys.readouterr().out
+    for stream in (kept, again, pickle.loads(pickle.dumps(again))):
+        assert stream.ids.dtype == np.uint16 and isinstance(stream.ids, np.memmap)
+        assert (stream.ids == whole.ids).all() and (stream.starts == whole.starts).all()
+        assert stream.characters == whole.characters
+        row = {"start": 3, "end": 40, "first": 3, "seed": (0, 1, 2)}
+        assert cut(stream.ids, row).dtype == np.int32 and (cut(stream.ids, row) == cut(whole.ids, row)).all()
+    assert len(pickle.dumps(kept)) < 1000
+    for other in ({"split": split.select(np.arange(2000))}, {"tokenizer": Tokenizer.train(LINES, 280)}):
+        assert len(read(**other).ids) != len(kept.ids) and calls
+    size = sum(path.stat().st_size for path in (tmp_path / "d2v").iterdir())
+    assert size < 4 * 3 * len(kept.ids)  # of three texts

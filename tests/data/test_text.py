@@ -162,3 +162,21 @@ def test_tokens_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
     assert found(rows(text=[*TEXTS[1:], "other"]))[1] == 1
     assert found(whole, tokenizer=Tokenizer.train(TEXTS, 280))[1] == 1
     assert found(whole.select(np.arange(12)))[1] == 1  # few rows are not kept, and not all of the table is encoded
+
+
+def test_a_vocabulary_of_many_texts_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    small = tokenizer_for(make_job(TextData(vocab_size=290)), lambda: TEXTS)
+    monkeypatch.setattr("d2v.data.text.WORTH", 30)
+    trained, train = [], Tokenizer.train.__func__
+    monkeypatch.setattr(
+        Tokenizer, "train", classmethod(lambda *args, **options: trained.append(1) or train(*args, **options))
+    )
+    for expected in ("train: learning a vocabulary from 40 texts, which is kept for the next start\n", ""):
+        kept = tokenizer_for(make_job(TextData(vocab_size=290)), lambda: iter(TEXTS))
+        assert kept.vocab == small.vocab and len(trained) == 1 and capsys.readouterr().out == expected
+        assert [each.ids for each in kept(TEXTS)] == [each.ids for each in small(TEXTS)]
+    tokenizer_for(make_job(TextData(vocab_size=280)), lambda: iter(TEXTS))
+    tokenizer_for(make_job(TextData(vocab_size=290)), lambda: iter([*TEXTS, "more"]))
+    tokenizer_for(make_job(TextData(vocab_size=290)), lambda: iter(TEXTS), add_prefix_space=True)
+    assert len(trained) == 4
