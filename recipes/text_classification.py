@@ -122,7 +122,8 @@ def main(config: Config) -> dict[str, Any]:
         others = predict_split(model, ending)
         results |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
         if job.is_main:
-            write_jsonl(job.out / f"predictions_{ending}.jsonl", map(rounded, rows[ending].records(others)))
+            records = [rounded(row, data.listed_scores) for row in rows[ending].records(others)]
+            write_jsonl(job.out / f"predictions_{ending}.jsonl", records)
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
     about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
     records, notes = rows[split].records(predictions), labels.notes(results)

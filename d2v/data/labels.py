@@ -6,15 +6,16 @@ Shapes: B batch, C classes.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.config import Data, Job
+from d2v.config import Data, Job, at_least
 from d2v.data.class_names import (
     Named,
     as_list,
@@ -66,6 +67,7 @@ class LabelData(Data):
         match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
             the data's classes being the model's first.
         metrics: names of the metrics, the first of which chooses the best checkpoint; by default the usual ones.
+        listed_scores: number of classes, the likeliest, whose scores predictions.jsonl lists; 0 lists all.
     """
 
     label_column: str = "label"
@@ -78,9 +80,11 @@ class LabelData(Data):
     label_smoothing: float = 0.0
     match: Match = "name"
     metrics: list[str] = field(default_factory=list)
+    listed_scores: int = 10
 
     def __post_init__(self):
         super().__post_init__()
+        at_least(0, "data", self, ("listed_scores",))
         check_smoothing(self.label_smoothing)
         if self.problem_type == "regression" and (self.class_weights != "equal" or self.label_smoothing):
             raise InputError("data.class_weights and data.label_smoothing are for classes, not for regression")
@@ -89,6 +93,29 @@ class LabelData(Data):
     def targets(self) -> dict[str, str | None]:
         """The column of labels that `d2v.data.load.load` has to find; those of `label_columns` are looked for later."""
         return {"label": None if self.label_columns else self.label_column}
+
+
+class Scores(Mapping[str, float]):
+    """The scores of classes by name, in their order, in a tenth of the memory that a dict takes.
+
+    Attributes:
+        numbers: class name to number, of all rows the same.
+        array: (C,) the scores.
+    """
+
+    __slots__ = ("array", "numbers")
+
+    def __init__(self, numbers: Mapping[str, int], scores: Sequence[float]):
+        self.numbers, self.array = numbers, np.asarray(scores, dtype=np.float64)
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.array[self.numbers[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -165,7 +192,10 @@ class Labels:
         if self.problem_type == "regression":
             return torch.tensor(labels, dtype=torch.float32)
         if self.problem_type == "multi_label":
-            return torch.tensor([[float(name in row) for name in self.names] for row in labels])
+            targets = np.zeros((len(labels), len(self.names)), np.float32)
+            for i, row in enumerate(labels):
+                targets[i, [self.numbers[name] for name in row if name in self.numbers]] = 1
+            return torch.from_numpy(targets)
         return torch.tensor([self.numbers[name] for name in labels])
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -184,10 +214,10 @@ class Labels:
         """
         if self.problem_type == "regression":
             return {"value": scores[0]}
-        order: Sequence[int] = range(len(scores))
+        listed: Mapping[str, float] = Scores(self.numbers, scores)
         if most is not None:
-            order = sorted(order, key=lambda i: -scores[i])[:most]
-        listed = {self.names[i]: float(scores[i]) for i in order}
+            order = sorted(range(len(scores)), key=lambda i: -scores[i])[:most]
+            listed = {self.names[i]: float(scores[i]) for i in order}
         if self.problem_type == "multi_label":
             above = [name for name, *pair in zip(self.names, scores, self.limits(), strict=True) if pair[0] > pair[1]]
             return {"labels": above, "scores": listed}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.labels import THRESHOLDS, Labels
+from d2v.data.labels import THRESHOLDS, Labels, Scores
 from d2v.data.rows import Rows
 from d2v.errors import InputError
 from d2v.pretrained import write_json
@@ -265,8 +265,14 @@ def likeliest(prediction: dict[str, Any], most: int = 5) -> list[str]:
 
 def above_half(labels: Labels, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
     """The scores (N, C) of several labels, moved so that what is predicted is above a half."""
-    scores = np.array([list(row["scores"].values()) for row in predictions], float)
+    scores = score_table(predictions)
     return scores - labels.limits() + 0.5 if scores.size else scores
+
+
+def score_table(predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The `scores` of all classes, (N, C)."""
+    every = (row["scores"] for row in predictions)
+    return np.array([each.array if isinstance(each, Scores) else list(each.values()) for each in every], float)
 
 
 def choose_thresholds(job: Job, labels: Labels, rows: Rows, predict: Callable[[], Sequence[tuple[int, Any]]]) -> Labels:
@@ -286,7 +292,7 @@ def choose_thresholds(job: Job, labels: Labels, rows: Rows, predict: Callable[[]
     if labels.problem_type != "multi_label":
         raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
     truth, chosen = labels.encode(references).numpy(), {}
-    scores = np.array([list(row["scores"].values()) for row in predictions], float)
+    scores = score_table(predictions)
     for i, name in enumerate(labels.names):
         order = np.argsort(-scores[:, i], kind="stable")
         ranked, right = scores[order, i], truth[order, i].cumsum()

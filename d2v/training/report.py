@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -112,7 +114,8 @@ def finish(
         results["intervals"] = {name: found.get(name) for name in metrics}
     if job.is_main:
         write_json(job.out / "results.json", results)
-        write_jsonl(job.out / "predictions.jsonl", map(rounded, predictions))
+        most = getattr(job.config.data, "listed_scores", 0)
+        write_jsonl(job.out / "predictions.jsonl", map(partial(rounded, most=most), predictions))
         if statistics:
             save_statistics(job.out / "statistics.npz", statistics, ids, clusters)
         if job.training:
@@ -169,11 +172,18 @@ def with_interval(results: Mapping[str, Any], metric: str) -> str:
     return f"{results[metric]:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
 
 
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """A prediction as it is written: six decimals of its scores, which metrics have had whole."""
-    if not isinstance(row.get("scores"), dict):
+def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
+    """A prediction as it is written: six decimals of its scores, which metrics have had whole.
+
+    Args:
+        row: of `Rows.records`.
+        most: number of classes that are listed, the likeliest first where they are not all; 0 for all.
+    """
+    scores = row.get("scores")
+    if not isinstance(scores, Mapping):
         return row
-    return row | {"scores": {name: round(float(score), 6) for name, score in row["scores"].items()}}
+    listed = scores.items() if not most or len(scores) <= most else nlargest(most, scores.items(), key=itemgetter(1))
+    return row | {"scores": {name: round(float(score), 6) for name, score in listed}}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves and says: results, predictions, curves, model card, log."""
 
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import yaml
 
 from d2v.config import Data
+from d2v.data.labels import Labels
+from d2v.metrics.classification import score_table
 from d2v.metrics.intervals import load_statistics
 from d2v.metrics.statistics import mean_statistics
 from d2v.training import log, report
@@ -189,6 +192,17 @@ def test_results_are_written_before_pictures_are_drawn(tmp_path, capsys, error):
 def test_scores_are_rounded_where_they_are_written_alone():
     row = {"id": "a", "label": "x", "scores": {"x": 0.12345678901}}
     assert report.rounded(row) == row | {"scores": {"x": 0.123457}} and row["scores"]["x"] == 0.12345678901
+
+
+def test_of_many_classes_the_likeliest_are_listed(tmp_path):
+    labels = Labels([f"c{i}" for i in range(30)], "multi_label")
+    predictions = [{"id": str(row)} | labels.decode([((i * 7 + row) % 30) / 30 for i in range(30)]) for row in range(3)]
+    ranked = sorted(predictions[1]["scores"], key=lambda name: -predictions[1]["scores"][name])
+    for listed, expected in ((10, ranked[:10]), (0, labels.names), (40, labels.names)):
+        written = json.loads(json.dumps(report.rounded(predictions[1], listed)))
+        assert list(written["scores"]) == expected
+    assert score_table(predictions).shape == (3, 30) and dict(predictions[0]["scores"])["c1"] == 7 / 30
+    assert len(pickle.dumps(predictions)) < 3 * (30 * 8 + 30 * 8 + 300)  # names are there once
 
 
 def test_the_submission_is_part_of_a_prediction(tmp_path, capsys):
