@@ -64,8 +64,18 @@ def note_decoded(job: Job, decoded: Iterable[Decoded]) -> None:
         job.decoded.setdefault((split, fact), dict[str, int]()).setdefault(where, rows[0] if rows else 1)
 
 
+def everyones(job: Job, value: Any) -> list[Any]:
+    """A value of each process, on all of them."""
+    from accelerate.utils import gather_object
+
+    return gather_object([value]) if job.accelerator.num_processes > 1 else [value]
+
+
 def say_decoded(job: Job) -> None:
-    """Print and keep what was counted by `note_decoded` since the last time."""
+    """Print and keep what was counted by `note_decoded` since the last time, on all processes, which call this."""
+    for decoded in everyones(job, job.decoded):
+        for kind, places in decoded.items():
+            job.decoded[kind] = job.decoded.get(kind, {}) | places
     for (split, fact), places in job.decoded.items():
         count, first = sum(places.values()), next(iter(places))
         stale = [each for each in job.facts if (each.get("split"), each["fact"]) == (split, fact)]

@@ -79,7 +79,7 @@ class NumberedBatches:
     def stand_in(self, row: dict[str, Any]) -> dict[str, Any]:
         """A batch of the next row that can be decoded."""
         count, epoch = len(self.source), row["seed"][1]
-        for step in range(1, count):
+        for step in range(1, count + 1):
             try:
                 return self.collate([self.source[(row["row"] + step) % count, epoch]])
             except NoneDecodedError as error:

@@ -57,7 +57,8 @@ class Stream:
                 rows = part.shard(num_shards=len(names), index=index)
                 break
             index -= len(names)
-        rows = rows if columns is None else rows.select_columns(list(columns))
+        columns = columns or list(rows.features or ())  # always in the same order, which an archive's last row has not
+        rows = rows.select_columns(list(columns)) if columns else rows
         try:
             for table in rows.skip(first).with_format("arrow").iter(batch_size=BLOCK):
                 read += len(table)

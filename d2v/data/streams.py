@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.facts import Decoded, collecting, note
+from d2v.data.facts import Decoded, collecting, everyones, note
 from d2v.data.rows import Rows, Split
 from d2v.data.sampler import LengthBatches, deal
 from d2v.data.shards import BLOCK, Stream
@@ -32,7 +33,7 @@ class StreamRows:
     Attributes:
         stream: the shards.
         make: makes of a block of rows those that can be used.
-        beginning: those of the first block.
+        beginning: those of the first block that has any.
     """
 
     stream: Stream
@@ -45,7 +46,13 @@ def rows_of(split: Split, make: Callable[[Split], Rows]) -> Any:
     if split.stream is None:
         return make(split)
     with collecting():  # they count when they are read
-        return StreamRows(split.stream, make, make(split.stream.split(0, 0, next(split.stream.tables(0)))))
+        stream = split.stream
+        for shard in range(len(stream.shards)):
+            for table in islice(stream.tables(shard), 1):
+                beginning = make(stream.split(shard, 0, table))
+                if len(beginning):
+                    return StreamRows(stream, make, beginning)
+        return StreamRows(stream, make, beginning)
 
 
 class Reader:
@@ -132,13 +139,6 @@ class Reader:
                     taken.append(rows[i] | {"row": key, "seed": (self.seed, at["epoch"], key)})
                     lengths.append(rows.lengths[i])
         return taken, lengths
-
-
-def everyones(job: Job, value: Any) -> list[Any]:
-    """A value of each process, on all of them."""
-    from accelerate.utils import gather_object
-
-    return gather_object([value]) if job.accelerator.num_processes > 1 else [value]
 
 
 def plan(

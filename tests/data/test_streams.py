@@ -1,19 +1,27 @@
 """Streams: the rows that come, that they go on where they were, and what is said of shards that cannot be read."""
 
+import io
+import json
 import threading
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from d2v.config import Data, Optim
 from d2v.data import streams
 from d2v.data.facts import note_decoded, say_decoded
+from d2v.data.image import ImageData, image_rows, load_images
+from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import train_loader
-from d2v.data.rows import Rows, check_rows
+from d2v.data.rows import Rows, check_rows, decode_rows
 from d2v.data.streams import rows_of
+from d2v.demo.images import png
+from d2v.errors import InputError
 from tests.helpers import make_job
 
 
@@ -49,8 +57,9 @@ def usable(job, split):
     return Rows(split, split.ids(), split.column("length"))
 
 
-def make_updates(folder, rank=0, processes=1, seed=0, batches=2, rows=usable, split=None, **options):
-    data = Bounded(path=str(folder), streaming=True, batch_size=6, **{"bad_rows": "skip", "buffer_rows": 20} | options)
+def make_updates(folder, rank=0, processes=1, seed=0, batches=2, rows=usable, split=None, collate=collate, **options):
+    usual = {"path": str(folder), "streaming": True, "batch_size": 6, "bad_rows": "skip", "buffer_rows": 20}
+    data = Bounded(**usual | options)
     job = make_job(data, rank=rank, processes=processes, seed=seed, optim=Optim(batches=batches), max_steps=9)
     split = split or load(job, None, inputs={"value": "value"})["train"]
     return job, train_loader(job, rows_of(split, lambda part: rows(job, part)), collate)
@@ -129,3 +138,197 @@ def test_streams_go_on_where_they_were(processes, tmp_path, monkeypatch):
     assert len({tuple(map(len, each)) for each in straight}) == 1
     for done in (1, 4, 6):
         assert as_processes(processes, monkeypatch, partial(resumed, done)) == [each[done:] for each in straight]
+
+
+def test_a_data_set_of_less_than_a_buffer(tmp_path, monkeypatch):
+    """A buffer is an epoch then; where shards are dealt unevenly, who has fewer rows begins again earlier."""
+    folder = write_shards(tmp_path, (5, 3))
+    _, updates = make_updates(folder, buffer_rows=200, batches=1)
+    seen = [seed[1] for update in islice(updates, 12) for batch in update for seed in batch["seed"]]
+    assert seen == sorted(seen) and set(map(seen.count, range(seen[-1]))) == {6}  # without the two round ones
+    both = as_processes(2, monkeypatch, lambda rank: taken(make_updates(folder, rank, 2, buffer_rows=200)[1], 6))
+    assert [len(batch) for update in both[0] for batch in update] == [
+        len(batch) for update in both[1] for batch in update
+    ]
+    assert {value // 100 for each in both for update in each[:1] for batch in update for value in batch} == {0, 1}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no parquet"])
+def test_a_shard_that_cannot_be_read_is_named(damage, tmp_path):
+    folder = write_shards(tmp_path)
+    _, updates = make_updates(folder)
+    shard = folder / "train-00004-of-00006.parquet"
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage != "missing":
+        shard.write_bytes(content[: len(content) // 2] if damage == "cut" else b"PAR1" + bytes(200))
+    said = "no such file" if damage == "missing" else "cannot be read after row 0"
+    with pytest.raises(InputError, match=f"^{shard}: {said}[^\n]*$"):
+        taken(updates, 30)
+
+
+def test_a_first_shard_that_cannot_be_read_is_named(tmp_path):
+    folder = write_shards(tmp_path)
+    (folder / "train-00000-of-00006.parquet").write_bytes(b"PAR1" + bytes(200))
+    with pytest.raises(InputError, match="train-00000-of-00006.parquet: cannot be read"):
+        make_updates(folder)
+
+
+def test_no_more_is_held_than_two_buffers(tmp_path):
+    _, updates = make_updates(write_shards(tmp_path))
+    sizes = []
+    for _ in islice(updates, 30):
+        held = sum(map(len, updates.planned))
+        assert held <= 20
+        sizes.append(len(json.dumps(updates.state_dict())))
+    assert max(sizes) < 400
+
+
+def test_workers_change_nothing(tmp_path):
+    folder = write_shards(tmp_path)
+    assert taken(make_updates(folder, workers=1)[1], 9) == taken(make_updates(folder)[1], 9)
+
+
+def test_a_stream_without_a_row_that_can_be_used(tmp_path):
+    folder = write_shards(tmp_path)
+
+    def none(job, split):
+        return usable(job, split.select([]))
+
+    with pytest.raises(InputError, match="not one row of 6 shards can be used; the first is .*parquet"):
+        taken(make_updates(folder, rows=none)[1], 1)
+    with pytest.raises(InputError, match="parquet, row 0: is round.*--data.bad_rows skip"):
+        taken(make_updates(folder, bad_rows="refuse")[1], 1)
+
+
+def test_what_a_stream_has_not_is_said(tmp_path):
+    folder = write_shards(tmp_path / "data")
+    for options, said in (
+        ({"buffer_rows": 11}, "data.buffer_rows 11 is less than an update may have, 12 rows"),
+        ({"fold": "1/3"}, "data.streaming: a stream has no number of rows to take a part of"),
+        ({"max_train_samples": 5}, "data.streaming: a stream has no number of rows to take a part of"),
+        ({"path": None}, "data.streaming: a stream is for data of one's own"),
+    ):
+        with pytest.raises(InputError, match=said):
+            make_updates(folder, **options)
+    with pytest.raises(InputError, match="data.streaming: a stream has no length; --run.max_steps"):
+        load(make_job(Data(path=str(folder), streaming=True)), None, inputs={"value": "value"})
+    state = make_updates(folder, processes=2)[1].state_dict()
+    with pytest.raises(InputError, match="the stream was read by 2 processes, not 1; use as many"):
+        make_updates(folder)[1].load_state_dict(state)
+    (folder / "validation.parquet").unlink()
+    with pytest.raises(InputError, match="no validation split, and of a stream.* no share can be held out"):
+        make_updates(folder)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/train.csv").write_text("value\n1\n")
+    with pytest.raises(InputError, match="data.streaming reads .parquet, .json, .*; there are 1 .csv"):
+        make_updates(tmp_path / "tables")
+
+
+@dataclass
+class Labelled(LabelData, Bounded):
+    pass
+
+
+def read_stream_labels(folder, **options):
+    """The classes of a stream, its job, and the labels that each of its blocks is given."""
+    data = Labelled(path=str(folder), streaming=True, **options)
+    job = make_job(data, max_steps=9)
+    splits = load(job, None, inputs={"value": "value"}, targets=data.targets)
+    labels, references = read_labels(job, splits)
+    stream = splits["train"].stream
+    blocks = (stream.split(shard, 0, next(stream.tables(shard))) for shard in range(len(stream.shards)))
+    return job, labels, [references["train"](block) for block in blocks]
+
+
+def write_labels(folder, train, validation, feature=None):
+    import datasets
+
+    features = datasets.Features({"value": datasets.Value("int64"), "label": feature}) if feature else None
+    for name, labels in [(f"train-{i}", labels) for i, labels in enumerate(train)] + [("validation", validation)]:
+        columns = {"value": list(range(len(labels))), "label": labels}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{name}.parquet")
+
+
+def undecodable(rows):
+    """Nothing of shard 2 can be decoded."""
+    rows, _, decoded = decode_rows(rows, lambda row: 1 / (row["value"] // 100 - 2), "skip")
+    return collate(rows) | {"decoded": decoded}
+
+
+def test_rows_that_cannot_be_decoded_are_left_out_and_counted(tmp_path):
+    """A piece of which none can be computes a row of the beginning, which does not count."""
+    folder = write_shards(tmp_path, (1, 2, 8))
+    job, updates = make_updates(folder, buffer_rows=8, batches=1, collate=undecodable, batch_size=2)
+    batches = [batch for update in islice(updates, 12) for batch in update]
+    counting = [value for batch in batches if batch.get("counts", True) for value in batch["value"]]
+    assert {value // 100 for value in counting} == {1} and any(not batch.get("counts", True) for batch in batches)
+    note_decoded(job, [each for batch in batches for each in batch["decoded"]])
+    say_decoded(job)
+    facts = {fact["fact"]: (fact["split"], fact["rows"]) for fact in job.facts[-2:]}
+    assert facts == {"left out, cannot be decoded": ("train", 7), "rows left out": ("train", 3)}
+
+
+def test_the_classes_of_a_stream(tmp_path):
+    """Of its type, or of validation; a label that is none of them is a problem of its row."""
+    import datasets
+
+    write_labels(tmp_path, [[1, 0], [2, 0]], [0], datasets.ClassLabel(names=["a", "b", "c"]))
+    job, labels, blocks = read_stream_labels(tmp_path)
+    assert (labels.names, blocks) == (["a", "b", "c"], [["b", "a"], ["c", "a"]])
+    assert "classes of a stream" not in {fact["fact"] for fact in job.facts}
+    write_labels(tmp_path, [["x"], ["z", " y "]], ["y", "x"])
+    job, labels, blocks = read_stream_labels(tmp_path)
+    assert (labels.names, blocks) == (["x", "y"], [["x"], ["z", "y"]])
+    assert "'z' is not one of the classes x, y" in labels.problem("z")
+    line = "train: the classes of label are taken to be those of validation: x, y"
+    assert line in {fact["line"] for fact in job.facts}
+    with pytest.raises(InputError, match="a stream is not counted before; data.class_weights can be given by name"):
+        read_stream_labels(tmp_path, class_weights="balanced")
+
+
+def test_several_labels_of_a_stream(tmp_path):
+    """Rows of 0 and 1 are such in every block, and lists of classes are no rows of 0 and 1."""
+    write_labels(tmp_path, [[[0, 1, 1], [1, 0, 0]], [[0, 0, 0], [1, 1]]], [[1, 1, 0], [0, 0, 1]])
+    _, labels, blocks = read_stream_labels(tmp_path, problem_type="multi_label")
+    assert (labels.names, blocks) == (["0", "1", "2"], [[["1", "2"], ["0"]], [[], None]])
+    assert "should be a list of labels" in labels.problem(None)
+    write_labels(tmp_path, [[["a"], ["a", "b"]], [["b"]]], [["a"], ["b"]])
+    _, labels, blocks = read_stream_labels(tmp_path, problem_type="multi_label")
+    assert (labels.names, blocks) == (["a", "b"], [[["a"], ["a", "b"]], [["b"]]])
+    write_labels(tmp_path, [[[0, 1], [1]], [[0, 1]]], [[0], [1, 0]])
+    _, labels, blocks = read_stream_labels(tmp_path, problem_type="multi_label")
+    assert (labels.names, blocks) == (["0", "1"], [[["0", "1"], ["1"]], [["0", "1"]]])
+
+
+def test_archives_of_webdataset(tmp_path):
+    import tarfile
+
+    for shard, name in enumerate(["train-000", "train-001", "validation-000"]):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for i in range(6):
+                picture = png(Image.new("RGB", (4, 4), (i, shard, 0)))
+                for ending, content in (("png", picture), ("cls", str(i % 2).encode())):
+                    member = tarfile.TarInfo(f"{shard}{i:03d}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    data = Pictures(path=str(tmp_path), streaming=True, batch_size=4, buffer_rows=12)
+    job = make_job(data, max_steps=9)
+    splits = load(job, None, inputs={"image": "image"}, targets=data.targets)
+    labels, references = read_labels(job, splits)
+    rows = image_rows(job, splits["train"], labels, references["train"])
+    updates = train_loader(job, rows, partial(look, data=data))
+    pixels = sorted(pixel for update in islice(updates, 3) for batch in update for pixel in batch["pixels"])
+    assert pixels == sorted((i, shard, str(i % 2)) for shard in range(2) for i in range(6))
+
+
+@dataclass
+class Pictures(LabelData, ImageData):
+    pass
+
+
+def look(rows, *, data):
+    rows, images, decoded = load_images(rows, data, 3)
+    pairs = zip(images, rows, strict=True)
+    pixels = [(*image.getpixel((0, 0))[:2], row["reference"]) for image, row in pairs]
+    return {"pixels": pixels, "size": len(rows), "decoded": decoded}
