@@ -31,6 +31,7 @@ OTHERS = {
 
 FSDP_OPTIONS = {
     "FSDP_VERSION": (("2",), "fsdp_version: 2"),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true",), "fsdp_reshard_after_forward: true"),
     "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp_offload_params: false"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "--run.gradient_checkpointing true in its place"),
     "ACCELERATE_DYNAMO_BACKEND": (("no", ""), "no dynamo_backend"),

@@ -19,13 +19,13 @@ from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.transformer import skip_layers, skipped_layers
 from d2v.training import loop
-from d2v.training.engine import blank, in_step, shard, unsharded, without_gradient
+from d2v.training.engine import blank, check_engine, in_step, shard, unsharded, wants, without_gradient
 from d2v.training.job import start
 from d2v.training.loop import changing_gradients
 from d2v.training.optim import averaged, build_average
 from d2v.training.prediction import predict
 from d2v.training.resume import checkpoints
-from tests.helpers import make_job
+from tests.helpers import ROOT, make_job
 from tests.training.test_loop import CONFIG, ROWS, STILL, collate, train
 
 CPU = torch.device("cpu")
@@ -137,6 +137,28 @@ def test_predictions_of_a_sharded_model_are_those_of_a_whole_one(group):
     shard(plain, CPU)
     assert before == predict(job, plain, eval_loader(job, ROWS, collate), predict_fn)
     assert {type(each) for each in plain.parameters()} == {DTensor}  # shards again, for whoever reads them next
+
+
+def test_configurations_for_accelerate_are_what_it_reads_and_the_recipes_take(monkeypatch):
+    """Each as `accelerate launch --config_file` reads it; FSDP's gives the environment that shards."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    folder = ROOT / "recipes/configs/accelerate"
+    assert sorted(path.stem for path in folder.iterdir()) == ["cpu", "eight_gpus", "fsdp", "one_gpu"]
+    monkeypatch.setattr("accelerate.commands.launch.is_torch_xla_available", lambda **_: False)
+    for path in folder.iterdir():
+        words = ["--config_file", str(path), "recipes/asr_ctc.py"]
+        args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+        assert (args.use_fsdp, args.cpu) == (path.stem == "fsdp", path.stem == "cpu")
+        assert args.num_processes == (1 if path.stem in ("cpu", "one_gpu") else 8)
+        assert args.mixed_precision == ("no" if path.stem == "cpu" else "bf16")
+        if path.stem == "fsdp":
+            for name, value in prepare_multi_gpu_env(args).items():
+                if name.startswith(("ACCELERATE", "FSDP")):
+                    monkeypatch.setenv(name, str(value))
+            assert wants("FSDP")
+            check_engine()
 
 
 def test_fp16_does_not_go_with_shards(tmp_path, group, monkeypatch):

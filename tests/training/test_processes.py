@@ -4,15 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from benchmarks import kills
 from benchmarks.kills import kill
+from d2v.pretrained import read_json
 from tests.helpers import RECIPES, ROOT
-from tests.recipes.common import goes_on_exactly, runner
+from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, runner
 from tests.test_configs import write_like
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION
+from tests.training import processes
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +65,57 @@ def test_torchrun_makes_one_run_of_two_processes_where_there_is_no_gpu(tmp_path)
 def test_a_killed_run_saves_leaves_nobody_behind_and_goes_on(tmp_path, name, target, moment):
     row = kill("text_classification", name, target, moment, 0, tmp_path)
     assert row["good"] and row["in"] == moment, row
+
+
+def launch(case: str, engine: str, root: Path) -> None:
+    """Run a case of `processes.py` in two or three processes."""
+    number = {"two": 2, "three": 3}[case]
+    command = [*TWO[:-1], f"--nproc_per_node={number}", processes.__file__, case, engine, str(root)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": str(engine == "fsdp").lower()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_and_three_processes_compute_what_one_does_whatever_the_engine(tmp_path, monkeypatch, engine):
+    """Losses within 1e-5, metrics of the same weights exactly, runs that go on, also on another number of processes."""
+    monkeypatch.setattr(kills, "ROWS", 41)  # nothing divides it
+    for recipe in processes.STILL:
+        kills.write_data(recipe, tmp_path / recipe)
+        processes.learn(runner(recipe), recipe, tmp_path, tmp_path / f"one_{recipe}")
+    launch("two", engine, tmp_path)
+    processes.move(runner("text_classification"), tmp_path, tmp_path / f"{engine}_moved", 4)
+    launch("three", engine, tmp_path)
+    for recipe in processes.STILL:
+        one, first = (processes.entries(tmp_path / f"one_{recipe}{end}") for end in ("", "_0"))
+        for number in (2, 3):
+            several, again = (processes.entries(tmp_path / f"{engine}{number}_{recipe}{end}") for end in ("", "_0"))
+            losses, expected = ([line["loss"] for line in lines if "lr" in line] for lines in (several, one))
+            assert len(losses) == 5 and losses == pytest.approx(expected, rel=1e-5)
+            metrics, same = ([line for line in lines if "lr" not in line] for lines in (again, first))
+            assert [line.pop("eval_loss") for line in metrics] == pytest.approx([same[0]["eval_loss"]], rel=1e-5)
+            assert metrics == [{key: value for key, value in same[0].items() if key != "eval_loss"}]
+            best = tmp_path / f"{engine}{number}_{recipe}"
+            results = read_json(best / "results.json")
+            args = processes.options(recipe, tmp_path)
+            evaluates_to_the_same(runner(recipe), best, results, args, tmp_path / f"evaluated{number}_{recipe}")
+    ends = [load_file(tmp_path / f"{engine}_{name}/checkpoints/step-00000006/model.safetensors") for name in PARTS]
+    stayed, moved = (torch.cat([each.flatten() for each in end.values()]) for end in ends)
+    assert (stayed - moved).norm() <= 1e-5 * stayed.norm()
+    dealt = {name: [rows_of(tmp_path / f"{engine}_{name}", steps) for steps in (2, 4, 6)] for name in PARTS}
+    assert dealt["stayed"] == dealt["moved"] and sum(map(len, dealt["moved"])) == 6
+    facts = read_json(tmp_path / f"{engine}_moved/data.json")["facts"]
+    assert [(each["before"], each["processes"]) for each in facts if each["fact"] == "processes"] == [(1, 3)]
+
+
+PARTS = ("stayed", "moved")
+
+
+def rows_of(out: Path, steps: int) -> list[list[int]]:
+    """The rows of each update of a part of a run, of all its processes together."""
+    ranks = [json.loads(file.read_text()) for file in sorted(out.parent.glob(f"{out.name}-rows-{steps}-*.json"))]
+    return [sorted(chain(*shares)) for shares in zip(*ranks, strict=True)]
 
 
 if __name__ == "__main__":  # one of two ranks
