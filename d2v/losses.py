@@ -35,8 +35,7 @@ def ctc(
     Returns:
         Sum over rows and the number of rows.
     """
-    labels = labels.to(logits.device)  # the logits of windows are on the host
-    real = (labels >= 0) & (labels != blank)
+    real = (labels >= 0) & (labels != blank)  # labels and lengths on the host make it wait for no device
     precision = torch.promote_types(logits.dtype, torch.float32)
     log_probs = F.log_softmax(logits, dim=-1, dtype=precision).transpose(0, 1)  # (T, B, C)
     target_lengths = real.sum(dim=1)
@@ -44,7 +43,7 @@ def ctc(
     with torch.backends.cudnn.flags(enabled=False):
         losses = F.ctc_loss(
             log_probs,
-            labels[real],
+            labels[real].to(logits.device, non_blocking=True),
             lengths,
             target_lengths,
             blank=blank,
@@ -52,7 +51,7 @@ def ctc(
             zero_infinity=zero_infinity,
         )
     if reduction == "mean":
-        losses = losses / target_lengths.clamp(min=1)
+        losses = losses / target_lengths.to(losses.device).clamp(min=1)
     return losses.sum(), lengths.new_tensor(len(labels))
 
 
@@ -76,17 +75,18 @@ def cross_entropy(
     Returns:
         Sum over labels and how many count, or the sum of their weights.
     """
-    logits = at_least_fp32(logits)
-    weight = None if weight is None else weight.to(logits)
+    logits, counted = at_least_fp32(logits), labels != ignore
+    if weight is not None:
+        weight = weight.to(labels.device, logits.dtype)
+        counted = labels.to(weight) @ weight if labels.is_floating_point() else weight[labels[counted]]
+        weight = weight.to(logits.device)
+    elif labels.is_floating_point():
+        counted = labels.new_tensor(labels.numel() // labels.shape[1])
+    labels = labels.to(logits.device, non_blocking=True)
     total = F.cross_entropy(
         logits, labels, weight, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
     )
-    if weight is not None:
-        counted = labels @ weight if labels.is_floating_point() else weight[labels[labels != ignore]]
-        return total, counted.sum()
-    if labels.is_floating_point():
-        return total, labels.new_tensor(labels.numel() // labels.shape[1])
-    return total, (labels != ignore).sum()
+    return total, counted.sum()
 
 
 def classification(
@@ -119,7 +119,7 @@ def classification(
         labels = labels if labels.is_floating_point() else labels.flatten()
         return cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
     logits = at_least_fp32(logits)
-    labels = labels.view_as(logits).to(logits.dtype)
+    labels = labels.to(logits).view_as(logits)
     if problem_type == "regression":
         return F.mse_loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
     smooth = labels * (1 - label_smoothing) + label_smoothing / 2
@@ -142,7 +142,7 @@ def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Sum over clips and the number of pairs of frame and speaker that count.
     """
-    logits = at_least_fp32(logits)
+    logits, labels = at_least_fp32(logits), labels.to(logits.device, non_blocking=True)
     outputs, speakers = logits[..., None], labels.to(logits.dtype)[..., None, :]
     outputs, speakers = torch.broadcast_tensors(outputs, speakers)  # (B, T, C, C)
     real = labels != IGNORE

@@ -102,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: of speakers in the best order, or of classes as they are
     def loss_fn(model, batch):
         logits, _ = frame_logits(model, batch, settings, windowed)  # (B, T, C)
-        labels = batch["labels"].to(logits.device)
+        labels = batch["labels"]  # (B, T, C)
         if diarization:
             return losses.pit_bce(logits, labels)
         real = labels[..., 0] != losses.IGNORE  # (B, T)

@@ -55,7 +55,7 @@ def fill_text(ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, 
     pairs = zip((tokenizer.decode([token]) for token in labels.tolist()), first, strict=True)
     filled = write_gaps(ids, gaps, [f"[{label}|{word}]" for label, word in pairs], tokenizer)
     loss, count = losses.cross_entropy(logits, labels)
-    sums = {"tokens": int(count), "loss": float(loss), "correct": int((tokens[:, 0] == labels).sum())}
+    sums = {"tokens": int(count), "loss": float(loss), "correct": int((tokens[:, 0].cpu() == labels.cpu()).sum())}
     return {"filled": filled} | listed | sums
 
 

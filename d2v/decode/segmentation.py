@@ -123,7 +123,7 @@ def images_loss(
     total, items = images[0].new_zeros(()), torch.zeros((), dtype=torch.int64, device=images[0].device)
     for image, label in zip(images, labels, strict=True):
         size = image.shape[1:]
-        label = F.interpolate(label[None, None].float(), size, mode="nearest")[0].long()  # (1, h, w)
+        label = F.interpolate(label[None, None].to(image.device).float(), size, mode="nearest")[0].long()  # (1, h, w)
         for rows, columns in tiles(size, window, stride) if window and stride else [(slice(None), slice(None))]:
             part = whole_patches(model, label[:, rows, columns], IGNORED)
             part[part == IGNORED] = model.config.semantic_loss_ignore_index

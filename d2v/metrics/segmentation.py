@@ -35,7 +35,7 @@ def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
         shapes = (" x ".join(map(str, side.shape)) for side in (prediction, reference))
         raise InputError("a label map of {} pixels for a reference of {}; should be of one size".format(*shapes))
     counts = multiclass_confusion_matrix(
-        prediction, reference.long(), classes, ignore_index=IGNORED, validate_args=False
+        prediction, reference.to(prediction.device).long(), classes, ignore_index=IGNORED, validate_args=False
     )  # (C, C): reference down, prediction across
     return torch.stack((counts.diagonal(), counts.sum(0), counts.sum(1)))
 

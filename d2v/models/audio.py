@@ -4,6 +4,7 @@ Shapes: B batch, S samples, T frames, N real frames of a batch, D width, C chann
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -280,7 +281,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
             )
             if self.adapter is not None:
                 clips = [self.adapter(clip[None])[0] for clip in packing.trim(x).split(packing.known_lengths)]
-                packing = packing_of_lengths(torch.tensor([len(clip) for clip in clips], device=x.device))
+                packing = packing_of_lengths([len(clip) for clip in clips], device=x.device)
                 x = torch.cat(clips)
         return x, packing, features, hidden_states, attentions
 
@@ -295,9 +296,9 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         )
         if min(samples) < self.config.shortest_clip:
             raise ValueError(f"a clip has {min(samples)} samples; one frame takes {self.config.shortest_clip}")
-        frames = torch.tensor([self.config.frames(n, adapter=False) for n in samples], device=input_values.device)
+        frames = [self.config.frames(n, adapter=False) for n in samples]
         longest = self.config.frames(input_values.shape[1], adapter=False)
-        packing = packing_of_lengths(frames, longest, filler(int(frames.sum()), input_values))
+        packing = packing_of_lengths(frames, longest, filler(sum(frames), input_values), input_values.device)
         x = packing.fill(self.feature_extractor(input_values, samples))
         x, features = self.feature_projection(x)
         return x, packing, packing.unpack(features)
@@ -328,7 +329,10 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         return x
 
 
-def packing_of_lengths(lengths: Tensor, longest: int | None = None, filler: int = 0) -> Packing:
-    """Packing of rows with so many real positions each, (B,), padded to `longest`."""
-    longest = int(lengths.max()) if longest is None else longest
-    return Packing.of(torch.arange(longest, device=lengths.device) < lengths[:, None], len(lengths), longest, filler)
+def packing_of_lengths(
+    lengths: Sequence[int], longest: int | None = None, filler: int = 0, device: torch.device | None = None
+) -> Packing:
+    """Packing of rows with so many real positions each, B of them, padded to `longest`, on a device."""
+    longest = max(lengths) if longest is None else longest
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return Packing.of(mask, len(lengths), longest, filler, device)

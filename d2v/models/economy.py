@@ -88,19 +88,21 @@ def encode_seen(
         packing, first = each.packing(padded, grid), 1
         front, embedding = packing.pack(padded), each.embeddings.mask_token[0, 0]
     whole = packing.unpack(front)  # (B, first + T, D)
-    real = packing.mask if packing.mask is not None else whole.new_ones(whole.shape[:2], dtype=torch.bool)
-    x, real = (part.repeat_interleave(masked.shape[1], 0) for part in (whole, real))  # (B * M, first + T, ...)
-    hidden = F.pad(masked.flatten(0, 1), (first, 0))
+    lengths = torch.tensor(packing.known_lengths).repeat_interleave(masked.shape[1])  # (B * M,), on the host
+    real = torch.arange(whole.shape[1]) < lengths[:, None]
+    x = whole.repeat_interleave(masked.shape[1], 0)  # (B * M, first + T, D)
+    hidden = F.pad(masked.flatten(0, 1), (first, 0)).to(real.device)
     if kind == "data2vec-audio":  # positions are convolutions, for which masked frames are silent
-        rows = packing_of_lengths(real.sum(1), real.shape[1])
-        x = rows.pack(x.masked_fill(hidden[:, :, None], 0))
+        rows = packing_of_lengths(lengths.tolist(), real.shape[1], device=x.device)
+        x = rows.pack(x.masked_fill(hidden[:, :, None].to(x.device), 0))
         x = each.encoder.dropout(each.encoder.layer_norm(x + each.encoder.pos_conv_embed(x, rows)))
         x = rows.unpack(x)
     keep = real & ~hidden
     if not bool(keep.any(1).all()):
         raise ValueError("a view masks all of a row")
-    seen = packing_of_lengths(keep.sum(1))
+    seen = packing_of_lengths(keep.sum(1).tolist(), device=x.device)
     states = Encoder.forward(each.encoder, x[keep], seen)[0]
     states = states if final_norm is None else final_norm(states)
+    keep, real = (each.to(x.device, non_blocking=True) for each in (keep, real))
     filled = torch.where(real[:, :, None], embedding.to(states.dtype), 0).masked_scatter(keep[:, :, None], states)
     return filled[:, first:], real[:, first:], front, packing

@@ -56,7 +56,7 @@ def generate(
         raise ValueError("generate needs a model with config.is_decoder")
     ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
     stops = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=input_ids.device)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
     if (longest := int(mask.sum(dim=1).max()) + max_new_tokens - 1) > model.config.max_tokens:
         raise ValueError(f"{longest} tokens would be read; the model has positions for {model.config.max_tokens}")
     ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -22,6 +22,7 @@ class Packing:
         indices: (N,) the real positions in the flattened (B * T); None when every position is real.
         lengths: the rows' numbers of real positions, known on the host; None while compiling, where they are not.
         filler: how many of the N packed positions are zeros behind the real ones, see `d2v.models.cpu.filler`.
+        real: the mask, (B * T), where it was given: on the host nothing has to be fetched to know what it says.
     """
 
     batch: int
@@ -30,10 +31,22 @@ class Packing:
     indices: Tensor | None = None
     lengths: tuple[int, ...] | None = None
     filler: int = 0
+    real: Tensor | None = None
 
     @classmethod
-    def of(cls, mask: Tensor | None, batch: int, length: int, filler: int = 0) -> "Packing":
-        """Packing of a (B, T) mask, nonzero at real positions; None means that nothing is padded."""
+    def of(
+        cls, mask: Tensor | None, batch: int, length: int, filler: int = 0, device: torch.device | None = None
+    ) -> "Packing":
+        """Packing of a (B, T) mask, nonzero at real positions; None means that nothing is padded.
+
+        A device that is asked what a mask on it says makes the host wait: a mask on the host, where its lengths and
+        indices are made, costs no waiting.
+
+        Args:
+            mask: on any device.
+            batch, length, filler: as the attributes.
+            device: where hidden states are; by default where the mask is.
+        """
         compiling = torch.compiler.is_compiling()
         if mask is None:
             return cls(batch, length, lengths=(length,) * batch, filler=filler)
@@ -41,7 +54,9 @@ class Packing:
         lengths = None if compiling else tuple(mask.sum(dim=1).tolist())
         if lengths is not None and min(lengths) == length:
             return cls(batch, length, lengths=lengths, filler=filler)
-        return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), lengths, filler)
+        real, device = mask.flatten(), device or mask.device
+        indices = real.nonzero().squeeze(1).to(device, non_blocking=True)
+        return cls(batch, length, mask.to(device, non_blocking=True), indices, lengths, filler, real)
 
     @property
     def known_lengths(self) -> tuple[int, ...]:
@@ -66,6 +81,11 @@ class Packing:
         if self.indices is not None:
             x = x.new_zeros(self.batch * self.length, *x.shape[1:]).index_copy(0, self.indices, x)
         return x.unflatten(0, (self.batch, self.length))
+
+    def places(self, at: Tensor) -> Tensor:
+        """(B, T) bool to the numbers, (n,), of the real packed positions where it is True; on the host if both are."""
+        at = at.flatten() if self.real is None else at.flatten().to(self.real.device)[self.real]
+        return at.nonzero().squeeze(1)
 
     def by_rows(self, device: torch.device) -> bool:
         """Whether attention had better take the rows one run at a time, see `attention_by_rows`."""

@@ -288,7 +288,8 @@ class Data2VecTextModel(TextPreTrainedModel):
             if encoder_hidden_states is not None:
                 if not self.config.add_cross_attention:
                     raise ValueError("encoder_hidden_states are for a decoder with config.add_cross_attention")
-                seen = Packing.of(encoder_attention_mask, *encoder_hidden_states.shape[:2])
+                device = encoder_hidden_states.device
+                seen = Packing.of(encoder_attention_mask, *encoder_hidden_states.shape[:2], device=device)
                 memory = seen.pack(encoder_hidden_states), seen
             x, hidden_states, attentions = self.encoder(x, packing, memory=memory, cache=past_key_values, **options)
         cross_attentions = None
@@ -308,7 +309,7 @@ class Data2VecTextModel(TextPreTrainedModel):
         """What the encoder reads, (N, D), and its packing."""
         given = self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         batch, length = given.shape[:2]
-        packing = Packing.of(attention_mask, batch, length)
+        packing = Packing.of(attention_mask, batch, length, device=given.device)
         if packing.lengths is not None:
             if not min(packing.lengths):
                 raise ValueError(f"row {packing.lengths.index(0)} has no token: its attention_mask is all 0")
@@ -334,7 +335,9 @@ class Data2VecTextModel(TextPreTrainedModel):
             past = cache.mask.sum(dim=1, keepdim=True)
         real = torch.ones(shape, dtype=torch.int64, device=device) if input_ids is None else (input_ids != pad).long()
         positions = (real.cumsum(dim=1) + past) * real + pad
-        if not torch.compiler.is_compiling() and positions.max() >= self.config.max_position_embeddings:
+        # Only where there may be too many is a device asked, which would make the host wait.
+        possible = cache is not None or shape[1] + pad >= self.config.max_position_embeddings
+        if possible and not torch.compiler.is_compiling() and positions.max() >= self.config.max_position_embeddings:
             longest = positions.max().item() - pad
             raise ValueError(f"a text of {longest} tokens; the model has positions for {self.config.max_tokens}")
         return positions
@@ -363,7 +366,8 @@ class Data2VecTextModel(TextPreTrainedModel):
                 continue
             if value.shape != shape and not (name == "position_ids" and value.shape == (1, shape[1])):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; should be {tuple(shape)}")
-            if name in limits and not torch.compiler.is_compiling() and value.numel():
+            waits = self.training and value.device.type != "cpu"  # for the device, in every update
+            if name in limits and not waits and not torch.compiler.is_compiling() and value.numel():
                 least, most = value.min().item(), value.max().item()
                 if least < 0 or most >= limits[name]:
                     wrong = least if least < 0 else most

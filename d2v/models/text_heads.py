@@ -59,7 +59,7 @@ class LanguageModel(TextPreTrainedModel):
         embeddings = self.data2vec_text.embeddings.word_embeddings
         if at is None:
             return packing.unpack(self.lm_head(x, embeddings))
-        return self.lm_head(packing.trim(x)[packing.trim(packing.pack(at))], embeddings)
+        return self.lm_head(packing.trim(x)[packing.places(at).to(x.device, non_blocking=True)], embeddings)
 
 
 class Data2VecTextForMaskedLM(LanguageModel):

@@ -226,7 +226,7 @@ def segmentation_loss(
     Returns:
         Sum over pixels and how many count.
     """
-    ignore = config.semantic_loss_ignore_index
+    ignore, labels = config.semantic_loss_ignore_index, labels.to(logits.device, non_blocking=True)
     total, count = losses.cross_entropy(resize(losses.at_least_fp32(logits), labels.shape[1:]), labels, ignore=ignore)
     if auxiliary_logits is not None:
         resized = resize(losses.at_least_fp32(auxiliary_logits), labels.shape[1:])

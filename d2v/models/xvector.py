@@ -61,6 +61,7 @@ class AMSoftmax(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x, weight = losses.at_least_fp32(x), losses.at_least_fp32(self.weight)
             cosines = F.normalize(x, dim=1) @ F.normalize(weight, dim=0)  # (B, C)
+        labels = labels.to(x.device, non_blocking=True)
         right = labels[:, None] == torch.arange(cosines.shape[1], device=x.device)
         return losses.cross_entropy(self.scale * (cosines - self.margin * right.to(cosines.dtype)), labels)
 

@@ -281,7 +281,7 @@ class AudioFeatureExtractor:
             clips: B arrays of any length, (S,) each.
 
         Returns:
-            `input_values` (B, S) float32; `attention_mask` (B, S) int64, 1 where there is sound.
+            `input_values` (B, S) float32; `attention_mask` (B, S) bool, True where there is sound.
         """
         clips = [np.asarray(clip, np.float32) for clip in clips]
         for i, clip in enumerate(clips):
@@ -289,12 +289,12 @@ class AudioFeatureExtractor:
                 raise InputError(f"clip {i} has shape {clip.shape}; must be (samples,) with at least one sample")
         shape = len(clips), max(map(len, clips), default=0)
         values = np.full(shape, self.padding_value, np.float32)  # (B, S)
-        mask = np.zeros(shape, np.int64)  # (B, S)
+        mask = np.zeros(shape, np.bool_)  # (B, S)
         for row, row_mask, clip in zip(values, mask, clips, strict=True):
             if self.do_normalize:  # 1e-7 as Hugging Face's zero_mean_unit_var_norm
                 clip = (clip - clip.mean()) / np.sqrt(clip.var() + 1e-7)
             row[: len(clip)] = clip
-            row_mask[: len(clip)] = 1
+            row_mask[: len(clip)] = True
         return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
 
     @classmethod

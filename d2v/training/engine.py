@@ -39,6 +39,20 @@ FSDP_OPTIONS = {
 """What FSDP takes of Accelerate's settings, and how to say so."""
 
 
+HOST = ("attention_mask", "labels", "masked", "auxiliary_at")
+"""Of a batch, what stays on the host: what shapes are made of, so that no forward pass waits for the device to say it.
+
+`d2v.losses` move labels to where their logits are.
+"""
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch whose tensors are on a device, but for those of `HOST`."""
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device, non_blocking=device.type == "cuda", skip_keys=list(HOST))
+
+
 def wants(name: str) -> bool:
     """Whether Accelerate is configured for an engine."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")

@@ -25,7 +25,7 @@ from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
 from d2v.models.transformer import skip_layers
-from d2v.training.engine import blank, local, shard, sharding, share_buffers, unsharded, whole, wrap
+from d2v.training.engine import blank, local, shard, sharding, share_buffers, to_device, unsharded, whole, wrap
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
@@ -307,12 +307,10 @@ def wrap_for(
     looked_at: list[list[dict[str, Any]]] = []
 
     def first_loss() -> Tensor:
-        from accelerate.utils import send_to_device
-
         looked_at.append(next_update(job, updates)[0])
         state, buffers = RandomState().state_dict(), [each.clone() for each in model.buffers()]
         with job.accelerator.autocast(), out_of_memory(job, looked_at[0], updates, "the first update"):
-            loss, _ = loss_fn(model, send_to_device(looked_at[0][0], job.accelerator.device))
+            loss, _ = loss_fn(model, to_device(looked_at[0][0], job.accelerator.device))
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.data.copy_(before)
         RandomState().load_state_dict(state)
@@ -359,13 +357,11 @@ def accumulate(
     Returns:
         Loss, items, size and the extra numbers, summed over batches and processes.
     """
-    from accelerate.utils import send_to_device
-
     share_buffers(model)
     host = "cpu" if accelerator.device.type == "mps" else accelerator.device  # Apple's GPUs have no float64
     sums = torch.zeros(3, dtype=torch.float64, device=host)
     for i, batch in enumerate(update):
-        batch = send_to_device(batch, accelerator.device)
+        batch = to_device(batch, accelerator.device)
         last = i + 1 == len(update)
         with nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from d2v.config import Job
 from d2v.data.facts import note_decoded
 from d2v.errors import InputError, Interrupted
-from d2v.training.engine import in_step
+from d2v.training.engine import in_step, to_device
 from d2v.training.memory import out_of_memory
 from d2v.training.report import timed
 from d2v.training.signals import received
@@ -31,14 +31,14 @@ def predict(
         batches: from `eval_loader`: each process's share of the rows.
         predict_fn: returns a prediction for each row of a batch.
     """
-    from accelerate.utils import gather_object, send_to_device
+    from accelerate.utils import gather_object
 
     model.to(job.accelerator.device).eval()
     predictions: list[tuple[int, Any]] = []
     decoded: list[Any] = []
 
     def predict_batch(batch: dict[str, Any]) -> None:
-        batch = send_to_device(batch, job.accelerator.device)
+        batch = to_device(batch, job.accelerator.device)
         memory = out_of_memory(job, [batch], batches, "evaluation")
         with job.accelerator.autocast(), memory, counting_loss(model, batch):
             predictions.extend(zip(batch["rows"], predict_fn(model, batch), strict=True))

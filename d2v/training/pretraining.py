@@ -24,7 +24,7 @@ from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
 from d2v.models.transformer import skip_layers
 from d2v.pretrained import push_folder, write_json
-from d2v.training.engine import blank, in_step, shard, sharding, unsharded
+from d2v.training.engine import blank, in_step, shard, sharding, to_device, unsharded
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log, read_log
 from d2v.training.loop import (
@@ -116,7 +116,7 @@ def pretrain(
         Interrupted: a signal came; the run is saved.
         Prepared: in `--mode prepare`, before anything is trained.
     """
-    from accelerate.utils import gather_object, send_to_device
+    from accelerate.utils import gather_object
 
     end_preparation(job, batches)
     config, accelerator, out = job.config, job.accelerator, job.out
@@ -168,11 +168,11 @@ def pretrain(
 
         def look(batch: dict[str, Any]) -> None:
             nonlocal sums
-            batch = send_to_device(batch, accelerator.device)
+            batch = to_device(batch, accelerator.device)
             with accelerator.autocast(), out_of_memory(job, [batch], held_out, "evaluation"):
                 output = student(batch, teacher)
                 found = *parts(output, batch, config.auxiliary.weight), batch["masked"].sum()
-            sums += torch.stack([each.double() for each in found])
+            sums += torch.stack([each.to(sums.device).double() for each in found])
             seen.add(output)
 
         with in_step(student, held_out, look):

@@ -317,9 +317,9 @@ def test_batches_equal_transformers(lengths, offset, scale, do_normalize, paddin
     )
     ours = AudioFeatureExtractor(**options)(clips)
     assert ours.keys() == theirs.keys() == {"input_values", "attention_mask"}
-    assert ours["input_values"].dtype == torch.float32 and ours["attention_mask"].dtype == torch.int64
+    assert ours["input_values"].dtype == torch.float32 and ours["attention_mask"].dtype == torch.bool
     assert torch.equal(ours["input_values"], theirs["input_values"])  # to the last bit
-    assert torch.equal(ours["attention_mask"], theirs["attention_mask"].long())
+    assert torch.equal(ours["attention_mask"], theirs["attention_mask"].bool())
 
 
 def test_a_clip_is_normalised_over_its_own_samples():

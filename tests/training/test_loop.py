@@ -585,7 +585,7 @@ def test_sums_are_taken_on_the_host_where_the_device_has_no_float64(monkeypatch)
         device=device, autocast=nullcontext, no_sync=lambda model: nullcontext(), backward=lambda loss: None
     )
     accelerator.reduce = lambda sums: sums
-    monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device: batch)
+    monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device, **options: batch)
     sums = accumulate(None, [{"size": 2}] * 2, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
     assert sums == [1.0, 6.0, 4.0]
 

@@ -1,0 +1,69 @@
+"""No forward pass of an update asks the device what a tensor holds, which would make the host wait for it.
+
+A tensor on `meta` holds nothing: whoever asks it fails. What a batch keeps on the host is there.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from d2v.training import loop
+from d2v.training.engine import to_device
+from tests.helpers import RECIPES
+from tests.recipes.common import runner
+from tests.test_configs import write_like
+from tests.training.test_processes import small
+
+ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+
+class Questions(TorchDispatchMode):
+    """Which operators asked a tensor on the device what it holds; ones that `meta` lacks give what they would."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        tensors = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        on_device = [each for each in tensors if each.device.type == "meta"]
+        if on_device and name in ASKING:
+            self.asked.append(name)
+        if on_device and name == "_to_copy" and str((kwargs or {}).get("device")) == "cpu":
+            self.asked.append("copied to the host")
+        if on_device and name in ("_ctc_loss", "ctc_loss"):
+            assert all(each.device.type == "cpu" for each in tensors[2:])  # lengths, which else are fetched
+            return args[0].new_empty(args[0].shape[1]), args[0].new_empty(1)
+        return function(*args, **(kwargs or {}))
+
+
+class Stop(Exception):
+    """The first update was looked at."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe):
+    write_like(recipe, None, None, tmp_path / recipe)
+    found = {}
+
+    def look(model, update, loss_fn, accelerator, extra=tuple):
+        model.to("meta").train()
+        with Questions() as questions:
+            for batch in update:
+                loss, _ = loss_fn(model, to_device(batch, torch.device("meta")))
+        found.update(asked=questions.asked, device=loss.device.type, batch=batch)
+        raise Stop
+
+    enabled, autocast = torch.is_autocast_enabled, torch.autocast  # which do not know of `meta`
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": kind != "meta" and enabled(kind))
+    monkeypatch.setattr(torch, "autocast", lambda kind, **more: autocast("cpu" if kind == "meta" else kind, **more))
+    monkeypatch.setattr(loop, "accumulate", look)
+    monkeypatch.setattr(loop, "try_evaluation", lambda *rest: None)
+    with pytest.raises(Stop):
+        runner(recipe)(*small(recipe, tmp_path / recipe), "--run.max_steps=1", f"--run.out={tmp_path / 'out'}")
+    assert found["device"] == "meta" and found["asked"] == []
+    for name, value in found["batch"].items():
+        if isinstance(value, torch.Tensor) and "mask" in name:
+            assert value.dtype == torch.bool or value.shape[1] < 1000, name  # of samples, eight bytes each
+    assert np.isfinite(float(found["batch"]["size"]))
