@@ -256,8 +256,9 @@ def test_options_exist(recipe):
     """Those that a recipe's section names; those of the last section in some recipe, or in the launcher."""
     sections = {"Pretraining": PRETRAINING, "What is common": RECIPES}
     configs = [load_recipe(name).Config() for name in sections.get(recipe, [recipe])]
-    text = section(recipe)
-    launchers = {"multi_gpu", "num_processes", "nproc_per_node", "quiet", "private"} if recipe not in RECIPES else set()
+    text = re.sub(r"^```sbatch.*?^```$", "", section(recipe), flags=re.DOTALL | re.MULTILINE)
+    launchers = {"multi_gpu", "num_processes", "quiet", "private", "config_file"} if recipe not in RECIPES else set()
+    launchers |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"} if launchers else set()
     known = {"config", "help"} | launchers
 
     def exists(group: str, name: str) -> bool:

@@ -288,8 +288,8 @@ class Data2VecTextModel(TextPreTrainedModel):
             if encoder_hidden_states is not None:
                 if not self.config.add_cross_attention:
                     raise ValueError("encoder_hidden_states are for a decoder with config.add_cross_attention")
-                device = encoder_hidden_states.device
-                seen = Packing.of(encoder_attention_mask, *encoder_hidden_states.shape[:2], device=device)
+                rows, size = encoder_hidden_states.shape[:2]
+                seen = Packing.of(encoder_attention_mask, rows, size, device=encoder_hidden_states.device)
                 memory = seen.pack(encoder_hidden_states), seen
             x, hidden_states, attentions = self.encoder(x, packing, memory=memory, cache=past_key_values, **options)
         cross_attentions = None

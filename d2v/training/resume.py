@@ -158,10 +158,8 @@ def go_on(job: Job, states: Mapping[str, State | None], own: Mapping[str, State]
     now, step = job.accelerator.num_processes, step_of(kept[-1])
     if processes != now:
         torch.manual_seed(hash((job.config.run.seed, step, job.accelerator.process_index)))
-        line = (
-            f"goes on with {now} processes instead of {processes} after update {step}: the same rows in every update, "
-        )
-        line += "in the same order, but other random numbers of dropout and masks"
+        line = f"processes: {now}, {processes} up to update {step}; updates have the same rows in the same order, but "
+        line += "other random numbers of dropout and masks"
         note(job, "processes", line, step=step, processes=now, before=processes)
     for group, values in zip(cast(Any, states["optimizer"]).param_groups, settings, strict=True):
         group.update(values)

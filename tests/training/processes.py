@@ -36,6 +36,8 @@ def options(recipe: str, data: Path, *, still: bool = True) -> list[str]:
     arch = ARCH[recipe] | (STILL[recipe] if still else {})
     more = [] if still else LIVELY[recipe]
     shape = [f"--arch.{key}={value}" for key, value in arch.items()]
+    if recipe == "image_classification":  # MixUp's partners are of one process
+        shape += ["--augment.mixup=0", "--augment.cutmix=0"]
     return [
         *shape,
         f"--data.path={data / recipe}",
@@ -60,17 +62,16 @@ def learn(run: Callable, recipe: str, root: Path, out: Path) -> None:
 def move(run: Callable, root: Path, out: Path, steps: int) -> None:
     """A part of a run that goes on until so many updates are done; what each has of rows stands in a file."""
     dealt: list[list[int]] = []
-    before = loop.next_update
+    before = loop.accumulate
 
-    def look(job, updates):
-        update, waited = before(job, updates)
+    def look(model, update, *rest, **options):
         dealt.append([row for batch in update if batch["counts"] for row in batch["rows"]])
-        return update, waited
+        return before(model, update, *rest, **options)
 
-    loop.next_update = look
+    loop.accumulate = look
     constant = ["--optim.schedule=constant", "--optim.warmup=0", "--run.eval_every=2", "--run.resume=true"]
     run(*options("text_classification", root), *constant, f"--run.max_steps={steps}", f"--run.out={out}")
-    loop.next_update = before
+    loop.accumulate = before
     rank = os.environ.get("RANK", "0")
     out.with_name(f"{out.name}-rows-{steps}-{rank}.json").write_text(json.dumps(dealt))
 

@@ -150,7 +150,7 @@ def test_configurations_for_accelerate_are_what_it_reads_and_the_recipes_take(mo
     for path in folder.iterdir():
         words = ["--config_file", str(path), "recipes/asr_ctc.py"]
         args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-        assert (args.use_fsdp, args.cpu) == (path.stem == "fsdp", path.stem == "cpu")
+        assert (args.use_fsdp, args.use_cpu) == (path.stem == "fsdp", path.stem == "cpu")
         assert args.num_processes == (1 if path.stem in ("cpu", "one_gpu") else 8)
         assert args.mixed_precision == ("no" if path.stem == "cpu" else "bf16")
         if path.stem == "fsdp":
