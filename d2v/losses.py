@@ -89,6 +89,26 @@ def cross_entropy(
     return total, counted.sum()
 
 
+def choice(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy over the choices of each row, which may be more or fewer.
+
+    Args:
+        logits: (B, C), negative infinity for choices that a row does not have.
+        labels: (B,) the right ones.
+        label_smoothing: share of the probability that is spread over all choices of a row.
+
+    Returns:
+        Sum over rows and their number.
+    """
+    if not label_smoothing:
+        return cross_entropy(logits, labels)
+    there = logits > -torch.inf
+    logits = at_least_fp32(logits).masked_fill(~there, torch.finfo(torch.float32).min)  # times 0 it is 0
+    right = F.one_hot(labels, logits.shape[1]).to(logits)
+    spread = there.to(logits) / there.sum(1, keepdim=True)
+    return cross_entropy(logits, (1 - label_smoothing) * right + label_smoothing * spread)
+
+
 def classification(
     logits: Tensor,
     labels: Tensor,

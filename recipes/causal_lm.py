@@ -93,7 +93,8 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         scored = batch["labels"] != IGNORE  # (B, T)
         logits = model(batch["input_ids"], logits_at=scored, use_cache=False).logits  # (n, C)
-        return logits, batch["labels"][scored], scored
+        # Outputs that are no token's, which some models have, take no probability.
+        return logits[:, : len(tokenizer)], batch["labels"][scored], scored
 
     # Loss: cross-entropy of every next token
     def loss_fn(model, batch):

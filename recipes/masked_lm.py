@@ -98,7 +98,8 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         masked = batch["labels"] != IGNORE  # (B, T)
         logits = model(batch["input_ids"], batch["attention_mask"], logits_at=masked).logits  # (n, C)
-        return logits, batch["labels"][masked], masked
+        # Outputs that are no token's, which some models have, take no probability.
+        return logits[:, : len(tokenizer)], batch["labels"][masked], masked
 
     # Loss: cross-entropy of the masked tokens
     def loss_fn(model, batch):

@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Loss: cross-entropy over the choices of a row
     def loss_fn(model, batch):
-        return losses.cross_entropy(forward(model, batch), batch["labels"])
+        return losses.choice(forward(model, batch), batch["labels"], label_smoothing=data.label_smoothing)
 
     # Prediction: the choice with the highest score
     def predict_fn(model, batch):

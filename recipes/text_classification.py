@@ -25,7 +25,8 @@ from d2v.config import Optim, Recipe, Run
 from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
+from d2v.data.text import TextData, Truncation, all_texts, text_rows, token_batch, tokenizer_for
+from d2v.decode.text_classification import join_windows
 from d2v.demo.text import docs_classification
 from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, report_classes
 from d2v.metrics.statistics import label_statistics
@@ -42,11 +43,16 @@ class ClassificationData(LabelData, TextData):
         text_column: column of the text.
         pair_column: column of a second text, such as a hypothesis on the first; by default there is none.
         also: other splits to test on, by what the names of their metrics end in, such as MNLI's mm.
+        truncation: what is kept of a text longer than max_length: its head, its tail, or all of it in windows, whose
+            logits are averaged; of a pair the second text is cut into windows.
+        stride: number of tokens that a window shares with the one before it.
     """
 
     text_column: str = "text"
     pair_column: str | None = None
     also: dict[str, str] = field(default_factory=dict)
+    truncation: Truncation = "head"
+    stride: int = 128
 
 
 @dataclass
@@ -86,7 +92,8 @@ def main(config: Config) -> dict[str, Any]:
     settings, rows = model.config, {}
     for name, each in splits.items():
         most = min(data.max_length, settings.max_tokens)
-        rows[name] = text_rows(job, tokenizer, each, texts, most, references.get(name), labels.problem)
+        known = references.get(name)
+        rows[name] = text_rows(job, tokenizer, each, texts, most, known, labels.problem, data.truncation, data.stride)
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)
 
     # Loss: cross-entropy of classes, or squared error of values
@@ -97,10 +104,13 @@ def main(config: Config) -> dict[str, Any]:
     # Prediction: the classes of a text with their scores, or its value
     def predict_fn(model, batch):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits  # (B, C)
+        if data.truncation == "windows":
+            return list(logits.float().cpu())
         return [labels.decode(scores) for scores in labels.scores(logits).tolist()]
 
     def predict_split(model, split):
-        return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
+        predictions = predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)
+        return join_windows(rows[split], predictions, labels) if data.truncation == "windows" else predictions
 
     # Metrics: GLUE's and others
     def compute_metrics(predictions, split="validation"):

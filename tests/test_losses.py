@@ -174,7 +174,7 @@ def test_nothing_heard_costs_a_bit_each():
 @SETTINGS
 def test_pit_is_the_least_over_all_orders(clips):
     logits, labels, _ = speech(*clips)
-    expected = 0.0
+    expected = torch.zeros(())
     for outputs, speakers in zip(logits, labels, strict=True):
         by_order = []
         for order in itertools.permutations(range(logits.shape[2])):
@@ -239,3 +239,18 @@ def test_weighted_classes_are_torchs():
     smooth = losses.classification(logits, several, "multi_label_classification", label_smoothing=0.2)[0]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, several * 0.8 + 0.1, reduction="sum")
     assert torch.allclose(smooth, expected)
+
+
+def test_choices_of_rows_that_have_more_or_fewer():
+    """Smoothing is spread over the choices that a row has; by hand, a row at a time."""
+    logits = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)
+    labels, smoothing = torch.tensor([0, 2]), 0.2
+    expected = torch.zeros(())
+    for row, label in ((logits[0, :2], 0), (logits[1], 2)):
+        log = row.log_softmax(0)
+        expected = expected - ((1 - smoothing) * log[label] + smoothing * log.mean())
+    total, count = losses.choice(logits, labels, label_smoothing=smoothing)
+    total.backward()
+    assert total.item() == pytest.approx(expected.item()) and int(count) == 2 and logits.grad.isfinite().all()
+    plain, _ = losses.choice(logits, labels)
+    assert torch.equal(plain, losses.cross_entropy(logits, labels)[0])

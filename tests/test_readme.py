@@ -125,15 +125,18 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, intervals, kills, record, speed
+    from benchmarks import agreement, intervals, kills, published, record, speed
 
     assert module in [
-        f"benchmarks.{each}" for each in ("agreement", "intervals", "kills", "learning", "record", "speed")
+        f"benchmarks.{each}" for each in ("agreement", "intervals", "kills", "learning", "published", "record", "speed")
     ]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
     if module == "benchmarks.intervals":
         return intervals.command_line().parse_args(args).rows > 0
+    if module == "benchmarks.published":
+        only = tuple(published.command_line().parse_args(args).only)
+        return any(row.name.startswith(only) for row in published.ROWS)
     if module == "benchmarks.speed":
         return speed.parse(args).task == args[0]
     if module == "benchmarks.record":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from d2v.config import Job
+from d2v.data.labels import check_smoothing
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.text import TextData, encode_pairs, note_cut
 from d2v.errors import InputError
@@ -21,6 +22,7 @@ class ChoiceData(TextData):
         start_column: column of the text that all choices of a row begin with; null for none.
         choice_columns: columns of one choice each; or a single one of lists of choices, or of lists `text` and `label`.
         label_column: column of the right choice: its number, from 0, its letter, A to Z, or what `label` calls it.
+        label_smoothing: share of the probability that is spread over all choices of a row in training.
     """
 
     whole: ClassVar[str | None] = "the choices of all rows are read before training"
@@ -29,6 +31,11 @@ class ChoiceData(TextData):
     start_column: str | None = "sent2"
     choice_columns: list[str] = field(default_factory=lambda: [f"ending{i}" for i in range(4)])
     label_column: str = "label"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_smoothing(self.label_smoothing)
 
 
 def read_choices(

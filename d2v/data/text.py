@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from d2v.data.cache import FORMAT, WORTH, cache_folder, first_on_its_node, map_r
 from d2v.data.facts import note
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.data.streams import rows_of
+from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Truncation = Literal["head", "tail", "windows"]
 
 # Letters of scripts that do not put spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
 WITHOUT_SPACES = re.compile(
@@ -110,8 +113,12 @@ def text_rows(
     max_length: int,
     references: Any = None,
     problem: Callable[[Any], str | None] = lambda reference: None,
+    truncation: Truncation = "head",
+    stride: int = 0,
 ) -> Rows:
     """The rows of a split that can be used as tokens, `ids` (T,) int32; those that are cut are counted.
+
+    With windows a row of the split may be several rows, which `d2v.data.windows.group_windows` puts together again.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -121,6 +128,8 @@ def text_rows(
         max_length: most tokens of a row; longer ones are cut at their end.
         references: of each row; of a stream a function that returns those of a block.
         problem: says why a reference cannot be used, or None.
+        truncation: what is kept of longer texts: their head, their tail, or all of them in windows.
+        stride: number of tokens that a window shares with the one before it.
 
     Raises:
         InputError: a row has no text or an unusable reference, unless `data.bad_rows` skips it.
@@ -128,18 +137,69 @@ def text_rows(
     if split.stream is not None:
         return rows_of(
             split,
-            lambda part: text_rows(job, tokenizer, part, columns, max_length, references and references(part), problem),
+            lambda part: text_rows(
+                *(job, tokenizer, part, columns, max_length, references and references(part), problem),
+                truncation=truncation,
+                stride=stride,
+            ),
         )
     reasons = text_problems(split, columns)
     if references is not None:
         reasons = [reason or problem(reference) for reason, reference in zip(reasons, references, strict=True)]
     good = check_rows(job, split, reasons)
     encode = partial(encode_table, tokenizer=tokenizer, columns=list(columns), max_length=max_length)
+    if truncation != "head":
+        encode = partial(encode, truncation=truncation, stride=stride)
     found, rows = map_rows(job, split, list(dict.fromkeys(columns)), encode, "making tokens", parallel=False)
     ids, kept = TokenRows(found, rows[good]), split.select(good)
-    note_cut(job, kept, ids.number_cut(), len(good), max_length)
     references = None if references is None else [references[i] for i in good]
+    if truncation == "windows":
+        return token_windows(job, kept, ids, references, max_length)
+    note_cut(job, kept, ids.number_cut(), len(good), max_length, truncation)
     return Rows(kept, kept.ids(), ids.lengths().tolist(), references, ids)
+
+
+def token_windows(job: Job, split: Split, found: "TokenRows", references: Sequence[Any] | None, longest: int) -> Rows:
+    """The windows of a split's texts as rows, each with its text's id and reference; how many have several is noted."""
+    import pyarrow.compute as pc
+
+    counts = found.lengths()  # of windows
+    windows = TokenWindows(found, np.repeat(np.arange(len(counts)), counts))
+    if several := int((counts > 1).sum()):
+        line = f"{split.name}: {several} of {len(counts)} texts are longer than {longest} tokens and read in windows"
+        line += f", {len(windows)} in all; the logits of a text's windows are averaged"
+        note(job, "texts in windows", line, split=split.name, rows=several, of=len(counts), windows=len(windows))
+    lists = found.table.data.column("ids").take(found.rows)
+    ids = split.ids()
+    return Rows(
+        split=split,
+        ids=[ids[source] for source in windows.sources],
+        lengths=pc.list_value_length(pc.list_flatten(lists)).to_pylist(),
+        references=None if references is None else [references[source] for source in windows.sources],
+        items=windows,
+    )
+
+
+class TokenWindows(Sequence[dict[str, Any]]):
+    """Windows of texts, `ids` (T,) int32 and `source`, the number of the text.
+
+    Attributes:
+        found: the texts, whose `ids` are lists of windows.
+        sources: (M,) the text of each window, in order.
+        within: (M,) which of its windows it is.
+    """
+
+    def __init__(self, found: "TokenRows", sources: np.ndarray):
+        self.found, self.sources = found, sources
+        self.within = np.arange(len(sources)) - np.searchsorted(sources, sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, i: Any) -> Any:
+        windows = self.found.table.data.column("ids")[int(self.found.rows[self.sources[i]])]
+        ids = windows.values[int(self.within[i])].values.to_numpy().astype(np.int32)
+        return {"ids": ids, "source": int(self.sources[i])}
 
 
 class TokenRows(Sequence[dict[str, Any]]):
@@ -171,13 +231,33 @@ class TokenRows(Sequence[dict[str, Any]]):
         return int(self.table.data.column("cut").to_numpy()[self.rows].sum())
 
 
-def encode_table(table: "pa.Table", *, tokenizer: Tokenizer, columns: list[str], max_length: int) -> "pa.Table":
-    """The tokens of texts, or of pairs of them, as `ids`, and whether they were `cut`; those of no texts are none."""
+def encode_table(
+    table: "pa.Table",
+    *,
+    tokenizer: Tokenizer,
+    columns: list[str],
+    max_length: int,
+    truncation: Truncation = "head",
+    stride: int = 0,
+) -> "pa.Table":
+    """The tokens of texts, or of pairs of them, as `ids`, and whether they were `cut`; those of no texts are none.
+
+    In windows `ids` are a list of those of each; of pairs the second text is cut.
+    """
     import pyarrow as pa
 
     texts = [[text if isinstance(text, str) else "" for text in table[column].to_pylist()] for column in columns]
-    encodings = tokenizer(*texts, max_length=max_length)
     kind = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
+    if truncation == "windows":
+        try:
+            strategy = "longest_first" if len(columns) == 1 else "only_second"
+            encodings = tokenizer(*texts, max_length=max_length, truncation=strategy, stride=stride)
+        except InputError as error:
+            raise InputError(f"{error} (data.truncation windows, data.stride, data.max_length)") from error
+        windows = [[each.ids for each in (encoding, *encoding.overflowing)] for encoding in encodings]
+        ids = pa.array(windows, pa.list_(pa.list_(kind)))
+        return pa.table({"ids": ids, "cut": [len(each) > 1 for each in windows]})
+    encodings = tokenizer(*texts, max_length=max_length, side="left" if truncation == "tail" else "right")
     ids = pa.array([encoding.ids for encoding in encodings], pa.list_(kind))
     return pa.table({"ids": ids, "cut": [bool(encoding.overflowing) for encoding in encodings]})
 
@@ -204,10 +284,14 @@ def text_problems(split: Split, columns: Sequence[str]) -> list[str | None]:
     return reasons
 
 
-def note_cut(job: Job, split: Split, cut: int, texts: int, max_length: int) -> None:
-    """Note how many texts of a split were cut."""
+def note_cut(
+    job: Job, split: Split, cut: int, texts: int, max_length: int, truncation: Truncation | None = None
+) -> None:
+    """Note how many texts of a split were cut, and where the options say it which part is kept."""
     if cut:
-        line = f"{split.name}: {cut} of {texts} texts cut to {max_length} tokens"
+        kept = {"head": "their first", "tail": "their last"}.get(truncation or "", "")
+        line = f"{split.name}: {cut} of {texts} texts cut to {f'{kept} ' if kept else ''}{max_length} tokens"
+        line += " (data.truncation)" if truncation else ""
         note(job, "texts cut", line, split=split.name, rows=cut, of=texts)
 
 

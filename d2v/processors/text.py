@@ -6,7 +6,7 @@ Shapes: B batch, T tokens.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -86,6 +86,7 @@ class Tokenizer:
         max_length: int | None = None,
         truncation: str = "longest_first",
         stride: int = 0,
+        side: Literal["right", "left"] = "right",
     ) -> list[Encoding]:
         """Encode texts as `<s> A </s>`, pairs of texts as `<s> A </s></s> B </s>`, without padding.
 
@@ -96,6 +97,7 @@ class Tokenizer:
             max_length: most tokens of an encoding, special tokens included; None to keep all.
             truncation: what to cut: "only_first", "only_second", or whichever is longer, "longest_first".
             stride: number of tokens that a window of a cut text shares with the one before it.
+            side: that is cut.
 
         Returns:
             One encoding a row, with `ids`, `offsets` (from and to which character of the text, or of the word if it was
@@ -126,7 +128,7 @@ class Tokenizer:
             raise InputError(f"max_length is {max_length}; must be above {special} special tokens + stride {stride}")
         if pairs is not None:
             self._check_room(rows, room, truncation, stride, **options)
-        self.backend.enable_truncation(max_length, stride=stride, strategy=truncation)
+        self.backend.enable_truncation(max_length, stride=stride, strategy=truncation, direction=side)
         try:
             return self.backend.encode_batch(rows, **options)
         finally:  # pickles are the same after a call as before it, by which `datasets` finds what it has in its cache

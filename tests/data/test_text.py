@@ -4,8 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
+from d2v.data.labels import Labels
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
+from d2v.decode.text_classification import join_windows
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split, tiny_reader
@@ -180,3 +183,40 @@ def test_a_vocabulary_of_many_texts_is_kept(tmp_path, monkeypatch, capsys):
     tokenizer_for(make_job(TextData(vocab_size=290)), lambda: iter([*TEXTS, "more"]))
     tokenizer_for(make_job(TextData(vocab_size=290)), lambda: iter(TEXTS), add_prefix_space=True)
     assert len(trained) == 4
+
+
+def test_long_texts_keep_their_head_their_tail_or_all_in_windows(tokenizer):
+    text = "the red cat sees the old dog and the blue bird hears the small cat"
+    whole = tokenizer([text])[0].ids
+    split = make_split("validation", text=["the cat", text, "a dog"], id=["x", "y", "z"])
+    for truncation, part in (("head", whole[1:7]), ("tail", whole[-7:-1])):
+        job = make_job()
+        rows = text_rows(job, tokenizer, split, ["text"], 8, [0, 1, 2], truncation=truncation)
+        assert rows[1]["ids"].tolist() == [whole[0], *part, whole[-1]] and len(rows) == 3
+        assert f"1 of 3 texts cut to their {'first' if truncation == 'head' else 'last'} 8" in job.facts[0]["line"]
+    job = make_job()
+    rows = text_rows(job, tokenizer, split, ["text"], 8, [0, 1, 2], truncation="windows", stride=2)
+    sources = [rows[i]["source"] for i in range(len(rows))]
+    assert sources == [0, *[1] * (len(rows) - 2), 2] and [rows.ids[i] for i in (0, 1, -1)] == ["x", "y", "z"]
+    assert [rows[i]["reference"] for i in range(len(rows))] == sources
+    assert list(rows.lengths) == [len(rows[i]["ids"]) for i in range(len(rows))]
+    windows = [rows[i]["ids"].tolist()[1:-1] for i in range(1, len(rows) - 1)]
+    assert windows[0] + [token for window in windows[1:] for token in window[2:]] == whole[1:-1]
+    assert f"1 of 3 texts are longer than 8 tokens and read in windows, {len(rows)} in all" in job.facts[0]["line"]
+    pairs = make_split("validation", text=["the cat"], pair=[text])
+    rows = text_rows(make_job(), tokenizer, pairs, ["text", "pair"], 16, truncation="windows", stride=2)
+    assert len(rows) > 1 and all(rows[i]["ids"].tolist()[:3] == rows[0]["ids"].tolist()[:3] for i in range(len(rows)))
+    with pytest.raises(InputError, match=r"data.truncation windows, data.stride, data.max_length"):
+        text_rows(make_job(), tokenizer, split, ["text"], 8, truncation="windows", stride=6)
+
+
+def test_the_logits_of_a_text_s_windows_are_averaged(tokenizer):
+    split = make_split("validation", text=["the cat", "the red cat sees the old dog and the blue bird"])
+    rows = text_rows(make_job(), tokenizer, split, ["text"], 8, ["a", "b"], truncation="windows", stride=2)
+    labels = Labels(["a", "b"], "single_label")
+    logits = [(i, torch.tensor([1.0, 0.0]) if i != 2 else torch.tensor([-9.0, 0.0])) for i in range(len(rows))]
+    first, second = join_windows(rows, logits, labels)
+    mean = (len(rows) - 2 - 9) / (len(rows) - 1)
+    assert (first[0], first[1]["label"], second[0], second[1]["label"]) == (0, "a", 1, "b")
+    assert second[1]["scores"]["a"] == pytest.approx(1 / (1 + np.exp(-mean)))
+    assert rows.compare([first, second])[0] == ["a", "b"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -233,3 +234,18 @@ def test_a_file_that_is_not_utf_8(tmp_path):
     (tmp_path / "train.txt").write_bytes("Zoë\n".encode("latin-1") * 9)
     with pytest.raises(InputError, match=r"train.txt.*utf-8"):
         run(*SMALL, f"--data.path={tmp_path / 'train.txt'}", f"--run.out={tmp_path / 'out'}")
+
+
+def test_outputs_that_are_no_token_s_take_no_probability(trained, data, tmp_path):
+    """A model with five outputs more than its tokenizer has tokens, all of them likely, has the same loss."""
+    out, results = trained
+    model = Data2VecTextForCausalLM.from_pretrained(out / "best")
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 5)
+    with torch.no_grad():
+        model.lm_head.bias[tokens:] = 9.0
+    shutil.copytree(out / "best", tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    args = [*SMALL, *LINES, f"--data.path={data}", "--mode=evaluate", f"--model={tmp_path / 'model'}"]
+    again = run(*args, f"--run.out={tmp_path / 'out'}")
+    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)

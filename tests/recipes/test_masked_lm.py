@@ -1,6 +1,7 @@
 """`recipes/masked_lm.py` from end to end on tiny data."""
 
 import math
+import shutil
 
 import datasets
 import numpy as np
@@ -173,3 +174,18 @@ def test_texts_without_a_gap(trained, tmp_path):
 def test_a_share_of_nothing(data, tmp_path):
     with pytest.raises(InputError, match=r"data.mask_share should be between 0 and 1, not 0.0"):
         run(*SMALL, f"--data.path={data}", f"--run.out={tmp_path}", "--data.mask_share=0.0")
+
+
+def test_outputs_that_are_no_token_s_take_no_probability(trained, data, tmp_path):
+    """A model with five outputs more than its tokenizer has tokens, all of them likely, has the same loss."""
+    out, results = trained
+    model = Data2VecTextForMaskedLM.from_pretrained(out / "best")
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 5)
+    with torch.no_grad():
+        model.lm_head.bias[tokens:] = 9.0
+    shutil.copytree(out / "best", tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    args = [*SMALL, f"--data.path={data}", "--mode=evaluate", f"--model={tmp_path / 'model'}"]
+    again = run(*args, f"--run.out={tmp_path / 'out'}")
+    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)

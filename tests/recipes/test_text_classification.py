@@ -348,3 +348,13 @@ def test_long_texts_are_cut_with_a_count(trained, tmp_path, capsys):
     args = ["--mode=evaluate", f"--model={trained[0] / 'best'}", f"--data.path={tmp_path / 'long.csv'}"]
     run(*args, f"--run.out={tmp_path / 'out'}", "--data.max_length=1000")
     assert "test: 1 of 2 texts cut to 512 tokens" in capsys.readouterr().out  # the positions that the model has
+
+
+def test_long_texts_in_windows(trained, data, tmp_path):
+    """Trained on windows, and one prediction a text, which evaluating repeats."""
+    args = [*SMALL, f"--data.path={data}", "--data.truncation=windows", "--data.stride=1", "--data.max_length=6"]
+    out = tmp_path / "out"
+    results = run(*args, f"--run.out={out}", "--run.max_steps=2")
+    assert "read in windows" in (out / "data.json").read_text("utf-8")
+    assert [row["id"] for row in predictions(out)] == list("01234") and results["examples"] == 5
+    evaluates_to_the_same(run, out, results, args, tmp_path / "again")

@@ -1,0 +1,29 @@
+"""Texts that were read in windows: one prediction a text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2v.data.labels import Labels
+from d2v.data.rows import Rows
+from d2v.data.windows import group_windows
+
+
+def join_windows(
+    rows: Rows, predictions: Sequence[tuple[int, Tensor]], labels: Labels
+) -> list[tuple[int, dict[str, Any]]]:
+    """What the mean of the logits of a text's windows says, under the number of the first window.
+
+    Args:
+        rows: windows, from `d2v.data.text.token_windows`.
+        predictions: logits (C,) of each.
+        labels: what the model predicts.
+    """
+    numbers, logits = [], []
+    for number, windows in group_windows(rows, predictions):
+        numbers.append(number)
+        logits.append(torch.stack([each for _, each in windows]).mean(0))
+    scores = labels.scores(torch.stack(logits)).tolist() if logits else []
+    return [(number, labels.decode(row)) for number, row in zip(numbers, scores, strict=True)]
