@@ -1,10 +1,12 @@
 """The benchmark of speed runs, refuses to time models that differ, and its batch is like LibriSpeech's."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import scale, speed
 
 TINY = ["asr_ctc", "--size", "tiny", "--rounds", "1", "--lengths", "1.5,0.5"]
 
@@ -82,3 +84,14 @@ def test_wrong_options_are_named(options, capsys):
     with pytest.raises(SystemExit) as error:
         speed.parse(["asr_ctc", *options])
     assert error.value.code == 2 and options[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_scale(tmp_path, capsys):
+    """Of 12,000 rows, more than are computed again: a second start writes nothing to the cache."""
+    scale.main(["--rows", "12000", "--kinds", "sounds", "--out", str(tmp_path / "scale")])
+    cold, second = json.loads((tmp_path / "scale.json").read_text("utf-8"))
+    assert (cold["start"], second["start"], cold["rows"]) == ("cold", "second", 12_000)
+    assert cold["cache, bytes a row"] == second["cache, bytes a row"] < scale.BARS["cache, bytes a row"]
+    assert 0 < second["of these, imports"] < second["seconds to the first update"]
+    assert (tmp_path / "scale.png").is_file() and "| sounds | 12,000 | second |" in capsys.readouterr().out
