@@ -6,7 +6,7 @@ Shapes: B batch, C classes.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from d2v.data.class_names import (
 )
 from d2v.data.facts import note
 from d2v.data.rows import Split
+from d2v.data.scores import Scores
 from d2v.errors import InputError
 from d2v.hub import fetch_file, load_config, read_json
 
@@ -93,29 +94,6 @@ class LabelData(Data):
     def targets(self) -> dict[str, str | None]:
         """The column of labels that `d2v.data.load.load` has to find; those of `label_columns` are looked for later."""
         return {"label": None if self.label_columns else self.label_column}
-
-
-class Scores(Mapping[str, float]):
-    """The scores of classes by name, in their order, in a tenth of the memory that a dict takes.
-
-    Attributes:
-        numbers: class name to number, of all rows the same.
-        array: (C,) the scores.
-    """
-
-    __slots__ = ("array", "numbers")
-
-    def __init__(self, numbers: Mapping[str, int], scores: Sequence[float]):
-        self.numbers, self.array = numbers, np.asarray(scores, dtype=np.float64)
-
-    def __getitem__(self, name: str) -> float:
-        return float(self.array[self.numbers[name]])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -179,8 +157,6 @@ class Labels:
 
     def problem(self, label: Any) -> str | None:
         """Why a row's label cannot be used, or None."""
-        if type(label) is str and self.problem_type == "single_label" and label in self.numbers:
-            return None  # nearly all rows of nearly all data
         if self.problem_type == "regression":
             number = isinstance(label, int | float) and math.isfinite(label)
             return None if number else f"{self.column} is {label!r}; should be a number"
@@ -216,8 +192,7 @@ class Labels:
             return {"value": scores[0]}
         listed: Mapping[str, float] = Scores(self.numbers, scores)
         if most is not None:
-            order = sorted(range(len(scores)), key=lambda i: -scores[i])[:most]
-            listed = {self.names[i]: float(scores[i]) for i in order}
+            listed = dict(sorted(listed.items(), key=lambda pair: -pair[1])[:most])
         if self.problem_type == "multi_label":
             above = [name for name, *pair in zip(self.names, scores, self.limits(), strict=True) if pair[0] > pair[1]]
             return {"labels": above, "scores": listed}

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from d2v.config import Job
-from d2v.data.labels import THRESHOLDS, Labels, Scores
+from d2v.data.labels import THRESHOLDS, Labels
 from d2v.data.rows import Rows
+from d2v.data.scores import Scores
 from d2v.errors import InputError
 from d2v.pretrained import write_json
 

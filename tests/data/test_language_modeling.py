@@ -67,7 +67,7 @@ def test_rows_are_documents():
 @pytest.mark.parametrize("separator", ["\n", None])
 def test_many_rows_are_encoded_as_few(separator, monkeypatch):
     whole = stream(separator)
-    monkeypatch.setattr("d2v.data.language_modeling.CHUNK", 2)
+    monkeypatch.setattr("d2v.data.running_text.CHUNK", 2)
     parts = stream(separator)
     assert np.array_equal(whole.ids, parts.ids) and np.array_equal(whole.starts, parts.starts)
 
@@ -239,7 +239,7 @@ def test_the_tokens_of_a_long_text_are_kept_in_files(separator, tmp_path, monkey
         return read_stream(pieces(job, split), tokenizer, documents=separator is None)
 
     whole = read()
-    monkeypatch.setattr("d2v.data.language_modeling.LONG", 0)
+    monkeypatch.setattr("d2v.data.running_text.LONG", 0)
     kept = read()
     assert calls and "train: making tokens of 0 MB of text, which are kept" in capsys.readouterr().out
     again = read()
