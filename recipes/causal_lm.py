@@ -93,8 +93,7 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         scored = batch["labels"] != IGNORE  # (B, T)
         logits = model(batch["input_ids"], logits_at=scored, use_cache=False).logits  # (n, C)
-        # Outputs that are no token's, which some models have, take no probability.
-        return logits[:, : len(tokenizer)], batch["labels"][scored], scored
+        return logits[:, : len(tokenizer)], batch["labels"][scored], scored  # what is no token takes no probability
 
     # Loss: cross-entropy of every next token
     def loss_fn(model, batch):

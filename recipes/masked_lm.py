@@ -98,8 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         masked = batch["labels"] != IGNORE  # (B, T)
         logits = model(batch["input_ids"], batch["attention_mask"], logits_at=masked).logits  # (n, C)
-        # Outputs that are no token's, which some models have, take no probability.
-        return logits[:, : len(tokenizer)], batch["labels"][masked], masked
+        return logits[:, : len(tokenizer)], batch["labels"][masked], masked  # what is no token takes no probability
 
     # Loss: cross-entropy of the masked tokens
     def loss_fn(model, batch):

@@ -22,7 +22,7 @@ from d2v.cli import run
 from d2v.config import Recipe, Run
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_choices
+from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_choices, read_exams
 from d2v.data.text import token_batch, tokenizer_for
 from d2v.demo.text import docs_next
 from d2v.metrics.classification import accuracy_and_f1
@@ -54,7 +54,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Data and processors: prompts, their choices and the right one's number
     inputs = {"prompt": data.prompt_column, "start": data.start_column}
-    splits = load(job, docs_next, inputs=inputs, targets={"label": data.label_column})
+    splits = load(job, docs_next, inputs=inputs, targets={"label": data.label_column}, reader=read_exams)
     splits, texts, labels = read_choices(job, splits)
     tokenizer = tokenizer_for(job, lambda: every_text(texts["train"]))
 

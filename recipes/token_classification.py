@@ -17,6 +17,7 @@ import numpy as np
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Recipe, Run
+from d2v.data.conll import read_words
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import token_batch, tokenizer_for
@@ -62,7 +63,8 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: words, their labels, and each word encoded as it is after a space
-    splits = load(job, docs_tagging, inputs={"tokens": data.tokens_column}, targets={"tags": data.tags_column})
+    columns = {"inputs": {"tokens": data.tokens_column}, "targets": {"tags": data.tags_column}}
+    splits = load(job, docs_tagging, reader=read_words, **columns)
     splits, sentences, labels, tags = tagged_rows(job, splits)
     tokenizer = tokenizer_for(job, lambda: map(" ".join, sentences["train"]), add_prefix_space=True)
 

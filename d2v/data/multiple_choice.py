@@ -1,16 +1,26 @@
 """Multiple choice: a prompt and what may follow it, one of which is right."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from d2v.config import Job
 from d2v.data.labels import check_smoothing
 from d2v.data.rows import Rows, Split, check_rows
+from d2v.data.sources import Source, read
 from d2v.data.text import TextData, encode_pairs, note_cut
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RACE = {"train": "train", "validation": "dev", "test": "test"}
+"""Splits and their folders in RACE's archive."""
 
 
 @dataclass
@@ -36,6 +46,53 @@ class ChoiceData(TextData):
     def __post_init__(self):
         super().__post_init__()
         check_smoothing(self.label_smoothing)
+
+
+def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:
+    """All splits of a source; the files of RACE's authors too: `train`, `dev` and `test` with folders of texts.
+
+    Such a file is an object with an `article`, its `questions`, their `options` and `answers`. A prompt is the article
+    and a question; columns are called as the options say.
+    """
+    root = Path(data.path or "")
+    found = {split: sorted(root.glob(f"{folder}/**/*.txt")) for split, folder in RACE.items()} if data.path else {}
+    found = {split: files for split, files in found.items() if files}
+    if not found or not all(is_exam(files[0]) for files in found.values()):
+        return read(data)
+    return Source({split: partial(exam_rows, data, files) for split, files in found.items()}, [])
+
+
+def is_exam(file: Path) -> bool:
+    """Whether a file is one of RACE's."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"article", "questions", "options"} <= content.keys()
+
+
+def exam_rows(data: ChoiceData, files: Sequence[Path]) -> "Dataset":
+    """The questions of RACE's files; InputError for a file that is of another form."""
+    import datasets
+
+    rows = []
+    for file in files:
+        try:
+            exam = json.loads(file.read_text("utf-8"))
+            answers = exam.get("answers") or [None] * len(exam["questions"])
+            for i, (question, options, answer) in enumerate(
+                zip(exam["questions"], exam["options"], answers, strict=True)
+            ):
+                row = {"id": f"{exam.get('id', file.stem)}-{i}", data.prompt_column: f"{exam['article']} {question}"}
+                row |= {data.start_column: ""} if data.start_column else {}
+                one = len(data.choice_columns) == 1
+                row |= dict(zip(data.choice_columns, [options] if one else options, strict=True))
+                rows.append(row | {data.label_column: answer})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file}: should have article, questions, and options and an answer of each, as in RACE ({error})"
+            ) from error
+    return datasets.Dataset.from_list(rows)
 
 
 def read_choices(
@@ -76,7 +133,8 @@ def read_choices(
         starts = before[data.start_column] if data.start_column else None
         kept[name], texts[name] = split.select(good), []
         for i in good:
-            choices = [choice if starts is None else f"{starts[i]} {choice}" for choice in listed[i][0]]
+            start = f"{starts[i]} " if starts and starts[i] else ""
+            choices = [f"{start}{choice}" for choice in listed[i][0]]
             texts[name].append({"prompt": before[data.prompt_column][i], "choices": choices})
         if job.labelled:
             labels[name] = [number for i in good if (number := numbers[i]) is not None]

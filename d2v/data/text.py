@@ -289,9 +289,8 @@ def note_cut(
 ) -> None:
     """Note how many texts of a split were cut, and where the options say it which part is kept."""
     if cut:
-        kept = {"head": "their first", "tail": "their last"}.get(truncation or "", "")
-        line = f"{split.name}: {cut} of {texts} texts cut to {f'{kept} ' if kept else ''}{max_length} tokens"
-        line += " (data.truncation)" if truncation else ""
+        last = "their last " if truncation == "tail" else ""
+        line = f"{split.name}: {cut} of {texts} texts cut to {last}{max_length} tokens"
         note(job, "texts cut", line, split=split.name, rows=cut, of=texts)
 
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.recipe import load_recipe
+from d2v.data.conll import read_words
 from d2v.data.load import choose_splits, read
+from d2v.data.multiple_choice import read_exams
 from d2v.data.pairs import read_pairs
 from d2v.data.question_answering import read_questions
 from d2v.errors import InputError
@@ -39,7 +41,23 @@ KINDS = {
     "multiple_choice": ("ChoiceData", ["prompt"], "label"),
     "causal_lm": ("CausalData", ["text"], None),
 }
-READERS = {"semantic_segmentation": read_pairs, "question_answering": read_questions}
+CONLLU = "# text = cats don't run\n1\tcats\tcat\tNOUN\tNNS\t_\t0\troot\t_\t_\n2-3\tdon't\t_\t_\t_\t_\t_\t_\t_\t_\n"
+CONLLU += "2\trun\trun\tVERB\tVB\t_\t1\tx\t_\t_\n\n1\tcats\tcat\tNOUN\tNNS\t_\t0\troot\t_\t_\n\n"
+EXAM = json.dumps(
+    {
+        "id": "high1.txt",
+        "article": "A cat sat.",
+        "questions": ["Who sat?", "It _ ."],
+        "options": [["a dog", "a cat", "a bird", "no one"], ["sat", "ran", "flew", "left"]],
+        "answers": ["B", "A"],
+    }
+)
+READERS = {
+    "semantic_segmentation": read_pairs,
+    "question_answering": read_questions,
+    "token_classification": read_words,
+    "multiple_choice": read_exams,
+}
 
 
 def chosen(folder, recipe, mode="train", path="", **options):
@@ -362,6 +380,34 @@ READ = {
         {"train": ["a", "b"] * 2, "validation": ["a"], "test": ["b"]},
         {},
     ),
+    "CoNLL 2003's own files": (
+        "token_classification",
+        {
+            "eng.train": "-DOCSTART- -X- O O\n\nEU NNP I-NP B-ORG\nx NN O O\n\ny NN O O\n",
+            "eng.testa": "EU NNP I-NP B-ORG\n",
+            "eng.testb": "y NN O O\n\n\n",
+        },
+        {"train": [["B-ORG", "O"], ["O"]], "validation": [["B-ORG"]], "test": [["O"]]},
+        {},
+    ),
+    "columns in text files": (
+        "token_classification",
+        {f"{split}.txt": "\ufeffEU\tB-ORG\r\nx\tO\r\n\r\nEU\tB-ORG\r\n" for split in ("train", "dev")},
+        {split: [["B-ORG", "O"], ["B-ORG"]] for split in ("train", "validation")},
+        {},
+    ),
+    "CoNLL-U": (
+        "token_classification",
+        {f"en_ewt-ud-{split}.conllu": CONLLU for split in ("train", "dev", "test")},
+        {split: [["NOUN", "VERB"], ["NOUN"]] for split in ("train", "validation", "test")},
+        {},
+    ),
+    "RACE's own files": (
+        "multiple_choice",
+        {f"{split}/{level}/1.txt": EXAM for split in ("train", "dev", "test") for level in ("high", "middle")},
+        {split: ["B", "A"] * 2 for split in ("train", "validation", "test")},
+        {},
+    ),
     "CoNLL 2003 as JSON lines": (
         "token_classification",
         {f"{split}.jsonl": lines({"tokens": ["EU"], "ner_tags": ["B-ORG"]}) for split in ("train", "valid", "test")},
@@ -477,7 +523,16 @@ REFUSED = {
         r"metadata.csv: has one column, 'LJ-1\|no\|no'; --data.delimiter '\|' makes several",
     ),
     "RACE's files": ("multiple_choice", {"train/high/1.txt": '{"answers": ["A"]}'}, "no column 'sent1'"),
-    "CoNLL's columns": ("token_classification", {"eng.train": "EU B-ORG\n", "eng.testb": "x O\n"}, "looked for tables"),
+    "CoNLL's columns, of which a line lacks one": (
+        "token_classification",
+        {"train.conll": "EU NNP B-ORG\nx O\n"},
+        r"train.conll, line 2: has 2 columns, should have 3",
+    ),
+    "a file of RACE without its options": (
+        "multiple_choice",
+        {"train/high/1.txt": EXAM, "train/high/2.txt": '{"article": "a", "questions": ["b"]}'},
+        r"2.txt: should have article, questions, and options and an answer of each, as in RACE \('options'\)",
+    ),
     "spreadsheets": ("text_classification", {"rows.xlsx": b"PK"}, "there are 1 .xlsx; looked for tables"),
     "sounds that are not read": ("asr_ctc", {"a.m4a": b"x", "b.m4a": b"x"}, "there are 2 .m4a; looked for tables"),
     "an empty folder": ("asr_ctc", {"empty/.keep": ""}, "there are no files; looked for tables"),

@@ -193,7 +193,7 @@ def test_long_texts_keep_their_head_their_tail_or_all_in_windows(tokenizer):
         job = make_job()
         rows = text_rows(job, tokenizer, split, ["text"], 8, [0, 1, 2], truncation=truncation)
         assert rows[1]["ids"].tolist() == [whole[0], *part, whole[-1]] and len(rows) == 3
-        assert f"1 of 3 texts cut to their {'first' if truncation == 'head' else 'last'} 8" in job.facts[0]["line"]
+        assert f"1 of 3 texts cut to {'their last ' if truncation == 'tail' else ''}8" in job.facts[0]["line"]
     job = make_job()
     rows = text_rows(job, tokenizer, split, ["text"], 8, [0, 1, 2], truncation="windows", stride=2)
     sources = [rows[i]["source"] for i in range(len(rows))]

@@ -1,0 +1,97 @@
+"""Words and their labels in columns, a word a line and a blank line between sentences: CoNLL's files and CoNLL-U."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2v.data.sources import Source, read
+from d2v.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ENDINGS = {".conll", ".conllu", ".conll03", ".bio", ".iob", ".iob2", ".train", ".testa", ".testb"}
+"""What the names of such files end in; `eng.testa` is CoNLL 2003's validation."""
+TAG = re.compile(r"O|[BIESLU]-\S+")
+SPLITS = (("validation", r"(?<![a-z])(dev|val|testa)"), ("test", r"(?<![a-z])test"), ("train", r""))
+
+
+def read_words(data: Any) -> Mapping[str, "Dataset"]:
+    """All splits of a source; files of columns too, which have words as the first and labels as the last column.
+
+    Of CoNLL-U words are the second column and labels the fourth, `UPOS`. A `.txt` is such a file if all of its labels
+    are those of chunks, as `B-ORG`, or `O`.
+
+    Args:
+        data: whose `tokens_column` and `tags_column` the columns are called.
+    """
+    path = Path(data.path or "")
+    files = [path] if path.is_file() else sorted(path.iterdir()) if data.path and path.is_dir() else []
+    found = [each for each in files if each.is_file() and has_columns(each)]
+    if not found:
+        return read(data)
+    splits: dict[str, list[Path]] = {}
+    for file in found:
+        split = next(split for split, names in SPLITS if re.search(names, file.name, re.IGNORECASE))
+        splits.setdefault(split, []).append(file)
+    return Source({split: partial(sentences_of, data, each) for split, each in splits.items()}, [])
+
+
+def has_columns(file: Path) -> bool:
+    """Whether a file has words and labels in columns."""
+    if file.suffix.lower() in ENDINGS:
+        return True
+    if file.suffix.lower() != ".txt":
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        rows = [line.split() for _, line in zip(range(200), lines, strict=False)]
+    rows = [row for row in rows if row]
+    tags = [row[-1] for row in rows if len(row) > 1]
+    return bool(tags) and len(tags) == len(rows) and all(map(TAG.fullmatch, tags)) and len(set(tags)) > 1
+
+
+def sentences_of(data: Any, files: list[Path]) -> "Dataset":
+    """The sentences of a split's files, with labels unless there is one column."""
+    import datasets
+
+    rows = [row for file in files for row in sentences(file)]
+    columns: dict[str, list[Any]] = {data.tokens_column: [words for words, _ in rows]}
+    if any(tags for _, tags in rows):
+        columns[data.tags_column] = [tags for _, tags in rows]
+    return datasets.Dataset.from_dict(columns)
+
+
+def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The words and the labels of each sentence.
+
+    Comments, `-DOCSTART-`, and of CoNLL-U words that are several or none (1-2, 1.1) are passed over.
+
+    Raises:
+        InputError: it is not UTF-8, or a line has more or fewer columns than those before it.
+    """
+    universal = file.suffix.lower() == ".conllu"
+    words: list[str] = []
+    tags: list[str] = []
+    width = 0
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 ({error})") from error
+    for number, line in enumerate([*lines, ""], 1):
+        fields = line.split("\t") if universal else line.split()
+        if not line.strip() or fields[0] == "-DOCSTART-":
+            if words:
+                yield words, tags
+            words, tags = [], []
+            continue
+        if line.startswith("# ") or (universal and (line.startswith("#") or not fields[0].isdigit())):
+            continue
+        width = width or len(fields)
+        if len(fields) != width or (universal and width < 4):
+            expected = "ten" if universal else str(width)
+            raise InputError(f"{file}, line {number}: has {len(fields)} columns, should have {expected}")
+        words.append(fields[1] if universal else fields[0])
+        if width > 1:
+            tags.append(fields[3] if universal else fields[-1])
