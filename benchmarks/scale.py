@@ -174,14 +174,19 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, print the table, and write it as JSON and as a picture."""
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="rows of train")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what rows are")
     parser.add_argument("--out", default="scale", help="what scale.json and scale.png are called")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, and write it as JSON and as a picture."""
+    args = command_line().parse_args(argv)
     if args.child:
         child(*args.child[:3], float(args.child[3]))
         return

@@ -125,15 +125,16 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, intervals, kills, published, record, speed
+    from benchmarks import agreement, intervals, kills, published, record, scale, speed
 
-    assert module in [
-        f"benchmarks.{each}" for each in ("agreement", "intervals", "kills", "learning", "published", "record", "speed")
-    ]
+    there = ["agreement", "intervals", "kills", "learning", "published", "record", "scale", "speed"]
+    assert module in [f"benchmarks.{each}" for each in there]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
     if module == "benchmarks.intervals":
         return intervals.command_line().parse_args(args).rows > 0
+    if module == "benchmarks.scale":
+        return min(scale.command_line().parse_args(args).rows) > 0
     if module == "benchmarks.published":
         only = tuple(published.command_line().parse_args(args).only)
         return any(row.name.startswith(only) for row in published.ROWS)
