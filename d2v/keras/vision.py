@@ -11,6 +11,7 @@ import keras
 from keras import layers, ops
 
 from d2v.errors import InputError
+from d2v.keras.checks import check_mask, check_pixels
 from d2v.keras.files import load_weights, save
 from d2v.keras.interpolation import resample
 from d2v.keras.layers import BatchNorm, MainLayer, channels_first, channels_last, normal
@@ -52,10 +53,10 @@ class VisionModel(keras.Model):
         self.data2vec_vision.build()
 
     def __call__(self, *args, **kwargs):
-        """Check the input, then call: Keras wraps what is raised within in many lines."""
-        names = inspect.signature(self.call).parameters
-        self.read(dict(zip(names, args, strict=False)) | kwargs)
-        return super().__call__(*args, **kwargs)
+        """Check the input, then call: Keras wraps what is raised within in many lines. Options may be positional."""
+        values = dict(zip(inspect.signature(self.call).parameters, args, strict=False)) | kwargs
+        self.read(values)
+        return super().__call__(values.pop("pixel_values"), **values)
 
     def read(self, values: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, checked; a dictionary in the place of the first stands for all.
@@ -97,6 +98,11 @@ class VisionModel(keras.Model):
         """As Keras's, but that without a loss the model's own is learnt."""
         self.own_loss = loss is None
         super().compile(optimizer=optimizer, loss=loss, **options)
+
+    def compile_from_config(self, config):
+        """As Keras's, which leaves out models with a `compile` of their own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def arrange(self, data) -> tuple:
         """A batch with its labels where they are used: in the inputs for the model's own loss, else as y alone."""
@@ -212,38 +218,6 @@ class VisionModel(keras.Model):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, which d2v's PyTorch classes and Hugging Face's open."""
         save(self, folder)
-
-
-def check_pixels(config: Data2VecVisionConfig, pixel_values) -> None:
-    """Raise InputError unless `pixel_values` are float images, channels first, of a patch at least."""
-    if pixel_values is None or not hasattr(pixel_values, "shape"):
-        raise InputError(f"pixel_values should be a float tensor or array, not {type(pixel_values).__name__}")
-    shape, channels = tuple(pixel_values.shape), config.num_channels
-    if len(shape) != 4 or shape[1] not in (channels, None):
-        last = " (channels last; ops.transpose(x, (0, 3, 1, 2)) puts them first)" if shape[-1:] == (channels,) else ""
-        raise InputError(f"pixel_values have shape {shape}{last}; should be (B, {channels}, height, width)")
-    dtype = keras.backend.standardize_dtype(pixel_values.dtype)
-    if not keras.backend.is_float_dtype(dtype):
-        raise InputError(f"pixel_values are {dtype}; should be floating point, scaled and normalised")
-    if None in shape[2:]:
-        raise InputError(
-            f"pixel_values have shape {shape} when the graph is made; height and width have to be known: "
-            "set the data set's shapes, or compile with run_eagerly=True"
-        )
-    if 0 in config.grid(shape[2:]):
-        raise InputError(f"images of {shape[2]} x {shape[3]} pixels are smaller than patch_size {config.patch_size}")
-
-
-def check_mask(config: Data2VecVisionConfig, pixel_values, bool_masked_pos) -> None:
-    """Raise InputError unless `bool_masked_pos` fits the images and the model."""
-    if bool_masked_pos is None:
-        return
-    if not config.use_mask_token:
-        raise InputError("bool_masked_pos is for a model with a mask token; set use_mask_token")
-    rows, columns = config.grid(tuple(pixel_values.shape[2:]))
-    shape = tuple(bool_masked_pos.shape)
-    if len(shape) != 2 or shape[1] not in (rows * columns, None):
-        raise InputError(f"bool_masked_pos has shape {shape}; should be {(pixel_values.shape[0], rows * columns)}")
 
 
 @keras.saving.register_keras_serializable("d2v")
