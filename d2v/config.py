@@ -1,6 +1,6 @@
 """Configuration as dataclasses: what every recipe shares. The command line that fills them is `d2v.cli`'s."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -65,7 +65,9 @@ class Run:
     def __post_init__(self):
         counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")
         at_least(1, "run", self, (*counts, "max_nonfinite"))
-        at_least(0, "run", self, ("save_minutes",))
+        at_least(0, "run", self, ("save_minutes", "max_minutes", "replications"))
+        if not 0 <= self.seed < 2**32:  # which numpy takes
+            raise InputError(f"run.seed should be between 0 and {2**32 - 1}, not {self.seed}")
 
 
 @dataclass
@@ -107,9 +109,12 @@ class Optim:
 
     def __post_init__(self):
         at_least(1, "optim", self, ("batches",))
-        at_least(0, "optim", self, ("lr", "weight_decay", "clip", "warmup", "hold", "freeze_encoder_steps", "ema"))
+        scales = ("hold", "start_scale", "final_scale", "layer_decay", "ema")
+        at_least(0, "optim", self, ("lr", "eps", "weight_decay", "clip", "warmup", "freeze_encoder_steps", *scales))
         if self.ema >= 1:
             raise InputError(f"optim.ema should be below 1, such as 0.9999, not {self.ema:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas should be at least 0 and below 1, not {list(self.betas)}")
 
 
 @dataclass
@@ -130,6 +135,8 @@ class Lora:
 
     def __post_init__(self):
         at_least(0, "lora", self, ("rank", "dropout"))
+        if self.dropout >= 1:
+            raise InputError(f"lora.dropout should be below 1, not {self.dropout:g}")
 
 
 @dataclass
@@ -195,6 +202,11 @@ class Data:
         samples = ("max_train_samples", "max_validation_samples", "max_test_samples")
         at_least(1, "data", self, ("batch_size", "buffer_rows", *samples))
         at_least(0, "data", self, ("workers",))
+        for each in fields(self):  # of the recipe's own data too
+            value = getattr(self, each.name)
+            length = each.name.endswith("_seconds") and each.name != "stride_seconds"  # which may be 0
+            if length and value is not None and not value > 0:
+                raise InputError(f"data.{each.name} should be above 0, not {value:g}")
 
     @property
     def running(self) -> bool:

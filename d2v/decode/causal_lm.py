@@ -44,6 +44,8 @@ class Sampling:
     def __post_init__(self):
         at_least(0, "sampling", self, ("temperature", "top_k", "top_p"))
         at_least(1, "sampling", self, ("max_new_tokens",))
+        if self.top_p > 1:
+            raise InputError(f"sampling.top_p should be at most 1, not {self.top_p:g}")
         if self.repetition_penalty <= 0:
             raise InputError(f"sampling.repetition_penalty should be above 0, not {self.repetition_penalty:g}")
 

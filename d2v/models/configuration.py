@@ -3,6 +3,7 @@
 No tensors: the Keras models are built from the image models' too, on backends where PyTorch is not imported.
 """
 
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -47,6 +48,10 @@ class Config:
         self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
         self.num_labels = len(self.id2label)
         check_types(self)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if re.search("dropout|layerdrop|_prob$|drop_path_rate", each.name) and not 0 <= (value or 0) <= 1:
+                raise InputError(f"{type(self).__name__}.{each.name} should be between 0 and 1, not {value!r}")
 
     @property
     def label2id(self) -> dict[str, int]:

@@ -63,6 +63,8 @@ def start(config: Any) -> Job:
     if beside:  # never over a run
         config = replace(config, run=replace(config.run, out=str(Path(config.run.out, config.mode))))
     run, out = config.run, Path(config.run.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"run.out {out}: is a file; should be a folder, new or of a run")
     goes_on = config.mode == "train" and run.resume and checkpoints(out)
     if config.mode == "train" and not goes_on and (checkpoints(out) or (out / "best").is_dir()):
         raise InputError(

@@ -29,7 +29,7 @@ from d2v.training.engine import blank, local, shard, sharding, share_buffers, to
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
-from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale
+from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale, note_warm_up
 from d2v.training.report import end_preparation
 from d2v.training.resume import (
     RandomState,
@@ -154,6 +154,7 @@ def fit(
     if epoch is None and run.max_steps is None:
         raise InputError("these data have no known length; --run.max_steps says when training ends")
     total: int = run.max_steps or run.epochs * epoch
+    note_warm_up(job, total)
     eval_every = run.eval_every or epoch or total
     save_every = run.save_every or eval_every
     made_of = run_identity(job, batches, model, keep)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from d2v.config import Optim
+from d2v.config import Job, Optim
+from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
 from d2v.training.engine import local
@@ -94,6 +95,19 @@ def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
         swap(average)
 
 
+def warm_up(optim: Optim, total: int) -> int:
+    """Number of updates in which the learning rate rises to its peak, of a run of `total`."""
+    return round(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
+
+
+def note_warm_up(job: Job, total: int) -> None:
+    """Note that a run of so many updates ends before the learning rate has reached its peak, if it does."""
+    optim = job.config.optim
+    if (rises := warm_up(optim, total)) >= total > 1:
+        line = f"the run ends after {total} updates, before optim.lr is reached: it rises for {rises} (optim.warmup)"
+        note(job, "warm-up", line, updates=total, warmup=rises)
+
+
 def lr_scale(step: int, total: int, optim: Optim) -> float:
     """The learning rate of an update as a share of its peak: a pure function, so that there is no state to resume.
 
@@ -104,7 +118,7 @@ def lr_scale(step: int, total: int, optim: Optim) -> float:
     """
     if optim.schedule == "tri_stage" and optim.final_scale <= 0:
         raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
-    warmup = round(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
+    warmup = warm_up(optim, total)
     if step < warmup:
         # fairseq's tri-stage begins at its start scale, its other schedules one step up from it.
         risen = step if optim.schedule == "tri_stage" else step + 1

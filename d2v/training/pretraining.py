@@ -39,7 +39,7 @@ from d2v.training.loop import (
     wrap_for,
 )
 from d2v.training.memory import out_of_memory
-from d2v.training.optim import build_optimizer, lr_scale
+from d2v.training.optim import build_optimizer, lr_scale, note_warm_up, warm_up
 from d2v.training.report import FILES, end_preparation, peak_memory_mb, write_model_card
 from d2v.training.resume import (
     RandomState,
@@ -123,6 +123,7 @@ def pretrain(
     run, optim, teaching = config.run, config.optim, config.teacher
     epoch = len(batches) if hasattr(batches, "__len__") else 0  # updates; a stream has no number of them
     total: int = run.max_steps or run.epochs * epoch
+    note_warm_up(job, total)
     eval_every = run.eval_every or epoch or total
     save_every = run.save_every or eval_every
     made_of = run_identity(job, batches, student.base_model, keep)
@@ -243,8 +244,7 @@ def pretrain(
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 values |= {"half_life": half_life(decay), "auxiliary_weight": weight}
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
-                rises = optim.warmup * total if optim.warmup < 1 else optim.warmup
-                vigil.check(figures, now, ready=now > rises)
+                vigil.check(figures, now, ready=now > warm_up(optim, total))
             check_finite(run, progress, "optim.lr or raise optim.warmup")
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or out_of_time

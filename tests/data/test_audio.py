@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 
 import datasets
 import numpy as np
@@ -381,3 +382,10 @@ def test_a_column_of_seconds_spares_the_headers(monkeypatch):
         rows_of(split, seconds_column="length")
     with pytest.raises(InputError, match=r"no column 'seconds' \(data.seconds_column\); there are audio, length"):
         rows_of(split, seconds_column="seconds")
+
+
+@pytest.mark.parametrize("name", ["batch_seconds", "max_seconds"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+def test_lengths_are_above_nothing(name, value):
+    with pytest.raises(InputError, match=f"data.{name} should be above 0, not {value:g}"):
+        AudioData(**{name: value})

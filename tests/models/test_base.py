@@ -40,6 +40,8 @@ def other(name, value):
     if isinstance(value, tuple):
         return tuple(item + 1 for item in value)
     others = {"gelu": "relu", "sum": "mean", "cross_entropy": "pit_bce", "documented": "corrected"}
+    if isinstance(value, float) and value < 1:  # a probability, or small
+        return value + 0.25
     return others[value] if isinstance(value, str) else value + type(value)(1)
 
 
@@ -255,3 +257,10 @@ def test_accelerate_leaves_16_bit_outputs_as_they_are():
 
     output = outputs.HeadOutput(logits=torch.ones(1, dtype=torch.bfloat16))
     assert convert_to_fp32(output) is output
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout", "layerdrop", "mask_time_prob"])
+def test_probabilities_are_between_0_and_1(name):
+    for value in (-0.1, 1.5):
+        with pytest.raises(InputError, match=f"Data2VecAudioConfig.{name} should be between 0 and 1, not {value}"):
+            Data2VecAudioConfig(**{name: value})

@@ -320,7 +320,7 @@ def test_bad_options_are_named(data, tmp_path):
         "--data.rttm=nowhere.rttm": "nowhere.rttm: not a readable text file",
         "--data.label_key=name": "train, row 0: turns has .*; a segment has start, end, name .data.label_key.",
         "--data.segments_column=segments": "no column 'segments' .data.segments_column.; there are id, audio, turns",
-        "--data.crop_seconds=0": "data.crop_seconds should be at least",
+        "--data.crop_seconds=0": "data.crop_seconds should be above 0",
         "--arch.num_labels=1": "row 0: 2 speakers; the model has 1",
     }
     for option, message in cases.items():

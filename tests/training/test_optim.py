@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import d2v
-from d2v.config import Optim
+from d2v.config import Data, Lora, Optim, Run
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.training.optim import averaged, build_average, build_optimizer, layer_of, lr_scale, param_groups
+from d2v.training.optim import averaged, build_average, build_optimizer, layer_of, lr_scale, note_warm_up, param_groups
+from tests.helpers import make_job
 
 TINY = Data2VecAudioConfig(
     hidden_size=8,
@@ -237,6 +238,28 @@ def test_a_short_run_does_not_keep_its_initial_weights(ema, updates, least):
         nn.init.constant_(model.weight, value)
         average.update_parameters(model)
     assert least < average.module.weight.item() <= 1
+
+
+def test_a_run_that_ends_while_the_rate_rises_says_so():
+    for optim, total, noted in ((Optim(warmup=100), 100, 1), (Optim(warmup=100), 101, 0), (Optim(warmup=0.1), 2, 0)):
+        job = make_job(Data(), optim=optim)
+        note_warm_up(job, total)
+        assert len(job.facts) == noted
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "message"),
+    [
+        (Optim, {"betas": (0.9, 1.5)}, r"optim.betas should be at least 0 and below 1, not \[0.9, 1.5\]"),
+        (Optim, {"final_scale": -1}, "optim.final_scale should be at least 0, not -1"),
+        (Run, {"seed": -1}, "run.seed should be between 0 and 4294967295, not -1"),
+        (Run, {"max_minutes": -1}, "run.max_minutes should be at least 0, not -1"),
+        (Lora, {"dropout": 1.0}, "lora.dropout should be below 1, not 1"),
+    ],
+)
+def test_impossible_options_are_named(group, options, message):
+    with pytest.raises(InputError, match=message):
+        group(**options)
 
 
 def test_without_a_decay_there_is_no_average():
