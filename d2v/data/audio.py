@@ -115,11 +115,10 @@ def clip_rows(
         note_settled(job, split, {i: done[i] for i in good if done})
         note_headers(job, split, infos, good, rate)
         kept, ids = split.select(good), split.ids(data.audio_column)
-        if parts and not ("id" in split.table.column_names and len(set(ids)) == len(ids)):
-            ids = list(map(part_name, ids, parts))
+        named = parts is None or ("id" in split.table.column_names and len(set(ids)) == len(ids))
         rows[name] = Rows(
             split=kept,
-            ids=[ids[i] for i in good],
+            ids=[ids[i] if named or parts is None else part_name(ids[i], parts[i]) for i in good],
             lengths=np.minimum(seconds[good], most).tolist(),
             references=None if targets is None else [targets[i] for i in good],
             parts=None if parts is None else [parts[i] for i in good],
