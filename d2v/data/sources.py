@@ -3,11 +3,11 @@
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from d2v.data.files import (
     OTHERS,
     PICTURES,
     counted,
+    fitting,
     split_level,
     table_splits,
     usual,
@@ -28,6 +29,7 @@ from d2v.data.files import (
 from d2v.data.folders import (
     Media,
     listed_files,
+    make_table,
     media_of,
     name_files,
     place_files,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "id2label.json"}
+SUBMISSION = re.compile(r"sample[-_ ]?submission|submission[-_ ]?(sample|format)", re.IGNORECASE)
 NOT_TEXT = re.compile("readme|licen[cs]e|changelog|citation|requirements|notice|authors|copying", re.IGNORECASE)
 
 
@@ -224,6 +227,9 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
     """The splits of a folder of tables, sounds, images or texts; None if it has none of them."""
     files = walk(folder)
     tables = [path for path in files if TABLES.get(ending(path), "text") != "text" and path.name not in NOT_DATA]
+    if (samples := [path for path in tables if SUBMISSION.search(path.stem)]) and len(samples) < len(tables):
+        remarks.append(left_out(folder, samples, "not read: {}, a sample submission (data.submission)"))
+        tables = [path for path in tables if path not in samples]
     media = media_of(folder, files, data)
     if media:
         if others := [path for path in files if path.suffix.lower() in OTHERS]:
@@ -248,8 +254,32 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
         readers[name] = partial(read_named, [folder / path for path in kept], data, name, media, remarks)
     if list(readers) == ["train"] and not any(usual(part) or usual_file(part) for part in names_of(splits["train"])):
         whole = undecoded(readers["train"]())
-        return Source(divided(whole, data, media) or {"train": lambda: whole}, remarks)
-    return Source(readers, remarks)
+        parts = divided(whole, data, media) or {"train": lambda: whole}
+        named_files = set(whole[media.column][:]) if media and media.column in whole.column_names else set()
+        return Source(parts | unnamed_test(media, tables, parts, named_files), remarks)
+    return Source(readers | unnamed_test(media, tables, readers), remarks)
+
+
+def unnamed_test(
+    media: Media | None, tables: Sequence[PurePath], readers: Mapping[str, Any], named: Set[str] = frozenset()
+) -> dict[str, Callable[[], "Dataset"]]:
+    """The folder of a test whose files no table names, as competitions have it; nothing where there is another test.
+
+    Args:
+        media: the files of a folder.
+        tables: that name some of them.
+        readers: of the splits that the tables have.
+        named: paths that they name, as far as they were read.
+    """
+    if media is None or fitting("test", readers):
+        return {}
+    described = {path.parts[0] for path in tables if len(path.parts) > 1}
+    paths: dict[str, list[str]] = {}
+    for path in media.files:
+        if len(path.parts) > 1 and usual(path.parts[0]) == "test" and path.parts[0] not in described:
+            paths.setdefault(path.parts[0], []).append(str(media.root / path))
+    paths = {name: each for name, each in paths.items() if named.isdisjoint(each)}
+    return {name: partial(make_table, {media.column: each}, "", None, []) for name, each in paths.items()}
 
 
 def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import PurePath
 
 import pytest
 from PIL import Image
@@ -513,6 +514,36 @@ def test_layouts_are_read(tmp_path, name):
         found[split] = feature.int2str(values) if named else values
     assert found == expected
     assert [fact["fact"] for fact in facts].count("splits") == 1
+
+
+TABLES = {
+    "a table called train": {"train.csv": "image,label\n1.png,a\n2.png,b\n"},
+    "ids without an ending": {"train.csv": "id,label\n1,a\n2,b\n"},
+    "a table of another name, and a sample submission": {
+        "labels.csv": "id,breed\n1,a\n2,b\n",
+        "sample_submission.csv": "id,breed\n7,a\n8,a\n9,a\n",
+    },
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_images_of_a_test_that_no_table_names(tmp_path, name):
+    """As Kaggle has them: not train's rows are predicted, which have names that differ."""
+    folders = {"train/{}.png": PICTURE} | {f"test/{i}.png": PICTURE for i in (7, 8, 9)}
+    write(tmp_path, TABLES[name] | folders)
+    splits, _, _ = chosen(tmp_path, "image_classification", "predict")
+    assert [PurePath(each).name for each in splits["test"].files("image")] == ["7.png", "8.png", "9.png"]
+    column = "label" if "train.csv" in TABLES[name] else "breed"
+    splits, _, _ = chosen(tmp_path, "image_classification", label_column=column)
+    assert {split: len(rows) for split, rows in splits.items() if split != "test"} == {"train": 1, "validation": 1}
+
+
+def test_a_test_folder_that_a_table_names_is_not_read_again(tmp_path):
+    names = ["train/1.png", "train/2.png", "test/7.png"]
+    rows = "".join(f"{name},{name[-5]}\n" for name in names)
+    write(tmp_path, {"all.csv": f"file_name,label\n{rows}", "train/{}.png": PICTURE, "test/7.png": PICTURE})
+    splits, _, _ = chosen(tmp_path, "image_classification")
+    assert splits["test"].column("label") == ["7"]
 
 
 # name -> recipe, files, the line
