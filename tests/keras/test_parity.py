@@ -20,7 +20,7 @@ from tests.helpers import ROOT
 from tests.keras import backends, cases
 from tests.parity import assert_as_close
 
-FAST = {"tensorflow": ["model_odd", "classification"], "jax": ["token"]}
+FAST = {"tensorflow": ["classification"], "jax": ["token"]}
 BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 
 
