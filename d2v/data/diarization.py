@@ -24,14 +24,14 @@ from d2v.data.audio import AudioData, clip_rows
 from d2v.data.columns import read_columns
 from d2v.data.facts import note
 from d2v.data.files import AUDIO
-from d2v.data.labels import label_problem
+from d2v.data.frame_classes import Segment, matched_segments, segment_classes
+from d2v.data.labels import Match, label_problem
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.processors.audio import Part
 
-Segment = tuple[float, float, str]
 TOLERANCE = 0.01
 """Seconds that annotated times may be off: many corpora round them to 10 ms, onset and duration each."""
 UNNAMED = "speech"
@@ -45,6 +45,8 @@ class SegmentData(AudioData):
     Attributes:
         segments_column: column of the segments, lists of objects with start and end in seconds and a label.
         label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
+        match: how the labels of segments are a given model's classes: by name; by number; or by order, the first of the
+            labels in order being the model's first. Speakers have no order.
         rttm: RTTM file of the segments of all splits' recordings; by default segments_column has them.
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
         chunk_seconds: length of the windows that longer recordings are computed in, in seconds; by default none.
@@ -56,6 +58,7 @@ class SegmentData(AudioData):
 
     segments_column: str = "turns"
     label_key: str | None = "speaker"
+    match: Match = "name"
     rttm: str | None = None
     crop_seconds: float = 8.0
     chunk_seconds: float | None = None
@@ -159,21 +162,6 @@ def frame_head(segments: Iterable[list[Segment] | str] | None = None) -> dict[st
     return {"frame_loss": "cross_entropy", "id2label": dict(enumerate(segment_classes(segments)))}
 
 
-def segment_classes(recordings: Iterable[list[Segment] | str]) -> list[str]:
-    """The labels of the segments of train, in order.
-
-    Args:
-        recordings: from `read_segments`; those that cannot be read are passed over, to be named by whoever checks them.
-
-    Raises:
-        InputError: there is no segment.
-    """
-    classes = {label for segments in recordings if not isinstance(segments, str) for *_, label in segments}
-    if not classes:
-        raise InputError("train: has no segment; data.segments_column, data.label_key and data.rttm say where they are")
-    return sorted(classes)
-
-
 def segment_rows(
     job: Job,
     splits: Mapping[str, Split],
@@ -192,6 +180,8 @@ def segment_rows(
     """
     diarization = settings.frame_loss == "pit_bce"
     classes = None if diarization else settings.label2id
+    if classes and segments and not job.training:
+        segments = matched_segments(job, segments, list(settings.id2label.values()))
     return clip_rows(
         *(job, splits, rate, settings.shortest_clip, segments),
         learn=lambda segments, seconds: segment_problem(segments, seconds, classes, most=len(settings.id2label)),

@@ -19,13 +19,13 @@ from d2v.data.diarization import (
     read_segments,
     recording_name,
     recording_names,
-    segment_classes,
     segment_problem,
     segment_rows,
     segments_of,
     segments_to_frames,
     settle_segments,
 )
+from d2v.data.frame_classes import matched_segments, segment_classes
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from tests.helpers import make_job, make_split
@@ -114,6 +114,24 @@ def test_segments_of_one_class_may_overlap_but_not_those_of_one_speaker():
     assert segment_problem(segments, 2.0) is None and segment_problem(segments, 2.0, most=2) is None
     assert segment_problem(segments, 2.0, most=1) == "2 speakers; the model has 1 (arch.num_labels)"
     assert segment_problem(read(5), 2.0).startswith("segments is 5; should be a list")
+
+
+@pytest.mark.parametrize(
+    ("match", "labels", "renamed"),
+    [
+        ("name", ["dog", "cat"], ["dog", "cat"]),
+        ("number", ["1", "0"], ["cat", "dog"]),
+        ("order", ["b", "a"], ["cat", "dog"]),  # in the order of the alphabet
+    ],
+)
+def test_labels_of_segments_are_a_model_s_classes_by_name_number_or_order(match, labels, renamed):
+    job = make_job(SegmentData(match=match), "evaluate")
+    segments = {"test": [[(0.0, 1.0, labels[0]), (1.0, 2.0, labels[1])], "not readable"]}
+    found = matched_segments(job, segments, ["dog", "cat"])
+    assert found == {"test": [[(0.0, 1.0, renamed[0]), (1.0, 2.0, renamed[1])], "not readable"]}
+    assert len(job.facts) == (match != "name")
+    silent = {"test": [[], []]}
+    assert matched_segments(job, silent, ["dog", "cat"]) == silent
 
 
 @pytest.mark.parametrize("loss", ["pit_bce", "cross_entropy"])
