@@ -125,12 +125,14 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, intervals, kills, published, record, scale, speed
+    from benchmarks import agreement, intervals, kills, published, record, scale, speed, streams
 
-    there = ["agreement", "intervals", "kills", "learning", "published", "record", "scale", "speed"]
+    there = ["agreement", "intervals", "kills", "learning", "published", "record", "scale", "speed", "streams"]
     assert module in [f"benchmarks.{each}" for each in there]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
+    if module == "benchmarks.streams":
+        return streams.command_line().parse_args(args).updates > 0
     if module == "benchmarks.intervals":
         return intervals.command_line().parse_args(args).rows > 0
     if module == "benchmarks.scale":

@@ -1,5 +1,6 @@
 """Streams: the rows that come, that they go on where they were, and what is said of shards that cannot be read."""
 
+import hashlib
 import io
 import json
 import threading
@@ -8,7 +9,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2v.config import Data, Optim
@@ -138,6 +141,41 @@ def test_streams_go_on_where_they_were(processes, tmp_path, monkeypatch):
     assert len({tuple(map(len, each)) for each in straight}) == 1
     for done in (1, 4, 6):
         assert as_processes(processes, monkeypatch, partial(resumed, done)) == [each[done:] for each in straight]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_hundred_shards_and_fifty_kills(processes, tmp_path, monkeypatch):
+    """The hash of all rows in order is that of the straight run, wherever it was killed; states are read from files."""
+    draw = np.random.default_rng(0)
+    folder, count = write_shards(tmp_path / "data", draw.integers(20, 60, 200).tolist()), 1500
+    job, _ = make_updates(folder)
+    split = load(job, None, inputs={"value": "value"})["train"]
+    ends = [*sorted(draw.choice(np.arange(1, count), 50, replace=False).tolist()), count]
+
+    def digest(updates):
+        rows = [[(batch["value"], batch["seed"]) for batch in update] for update in updates]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest(), rows
+
+    def begin(rank):
+        return make_updates(folder, rank, processes, split=split, buffer_rows=500)[1]
+
+    def killed(rank):
+        file, seen, done = tmp_path / f"{rank}.pt", [], 0
+        for end in ends:
+            updates = begin(rank)
+            if done:
+                updates.load_state_dict(torch.load(file, weights_only=True))
+            seen += [[(batch["value"], batch["seed"]) for batch in update] for update in islice(updates, end - done)]
+            torch.save(updates.state_dict(), file)
+            assert file.stat().st_size < 10_000
+            done = end
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+    straight = as_processes(processes, monkeypatch, lambda rank: digest(islice(begin(rank), count)))
+    assert as_processes(processes, monkeypatch, killed) == [each for each, _ in straight]
+    both = [value for _, rows in straight for update in rows for values, _ in update for value in values]
+    assert len(set(both)) > 5000  # of some 7,000 that can be used
 
 
 def test_a_data_set_of_less_than_a_buffer(tmp_path, monkeypatch):
