@@ -51,6 +51,7 @@ def test_prepared_it_trains_without_a_network(recipe, fake_hub, tmp_path, monkey
     make_hub(fake_hub, recipe)
     run = runner(recipe)
     args = ["--data.path=someone/set", "--model=someone/model", f"--run.out={tmp_path / 'run'}", *TINY]
+    args += ["--teacher.layers=2"] if "pretrain" in recipe else []
     monkeypatch.setattr(sys, "argv", [f"recipes/{recipe}.py", "--mode", "prepare", *args])
     with pytest.raises(Prepared, match="prepared: .* to train on and the model someone/model; with HF_HUB") as done:
         run("--mode=prepare", *args)
