@@ -49,7 +49,9 @@ def compare(folder: Path, found: dict[str, np.ndarray]) -> None:
     fp32, exact = dict(np.load(folder / "fp32.npz")), dict(np.load(folder / "float64.npz"))
     for part in ("output/", "gradient/"):
         names = {name for name in exact if name.startswith(part)}
-        assert names == {name for name in found if name.startswith(part)}
+        mine = {name for name in found if name.startswith(part)}
+        # JAX has zeros where PyTorch has no gradient, as of a mask token without a mask.
+        assert names <= mine and not any(part == "output/" or found[name].any() for name in mine - names)
         groups = [[name] for name in sorted(names)] if part == "output/" else [sorted(names)]
         for group in groups:
             if group[0] == "output/loss":  # it comes from logits, and is as uncertain
