@@ -86,6 +86,7 @@ class FakeHub:
 def fake_hub(tmp_path, monkeypatch):
     """The fake hub in place of the real one, with caches of its own."""
     hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
     for module, names in (
         (constants, {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "hub_cache")}),
         (datasets.config, {"HF_HUB_OFFLINE": False, "HF_DATASETS_CACHE": str(tmp_path / "cache")}),

@@ -64,8 +64,8 @@ def test_flags_override_the_file_and_the_file_the_defaults(write):
 
 def test_numbers_of_yaml(write):
     # PyYAML itself reads 1e-4, without a point, as text.
-    found = parse(Config, ["--config", write("optim: {lr: 1e-4, betas: [0.9, 1]}\narch: {layer_norm_eps: 1e-6}")])
-    assert found.optim.lr == 1e-4 and found.optim.betas == (0.9, 1.0)
+    found = parse(Config, ["--config", write("optim: {lr: 1e-4, betas: [0.9, 0]}\narch: {layer_norm_eps: 1e-6}")])
+    assert found.optim.lr == 1e-4 and found.optim.betas == (0.9, 0.0)
     assert found.arch == {"layer_norm_eps": 1e-6} and type(found.arch["layer_norm_eps"]) is float
     found = parse(Config, ["--optim.lr", "3e-5", "--arch.x", "2e-3", "--arch.conv_dim", "[8, 8]"])
     assert found.optim.lr == 3e-5 and found.arch == {"x": 2e-3, "conv_dim": [8, 8]}
