@@ -114,6 +114,8 @@ def test_without_a_launcher_nobody_watches(monkeypatch):
 
 def test_a_system_without_these_signals_and_modules_begins_a_run(handlers, monkeypatch):
     """Windows, as far as it can be played: no SIGUSR1, SIGHUP or SIGALRM, no `resource`, no affinity."""
+    import psutil  # noqa: F401 (which asks for the platform once, when it is imported)
+
     for name in ("SIGUSR1", "SIGHUP", "SIGALRM"):
         monkeypatch.delattr(signal, name)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
