@@ -13,7 +13,7 @@ from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
 from d2v.data.rows import Split
-from d2v.data.shards import check_stream, open_stream, train_shards
+from d2v.data.shards import check_stream, open_shards, train_shards
 from d2v.data.sources import read
 from d2v.data.splits import hold_out, parse_fold, parts, shared_groups
 from d2v.errors import InputError
@@ -92,7 +92,7 @@ def choose_splits(
     if streams is not None:
         roles = roles[1:]
         parts_of_train = source_splits(streams, data, "train", training=True)
-        train = open_stream(job, [streams[part]() for part in parts_of_train], columns)
+        train = open_shards(job, [streams[part]() for part in parts_of_train], columns)
         of = tuple((part, 0) for part in parts_of_train)
         splits["train"] = check_split(replace(train, parts=of, group=data.group_column), data, columns)
     for name in roles:

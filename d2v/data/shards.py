@@ -13,7 +13,7 @@ from d2v.data.columns import known_columns
 from d2v.data.facts import note
 from d2v.data.files import counted, table_splits, walk
 from d2v.data.rows import Split
-from d2v.data.sources import NOT_DATA, asked_splits, has_card, of_one_kind
+from d2v.data.sources import NOT_DATA, asked_splits, has_card, of_one_kind, undecoded_type
 from d2v.data.tables import ending, reason
 from d2v.errors import InputError
 from d2v.hub import split_revision
@@ -27,7 +27,7 @@ FIRST = 10_000
 
 
 @dataclass(frozen=True)
-class Stream:
+class Shards:
     """The shards of train.
 
     Attributes:
@@ -80,7 +80,8 @@ class Stream:
                 paths = [value and str(Path(name).parent / value) for value in table[column].to_pylist()]
                 table = table.set_column(table.column_names.index(column), column, pa.array(paths, pa.string()))
         kinds = {self.renamed.get(each, each): kind for each, kind in (self.parts[0][0].features or {}).items()}
-        features = datasets.Features({each: undecoded(kinds[each]) for each in table.column_names}) if kinds else None
+        kinds = {each: undecoded_type(kinds[each]) for each in table.column_names if kinds}
+        features = datasets.Features(kinds) if kinds else None
         # Its fingerprint is a name, so that nobody looks through the rows to make one.
         rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint=f"{shard}-{offset}")
         return Split("train", rows, np.arange(len(rows)), ((f"train, {name}", len(rows)),), offset=offset, epoch=epoch)
@@ -95,13 +96,6 @@ class Stream:
                 if len(values) >= FIRST:
                     return values[:FIRST]
         return values
-
-
-def undecoded(feature: Any) -> Any:
-    """A column's type, of sound and images as bytes and path."""
-    import datasets
-
-    return type(feature)(decode=False) if isinstance(feature, datasets.Audio | datasets.Image) else feature
 
 
 def train_shards(data: Data) -> dict[str, Callable[[], tuple[Any, Sequence[str]]]]:
@@ -153,7 +147,7 @@ def open_split(builder: Any, split: str, names: Sequence[str] = ()) -> tuple[Any
     return table, names
 
 
-def open_stream(job: Job, parts: Sequence[tuple[Any, Sequence[str]]], columns: Mapping[str, str]) -> Split:
+def open_shards(job: Job, parts: Sequence[tuple[Any, Sequence[str]]], columns: Mapping[str, str]) -> Split:
     """The stream of train: a split whose table is its beginning.
 
     Args:
@@ -166,7 +160,7 @@ def open_stream(job: Job, parts: Sequence[tuple[Any, Sequence[str]]], columns: M
     """
     data = job.config.data
     media = [getattr(data, f"{kind}_column", None) for kind in ("audio", "image", "mask")]
-    stream = Stream(parts, {}, [column for column in media if column])
+    stream = Shards(parts, {}, [column for column in media if column])
     table = next(stream.tables(0), None)
     if table is None:
         raise InputError(f"{stream.shards[0]}: no rows")

@@ -397,9 +397,15 @@ def divided(table: "Dataset", data: Data, media: Media | None = None) -> dict[st
 
 def undecoded(split: "Dataset") -> "Dataset":
     """The split with sound and images as bytes and path: they are decoded where they are used, without FFmpeg."""
+    for name, feature in split.features.items():
+        if (plain := undecoded_type(feature)) is not feature:
+            split = split.cast_column(name, plain)
+    return split
+
+
+def undecoded_type(feature: Any) -> Any:
+    """A column's type, of sound and images as bytes and path."""
     import datasets
 
-    for name, feature in split.features.items():
-        if isinstance(feature, datasets.Audio | datasets.Image) and feature.decode:
-            split = split.cast_column(name, type(feature)(decode=False))
-    return split
+    decodes = isinstance(feature, datasets.Audio | datasets.Image) and feature.decode
+    return type(feature)(decode=False) if decodes else feature

@@ -19,7 +19,7 @@ from d2v.config import Job
 from d2v.data.facts import Decoded, collecting, everyones, note
 from d2v.data.rows import Rows, Split
 from d2v.data.sampler import LengthBatches, deal
-from d2v.data.shards import BLOCK, Stream
+from d2v.data.shards import BLOCK, Shards
 from d2v.errors import InputError
 
 OPEN = 4
@@ -36,7 +36,7 @@ class StreamRows:
         beginning: those of the first block that has any.
     """
 
-    stream: Stream
+    stream: Shards
     make: Callable[[Split], Rows]
     beginning: Rows
 

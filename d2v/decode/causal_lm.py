@@ -15,6 +15,7 @@ from d2v import losses
 from d2v.config import at_least
 from d2v.data.language_modeling import encode_prompts
 from d2v.errors import InputError
+from d2v.models.sharded import is_sharded
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM
 from d2v.processors.text import Tokenizer
@@ -95,7 +96,7 @@ def continue_texts(
 
 def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
     """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
-    if hasattr(model, "set_requires_gradient_sync"):  # a shard of it: no process can compute alone
+    if is_sharded(model):  # no process can compute alone
         tqdm.write("no samples while the model is sharded; --mode evaluate shows some")
         return
     room, _ = sampling.bounds(model.config)

@@ -22,6 +22,7 @@ from d2v.losses import at_least_fp32
 from d2v.models.base import PreTrainedModel
 from d2v.models.economy import Decoder, encode_seen
 from d2v.models.packing import Packing
+from d2v.models.sharded import whole
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import LMHead
 
@@ -248,10 +249,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Student, decay: float) -> None:
         """Move towards the student: the average keeps `decay` of what it was."""
-        new = {  # whole tensors of a student that is sharded
-            name: each.full_tensor() if hasattr(each, "full_tensor") else each
-            for name, each in student.base_model.named_parameters()
-        }
+        new = {name: whole(each) for name, each in student.base_model.named_parameters()}
         old = dict(self.model.named_parameters())
         averaged = [name for name in old if self.averaged.match(name)]
         torch._foreach_lerp_([old[name] for name in averaged], [new[name].float() for name in averaged], 1 - decay)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from d2v.config import Job
 from d2v.data.facts import note
 from d2v.errors import InputError
+from d2v.models.sharded import is_sharded, local, whole
 from d2v.models.transformer import Block
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -76,11 +77,6 @@ def sharding() -> bool:
     return wants("FSDP") and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model has gone through `shard`."""
-    return hasattr(model, "set_requires_gradient_sync")
-
-
 def shard(model: nn.Module, device: torch.device) -> None:
     """Keep but this process's share of a model's weights, in place; a block's are whole while it computes.
 
@@ -104,16 +100,6 @@ def holds_shards(module: nn.Module) -> bool:
     return any(is_sharded(each) for each in module.modules())
 
 
-def local(x: Tensor) -> Tensor:
-    """This process's shard of a tensor; one that is not sharded as it is."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor; every process calls this."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
 def shard_like(x: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, the same on every process, sharded as another is."""
     if not hasattr(other, "to_local"):
@@ -135,7 +121,7 @@ def gathered(value: Any, keep: bool) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(gathered(item, keep) for item in value)
     if hasattr(value, "full_tensor"):
-        full = value.full_tensor()
+        full = whole(value)
         return full.cpu() if keep else None
     return value
 

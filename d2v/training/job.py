@@ -15,6 +15,7 @@ import torch
 
 from d2v.config import Job
 from d2v.data.cores import granted_cores
+from d2v.data.facts import everyones
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.engine import check_engine, sharding
@@ -146,14 +147,12 @@ def holds_training(folder: str) -> bool:
 
 def check_disk(job: Job, begun: str) -> None:
     """Raise InputError, on all processes, if one does not see what the main process has written."""
-    from accelerate.utils import gather_object
-
     if job.accelerator.num_processes == 1:
         return
     file, patience = job.out / "environment.json", time.monotonic() + 30  # network disks show a file some seconds late
     while not (same := file.is_file() and read_json(file).get("run") == begun) and time.monotonic() < patience:
         time.sleep(0.2)
-    blind = [name for name, sees in gather_object([(platform.node(), same)]) if not sees]
+    blind = [name for name, sees in everyones(job, (platform.node(), same)) if not sees]
     if blind:
         raise InputError(f"{job.out}: {blind[0]} does not see what the first process writes there; use a shared disk")
 

@@ -24,8 +24,9 @@ from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
+from d2v.models.sharded import local, whole
 from d2v.models.transformer import skip_layers
-from d2v.training.engine import blank, local, shard, sharding, share_buffers, to_device, unsharded, whole, wrap
+from d2v.training.engine import blank, shard, sharding, share_buffers, to_device, unsharded, wrap
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory

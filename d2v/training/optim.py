@@ -13,7 +13,7 @@ from d2v.config import Job, Optim
 from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
-from d2v.training.engine import local
+from d2v.models.sharded import local
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from d2v.config import Job
-from d2v.data.facts import collecting, note
+from d2v.data.facts import collecting, everyones, note
 from d2v.errors import InputError, Interrupted
-from d2v.training.engine import is_sharded
+from d2v.models.sharded import is_sharded
 from d2v.training.resume import RandomState
 
 TRYING: ContextVar[str] = ContextVar("trying", default="")
@@ -58,8 +58,6 @@ def measured(
         model: to evaluate.
         loss_fn: of the recipe; None where the metrics have the loss.
     """
-    from accelerate.utils import gather_object
-
     found = Validation(loss_fn) if loss_fn else None
     token = VALIDATION.set(found)
     try:
@@ -68,7 +66,7 @@ def measured(
         VALIDATION.reset(token)
     if found is None:
         return metrics, {}
-    total, items, batches = map(sum, zip(*gather_object([(found.total, found.items, found.batches)]), strict=True))
+    total, items, batches = map(sum, zip(*everyones(job, (found.total, found.items, found.batches)), strict=True))
     if batches and not items:
         note(job, "no validation loss", "validation has no loss: none of its rows has what is trained on")
     return metrics, {"loss": total / items} if items else {}

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -89,3 +91,17 @@ def evaluates_to_the_same(run: Callable, trained: Path, results: dict, args: lis
     again = run(*args, "--mode=evaluate", f"--model={trained / 'best'}", f"--run.out={tmp_path}")
     assert figures(again) == figures(results)
     assert (tmp_path / "predictions.jsonl").read_text("utf-8") == (trained / "predictions.jsonl").read_text("utf-8")
+
+
+def outputs_beyond_the_tokens_take_nothing(run, cls, trained, args, tmp_path):
+    """A model with five outputs more than its tokenizer has tokens, all of them likely, has the same loss."""
+    out, results = trained
+    model = cls.from_pretrained(out / "best")
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 5)
+    with torch.no_grad():
+        model.lm_head.bias[tokens:] = 9.0
+    shutil.copytree(out / "best", tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    again = run(*args, "--mode=evaluate", f"--model={tmp_path / 'model'}", f"--run.out={tmp_path / 'out'}")
+    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 
@@ -19,7 +18,15 @@ from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import Data2VecTextForCausalLM, Data2VecTextForMaskedLM
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
+from tests.recipes.common import (
+    evaluates_to_the_same,
+    figures,
+    goes_on_exactly,
+    logs_its_loss,
+    outputs_beyond_the_tokens_take_nothing,
+    predictions,
+    runner,
+)
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("causal_lm")
@@ -237,15 +244,6 @@ def test_a_file_that_is_not_utf_8(tmp_path):
 
 
 def test_outputs_that_are_no_token_s_take_no_probability(trained, data, tmp_path):
-    """A model with five outputs more than its tokenizer has tokens, all of them likely, has the same loss."""
-    out, results = trained
-    model = Data2VecTextForCausalLM.from_pretrained(out / "best")
-    tokens = model.config.vocab_size
-    model.resize_token_embeddings(tokens + 5)
-    with torch.no_grad():
-        model.lm_head.bias[tokens:] = 9.0
-    shutil.copytree(out / "best", tmp_path / "model")
-    model.save_pretrained(tmp_path / "model")
-    args = [*SMALL, *LINES, f"--data.path={data}", "--mode=evaluate", f"--model={tmp_path / 'model'}"]
-    again = run(*args, f"--run.out={tmp_path / 'out'}")
-    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    outputs_beyond_the_tokens_take_nothing(
+        run, Data2VecTextForCausalLM, trained, [*SMALL, *LINES, f"--data.path={data}"], tmp_path
+    )

@@ -1,7 +1,6 @@
 """`recipes/masked_lm.py` from end to end on tiny data."""
 
 import math
-import shutil
 
 import datasets
 import numpy as np
@@ -12,7 +11,15 @@ from safetensors.torch import load_file
 from d2v.errors import InputError
 from d2v.models.text_heads import Data2VecTextForMaskedLM, LMHead
 from d2v.processors.text import Tokenizer
-from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
+from tests.recipes.common import (
+    evaluates_to_the_same,
+    figures,
+    goes_on_exactly,
+    logs_its_loss,
+    outputs_beyond_the_tokens_take_nothing,
+    predictions,
+    runner,
+)
 from tests.tiny import TINY_TEXT, sentences
 
 run = runner("masked_lm")
@@ -177,15 +184,6 @@ def test_a_share_of_nothing(data, tmp_path):
 
 
 def test_outputs_that_are_no_token_s_take_no_probability(trained, data, tmp_path):
-    """A model with five outputs more than its tokenizer has tokens, all of them likely, has the same loss."""
-    out, results = trained
-    model = Data2VecTextForMaskedLM.from_pretrained(out / "best")
-    tokens = model.config.vocab_size
-    model.resize_token_embeddings(tokens + 5)
-    with torch.no_grad():
-        model.lm_head.bias[tokens:] = 9.0
-    shutil.copytree(out / "best", tmp_path / "model")
-    model.save_pretrained(tmp_path / "model")
-    args = [*SMALL, f"--data.path={data}", "--mode=evaluate", f"--model={tmp_path / 'model'}"]
-    again = run(*args, f"--run.out={tmp_path / 'out'}")
-    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    outputs_beyond_the_tokens_take_nothing(
+        run, Data2VecTextForMaskedLM, trained, [*SMALL, f"--data.path={data}"], tmp_path
+    )
