@@ -1,177 +1,361 @@
-"""Speed and memory beside transformers, on equal terms and in one run: `python -m benchmarks.speed asr_ctc`.
+"""Speed and memory of the twelve heads beside transformers, on equal terms and in one process.
+
+    python -m benchmarks.speed all
+    python -m benchmarks.speed asr_ctc masked_lm --precision fp32 --batches grouped --rounds 9
 
 Three implementations with the same random weights take turns (A B C A B C ...), so that whatever else the machine does
-falls on all alike; ratios are taken within a round. First they must agree on the loss, hence no dropout, LayerDrop or
-masking. Attention dropout, the one that decides which kernels can be used, is 0 in fairseq's fine-tuning too
-(`Wav2Vec2AsrConfig.attention_dropout`, which `config/finetuning/base_*.yaml` leave alone).
+falls on all alike; ratios are taken within a round. First they must agree on the loss of a batch without padding, else
+nothing is timed. A step of training ends with the optimiser's, fused AdamW for all, since an update does.
 
-To add a task, write a function like `asr_ctc` and let `build` call it. Shapes: B batch, S samples, L labels.
+The share of the limit is what ours reaches of the speed of matrix products alone: of the floating-point operations that
+real positions take, as PyTorch counts them in our model, over those a second that products of the encoder's shapes
+reach in the same round and precision.
+
+`benchmarks.heads` has the heads, their batches and where lengths come from.
 """
 
 import argparse
-import resource
+import ctypes
+import gc
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
+import psutil
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from d2v.models.audio import Data2VecAudioConfig
-from d2v.models.audio_heads import Data2VecAudioForCTC
-from d2v.pretrained import rename
-from d2v.processors.audio import AudioFeatureExtractor
+from benchmarks import heads
+from benchmarks.heads import HEADS, Batch, batches_of, loss_of, unlabelled
+from d2v.training.machine import environment
+from d2v.training.report import peak_memory_mb
 
 IMPLEMENTATIONS = EAGER, SDPA, OURS = "transformers-eager", "transformers-sdpa", "ours"
+PRODUCTS = "products"  # what a round measures besides
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROW = "{:<10} {:<10} {:<10} {:<20} {:>10} {:>10} {:>8} {:>10}"
-NOISE = "hidden_dropout activation_dropout attention_dropout feat_proj_dropout final_dropout layerdrop"
-NO_NOISE = dict.fromkeys((*NOISE.split(), "mask_time_prob", "mask_feature_prob"), 0.0)
-TINY = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64, "conv_dim": (16,) * 7}
-Batch = dict[str, Tensor]
+COLUMNS = {
+    "task": "{:<27}",
+    "batches": "{:<8}",
+    "dropout": "{:<8}",
+    "precision": "{:<10}",
+    "mode": "{:<10}",
+    "implementation": "{:<19}",
+    "s/step": "{:>8}",
+    "items/s": "{:>8}",
+    "x sdpa": "{:>7}",
+    "of limit": "{:>9}",
+    "MB": "{:>6}",
+}
+Model = nn.Module
+Step = Callable[[Model, Batch], None]
 
 
-def librispeech_lengths(clips: int) -> list[float]:
-    """Lengths in seconds that stand for LibriSpeech's training clips: the middle of each of `clips` equal shares.
-
-    Not drawn, since so few may happen to be all padding, or none. Quantiles: train-clean-100 with speed perturbation of
-    10 % (icefall, `egs/librispeech/ASR/local/display_manifest_statistics.py`). Clipped to 1.5 to 16 s: mean 12.5 s.
-    """
-    shares, quantiles = (0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999), (1.3, 4.2, 6.4, 11.4, 13.8, 15.3, 16.7, 18.8)
-    return np.interp((np.arange(clips) + 0.5) / clips, shares, quantiles).clip(1.5, 16).round(1).tolist()
+def autocast(precision: str) -> torch.autocast:
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16")
 
 
-def asr_ctc(implementation: str, args: argparse.Namespace) -> tuple[nn.Module, Batch, Batch]:
-    """Speech recognition with CTC, on noise and random labels, since the content does not change the time.
+def train_step(task: str, precision: str, optimizer: torch.optim.Optimizer | None) -> Step:
+    """A step of training; without an optimiser the gradients are thrown away."""
 
-    Returns:
-        The model, a batch (`input_values` and `attention_mask` (B, S), `labels` (B, L)) and its first clip alone.
-    """
-    sizes, attention = NO_NOISE | (TINY if args.size == "tiny" else {}), "eager" if implementation == EAGER else "sdpa"
-    torch.manual_seed(0)
-    model = transformers.Data2VecAudioForCTC(transformers.Data2VecAudioConfig(**sizes, attn_implementation=attention))
-    if implementation == OURS:
-        ours, weights = Data2VecAudioForCTC(Data2VecAudioConfig(**sizes)), model.state_dict().items()
-        ours.load_state_dict({rename(key, ours.renames, to_ours=True): value for key, value in weights})
-        model = ours
-    if args.freeze_feature_encoder:
-        model.freeze_feature_encoder()
-    rng, extract = np.random.default_rng(0), AudioFeatureExtractor()
-    clips = [rng.standard_normal(round(16_000 * length), np.float32) for length in args.lengths]
-    # 14 characters a second: LibriSpeech's readers say 2.7 words (9.4 million in 960 h), of five with the space.
-    texts = [torch.from_numpy(rng.integers(1, 32, max(1, round(14 * length)))) for length in args.lengths]
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_value=-100)
-    return model, extract(clips) | {"labels": pad(texts)}, extract(clips[:1]) | {"labels": pad(texts[:1])}
-
-
-def build(implementation: str, args: argparse.Namespace) -> tuple[nn.Module, Batch, Batch]:
-    """The model, batch and single item of a task, on the device."""
-    model, *batches = asr_ctc(implementation, args)
-    return model.to(DEVICE), *({key: value.to(DEVICE) for key, value in batch.items()} for batch in batches)
-
-
-def check_losses(models: dict[str, nn.Module], single: Batch) -> None:
-    """Exit unless all give one loss in fp32; unpadded, as padding changes transformers' (its issue #25621)."""
-    with torch.inference_mode():
-        losses = {name: model.eval()(**single).loss.item() for name, model in models.items()}
-    print("loss of one unpadded item:", ", ".join(f"{name} {loss:.6g}" for name, loss in losses.items()))
-    if not all(abs(loss / losses[SDPA] - 1) <= 1e-4 for loss in losses.values()):  # so written, NaN is caught too
-        sys.exit("the losses differ by more than 1e-4 relative: nothing is timed, as the models do not do the same")
-
-
-def step(model: nn.Module, batch: Batch, precision: str, optimizer: torch.optim.Optimizer | None) -> float:
-    """Seconds that one training step takes, or a forward pass if there is no optimizer; leaves no gradients behind."""
-    start = time.perf_counter()
-    with torch.inference_mode(optimizer is None), torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
-        loss = model(**batch).loss
-    if optimizer is not None:
+    def step(model: Model, batch: Batch) -> None:
+        with autocast(precision):
+            loss = loss_of(task, model, batch)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad()
+
+    return step
+
+
+def inference_step(precision: str) -> Step:
+    """A forward pass without labels."""
+
+    def step(model: Model, batch: Batch) -> None:
+        with torch.no_grad(), autocast(precision):
+            model(**unlabelled(batch))
+
+    return step
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    run()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def time_rounds(mode: str, models: dict[str, nn.Module], batch: Batch, precision: str, rounds: int) -> list[dict]:
-    """Each round's seconds by implementation; a first round, in which memory is allocated, does not count."""
-    batch = {key: value for key, value in batch.items() if mode == "train" or key != "labels"}
-    turn = {}
+def products(positions: int, config: Any, precision: str) -> Callable[[], float]:
+    """What measures the speed, in operations a second, of a block's six matrix products for so many positions."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    pairs = []
+    for size_in, size_out, times in ((width, width, 4), (width, hidden, 1), (hidden, width, 1)):
+        shapes = ((positions, size_in), (size_in, size_out), (positions, size_out))
+        pairs += [[torch.randn(shape, device=DEVICE, dtype=dtype) for shape in shapes]] * times
+    operations = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in pairs)
+
+    def run() -> None:
+        for x, weight, out in pairs:
+            torch.mm(x, weight, out=out)
+
+    return lambda: operations / seconds(run)
+
+
+def work(step: Step, model: Model, batches: list[Batch]) -> tuple[int, int]:
+    """Floating-point operations that steps take, and the mean number of positions in the encoder; of our model."""
+    positions: list[int] = []
+    first = model.base_model.encoder.layers[0]
+    handle = first.register_forward_pre_hook(lambda module, inputs: positions.append(len(inputs[0])))
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            step(model, batch)
+    handle.remove()
+    return counter.get_total_flops(), round(sum(positions) / len(positions))
+
+
+def rounds(
+    mode: str, task: str, models: dict[str, Model], batches: list[Batch], precision: str, count: int
+) -> Iterator:
+    """Each round's seconds by implementation, and `PRODUCTS`; a first one, which allocates memory, does not count.
+
+    First of all come the floating-point operations of a round.
+    """
+    step = {}
     for name, model in models.items():
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0) if mode == "train" else None  # 0: the weights stay
-        turn[name] = partial(step, model.train(mode == "train"), batch, precision, optimizer)
-    return [{name: run() for name, run in turn.items()} for _ in range(1 + rounds)][1:]
+        model.train(mode == "train")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0, fused=True) if mode == "train" else None  # 0: the weights stay
+        step[name] = train_step(task, precision, optimizer) if mode == "train" else inference_step(precision)
+    counting = train_step(task, "fp32", None) if mode == "train" else inference_step("fp32")
+    operations, positions = work(counting, models[OURS], batches)
+    yield operations
+    measure = products(positions, models[OURS].config, precision)
+    for i in range(1 + count):
+        found = {PRODUCTS: measure()}
+        for name, model in models.items():
+            found[name] = sum(seconds(partial(step[name], model, batch)) for batch in batches)
+        if i:
+            yield found
 
 
-def peak_memory(implementation: str, args: argparse.Namespace) -> int:
-    """MiB at the worst moment of training: this process's resident memory, or what PyTorch allocated on the GPU."""
-    model, batch, _ = build(implementation, args)
-    time_rounds("train", {implementation: model}, batch, args.precision, 1)  # two steps: AdamW allocates in the first
+def check_losses(task: str, models: dict[str, Model], batch: Batch) -> None:
+    """Exit unless all give one loss in fp32; of a batch without padding, which changes transformers' (its #25621)."""
+    with torch.no_grad():  # transformers keeps tensors from one call to the next, which inference mode would spoil
+        losses = {name: loss_of(task, model.eval(), batch).item() for name, model in models.items()}
+    if not all(abs(loss / losses[SDPA] - 1) <= 1e-4 for loss in losses.values()):  # so written, NaN is caught too
+        values = ", ".join(f"{name} {loss:.6g}" for name, loss in losses.items())
+        sys.exit(f"{task}: the losses differ by more than 1e-4 relative ({values}): nothing is timed")
+
+
+def measure(task: str, args: argparse.Namespace, memory: dict[tuple[str, str], float]) -> Iterator[dict[str, Any]]:
+    """The rows of the table for a head."""
+    for dropout in args.dropout:
+        models = dict(zip(IMPLEMENTATIONS, build(task, args, dropout == "on"), strict=True))
+        check_losses(task, models, on_device(heads.single(task, args.size)))
+        modes = ("train",) if dropout == "on" and "off" in args.dropout else ("train", "inference")  # it has no dropout
+        for how in args.batches:
+            batches = choose_batches(task, args, how)
+            items = sum(len(next(iter(batch.values()))) for batch in batches)
+            for precision, mode in [(precision, mode) for precision in args.precision for mode in modes]:
+                operations, *found = rounds(mode, task, models, batches, precision, args.rounds)
+                for name in IMPLEMENTATIONS:
+                    row = {"task": task, "batches": how, "dropout": dropout, "precision": precision, "mode": mode}
+                    row |= {"implementation": name, "s/step": median(each[name] for each in found) / len(batches)}
+                    row["items/s"] = items / len(batches) / row["s/step"]
+                    row["x sdpa"] = median(each[SDPA] / each[name] for each in found)
+                    if name == OURS:
+                        row["of limit"] = median(operations / each[name] / each[PRODUCTS] for each in found)
+                        row["GFLOP/s of products"] = median(each[PRODUCTS] for each in found) / 1e9
+                    if mode == "train" and (name, precision) in memory:
+                        row["MB"] = memory[name, precision]
+                    yield row
+
+
+def build(task: str, args: argparse.Namespace, dropout: bool) -> list[Model]:
+    """The models in the order of `IMPLEMENTATIONS`, on the device."""
+    models = heads.models(task, args.size, dropout, args.freeze_feature_encoder)
+    for model in models if args.gradient_checkpointing else ():
+        model.gradient_checkpointing_enable()
+    return [model.to(DEVICE) for model in models]
+
+
+def on_device(batch: Batch) -> Batch:
+    return {key: value.to(DEVICE) for key, value in batch.items()}
+
+
+def choose_batches(task: str, args: argparse.Namespace, how: str) -> list[Batch]:
+    lengths = args.lengths if heads.kind_of(task) == "Audio" else ()
+    return [on_device(batch) for batch in batches_of(task, args.size, how, args.rows, lengths)]
+
+
+def step_memory(task: str, implementation: str, args: argparse.Namespace) -> float:
+    """MB of a training step above the loaded model: the peak of the second, gradients counted and no optimiser."""
+    model = build(task, args, args.dropout[0] == "on")[IMPLEMENTATIONS.index(implementation)]
+    step, batch = train_step(task, args.precision[0], None), choose_batches(task, args, args.batches[0])[-1]
+    step(model.train(), batch)
+    gc.collect()
     if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() >> 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)  # B or KiB
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, batch)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+    before = psutil.Process().memory_info().rss / 2**20
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux counts its peak anew; elsewhere the first step's stays
+    step(model, batch)
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10 - before
+    return (peak_memory_mb() or float("nan")) - before
 
 
-def peak_memory_of(implementation: str, precision: str, argv: list[str]) -> int:
-    """`peak_memory` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.speed", *argv, "--precision", precision, "--memory-of", implementation]
+def step_memory_of(task: str, implementation: str, precision: str, argv: list[str]) -> float:
+    """`step_memory` in a fresh process."""
+    options = ["--only", task, "--memory-of", implementation, "--precision", precision]
+    command = [sys.executable, "-m", "benchmarks.speed", *argv, *options]
     result = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
-    return int(result.stdout.split()[-1])
+    return float(result.stdout.split()[-1])
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def line(row: dict[str, Any]) -> str:
+    """A row of the table as text."""
+    cells = [row.get(key, "-") for key in COLUMNS]
+    texts = [
+        cell if isinstance(cell, str) else f"{cell:.0f}" if key == "MB" else f"{cell:.3g}"
+        for key, cell in zip(COLUMNS, cells, strict=True)
+    ]
+    return " ".join(form.format(text) for form, text in zip(COLUMNS.values(), texts, strict=True))
+
+
+def plot(found: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw how many times as fast as transformers with SDPA ours is: a bar for each head, precision and batches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ours = [row for row in found if row["implementation"] == OURS]
+    tasks = list(dict.fromkeys(row["task"] for row in ours))
+    modes = list(dict.fromkeys(row["mode"] for row in ours))
+    kinds = list(dict.fromkeys((row["precision"], row["batches"], row["dropout"]) for row in ours))
+    size = (4.5 * len(modes), 1.5 + 0.12 * len(tasks) * (1 + len(kinds)))
+    figure, axes = pyplot.subplots(1, len(modes), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, mode in zip(axes[0], modes, strict=True):
+        for i, kind in enumerate(kinds):
+            rows = {
+                row["task"]: row
+                for row in ours
+                if (row["precision"], row["batches"], row["dropout"]) == kind and row["mode"] == mode
+            }
+            places = [tasks.index(task) + (i + 0.5) / (1 + len(kinds)) - 0.5 for task in rows]
+            label = f"{kind[0]}, {kind[1]} batches, dropout {kind[2]}"
+            axis.barh(places, [row["x sdpa"] for row in rows.values()], 0.9 / (1 + len(kinds)), label=label)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set(title=f"{mode}: times as fast", yticks=range(len(tasks)), yticklabels=tasks)
+    axes[0][0].invert_yaxis()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
+
     def comma_separated_seconds(text: str) -> list[float]:
         return [float(length) for length in text.split(",")]
 
-    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("task", choices=["asr_ctc"])
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__, formatter_class=form)
+    parser.add_argument("tasks", nargs="*", choices=[*HEADS, "all"], help="heads, by their recipes' names")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", choices=("both", "fp32", "bf16"), default="both", help="bf16 is torch.autocast")
-    parser.add_argument("--lengths", type=comma_separated_seconds, default=librispeech_lengths(4), help="10,7,5,3")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="of autocast"
+    )
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        choices=heads.BATCHES,
+        default=["grouped", "equal"],
+        help="lengths in a batch: as the data have them, of like lengths, all the same",
+    )
+    parser.add_argument(
+        "--dropout",
+        nargs="+",
+        choices=("off", "on"),
+        default=["off", "on"],
+        help="on: as recipes fine-tune; LayerDrop and masks are always off",
+    )
+    parser.add_argument("--rows", type=int, help="items of a batch, instead of each head's")
+    parser.add_argument(
+        "--lengths", type=comma_separated_seconds, default=[], help="of clips, in place of real ones: 10,7,5,3"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--size", choices=("base", "tiny"), default="base")
     parser.add_argument("--freeze-feature-encoder", action="store_true", help="as fine-tuning recipes do")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="in all")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure memory")
+    parser.add_argument("--out", default="speed", help="what speed.json and speed.png are called")
+    parser.add_argument("--only", choices=HEADS, help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = command_line()
     args = parser.parse_args(argv)
-    if min(args.rounds, args.threads) < 1 or not all(0.1 <= length <= 60 for length in args.lengths):
-        parser.error("--rounds and --threads must be 1 or more, --lengths 0.1 to 60 seconds each")
+    if min(args.rounds, args.threads, args.rows or 1) < 1 or not all(0.1 <= length <= 60 for length in args.lengths):
+        parser.error("--rounds, --rows and --threads must be 1 or more, --lengths 0.1 to 60 seconds each")
+    args.tasks = list(HEADS) if "all" in args.tasks or not args.tasks else args.tasks
     return args
 
 
 def main(argv: list[str]) -> None:
+    """Measure, print the table, and write it as JSON and as a chart."""
     args = parse(argv)
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        print(peak_memory(args.memory_of, args))
+        print(step_memory(args.only, args.memory_of, args))
         return
-    precisions = ("fp32", "bf16") if args.precision == "both" else (args.precision,)
-    print(
-        f"{args.size} size, {torch.cuda.get_device_name() if DEVICE == 'cuda' else 'cpu'}, {args.threads} threads,",
-        f"torch {torch.__version__}, transformers {transformers.__version__}, lengths {args.lengths} s, waveform",
-        f"front end {'frozen' if args.freeze_feature_encoder else 'trained'}, dropout, LayerDrop and masking off",
+    machine = environment()
+    about = (
+        f"{args.size} size, {machine['device']} ({' '.join(machine['instructions']) or 'no known instructions'}), "
+        f"{args.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    # Before anything big is in this process: on Linux a child's ru_maxrss starts at its parent's.
-    pairs = [] if args.no_memory else [(name, precision) for precision in precisions for name in IMPLEMENTATIONS]
-    memory = {("train", *pair): peak_memory_of(*pair, argv) for pair in pairs}
-    models = {}
-    for name in IMPLEMENTATIONS:
-        models[name], batch, single = build(name, args)
-    check_losses(models, single)
-    print(ROW.format("task", "mode", "precision", "implementation", "s/step", "clips/s", "x sdpa", "peak MiB"))
-    for precision, mode in [(precision, mode) for precision in precisions for mode in ("train", "inference")]:
-        rounds = time_rounds(mode, models, batch, precision, args.rounds)
-        for name in IMPLEMENTATIONS:
-            seconds, ratio = median(t[name] for t in rounds), median(t[SDPA] / t[name] for t in rounds)
-            figures = f"{seconds:.4g}", f"{len(batch['labels']) / seconds:.4g}", f"{ratio:.2f}"
-            peak = memory.get((mode, name, precision), "-")
-            print(ROW.format(args.task, mode, precision, name, *figures, peak), flush=True)
-    print("s/step: median. x sdpa: median over the rounds of transformers-sdpa's seconds / its own; above 1 is faster.")
+    print(about, f"; waveform front end {'frozen' if args.freeze_feature_encoder else 'trained'}", sep="")
+    print(" ".join(form.format(key) for key, form in COLUMNS.items()))
+    found: list[dict[str, Any]] = []
+    for task in args.tasks:
+        pairs = (
+            [] if args.no_memory else [(name, precision) for precision in args.precision for name in IMPLEMENTATIONS]
+        )
+        memory = {pair: step_memory_of(task, *pair, argv) for pair in pairs}
+        for row in measure(task, args, memory):
+            found.append(row)
+            print(line(row), flush=True)
+    sources = {task: f"{HEADS[task].lengths.source} ({HEADS[task].lengths.unit})" for task in args.tasks}
+    result = {"machine": machine, "options": vars(args), "transformers": transformers.__version__, "lengths": sources}
+    Path(f"{args.out}.json").write_text(json.dumps(result | {"rows": found}, indent=1) + "\n", "utf-8")
+    plot(found, about, Path(f"{args.out}.png"))
+    print(
+        "s/step: median. x sdpa: median over the rounds of transformers-sdpa's seconds / its own; above 1 is faster.",
+        "of limit: share of what matrix products alone reach. MB: of a training step above the loaded model.",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

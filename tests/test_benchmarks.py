@@ -1,80 +1,138 @@
-"""The benchmark of speed runs, refuses to time models that differ, and its batch is like LibriSpeech's."""
+"""The benchmark of speed runs for all heads, refuses to time models that differ, and its batches are like real data."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import scale, speed
+from benchmarks import heads, scale, speed
+from tests.helpers import RECIPES
 
-TINY = ["asr_ctc", "--size", "tiny", "--rounds", "1", "--lengths", "1.5,0.5"]
+TINY = ["--size", "tiny", "--rounds", "1"]
+QUICK = [*TINY, "--no-memory", "--precision", "fp32", "--batches", "equal", "--dropout", "off"]
 
 
-def test_table(monkeypatch, capsys):
-    monkeypatch.setattr(speed, "peak_memory_of", lambda name, precision, argv: 1000 + speed.IMPLEMENTATIONS.index(name))
-    speed.main(TINY)
-    header, losses, _, *lines, _ = capsys.readouterr().out.splitlines()
-    assert torch.__version__ in header and "[1.5, 0.5] s" in header and "trained" in header
-    losses = dict(part.split() for part in losses.partition(": ")[2].split(", "))
-    assert list(losses) == list(speed.IMPLEMENTATIONS)
-    assert float(losses[speed.OURS]) == pytest.approx(float(losses[speed.SDPA]), rel=1e-4)
-
-    rows = [line.split() for line in lines]
-    combinations = [
-        (p, m, name) for p in ("fp32", "bf16") for m in ("train", "inference") for name in speed.IMPLEMENTATIONS
+@pytest.mark.parametrize("task", heads.HEADS)
+def test_every_head(task):
+    """All implementations agree, and are timed in training and inference; the share of the limit is that of ours."""
+    args = speed.parse([task, *QUICK])
+    rows = list(speed.measure(task, args, {}))
+    assert [(row["mode"], row["implementation"]) for row in rows] == [
+        (mode, name) for mode in ("train", "inference") for name in speed.IMPLEMENTATIONS
     ]
-    assert [(precision, mode, name) for _, mode, precision, name, *_ in rows] == combinations
-    for _, mode, _, name, seconds, clips, ratio, memory in rows:
-        assert float(seconds) > 0 and float(ratio) > 0
-        assert float(clips) == pytest.approx(2 / float(seconds), rel=1e-2)
-        assert memory == (str(1000 + speed.IMPLEMENTATIONS.index(name)) if mode == "train" else "-")
-        assert name != speed.SDPA or float(ratio) == 1
+    for row in rows:
+        (batch,) = heads.batches_of(task, "tiny", "equal")
+        assert row["items/s"] == pytest.approx(len(next(iter(batch.values()))) / row["s/step"])
+        assert row["x sdpa"] == 1 if row["implementation"] == speed.SDPA else row["x sdpa"] > 0
+        assert ("of limit" in row) == (row["implementation"] == speed.OURS)
 
 
-def test_fresh_process_measures_memory():
-    # PyTorch alone is more than 100 MiB, and the tiny models are nothing beside it
-    assert 100 < speed.peak_memory_of("ours", "fp32", TINY) < 5000
+def test_the_heads_are_the_recipes():
+    assert sorted(heads.HEADS) == sorted(RECIPES)
 
 
-def test_ratio_is_paired(monkeypatch, capsys):
+def test_table_and_files(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(speed, "step_memory_of", lambda task, name, precision, argv: 10.0 + len(name))
+    speed.main(["text_classification", *TINY, "--batches", "equal", "--out", str(tmp_path / "speed")])
+    header, _, *lines, _, _ = capsys.readouterr().out.splitlines()
+    assert torch.__version__ in header and speed.environment()["cpu"] in header
+    combinations = [
+        (dropout, precision, mode, name)
+        for dropout in ("off", "on")
+        for precision in ("fp32", "bf16")
+        for mode in (("train", "inference") if dropout == "off" else ("train",))
+        for name in speed.IMPLEMENTATIONS
+    ]
+    found = json.loads((tmp_path / "speed.json").read_text("utf-8"))
+    keys = ("dropout", "precision", "mode", "implementation")
+    assert [tuple(row[key] for key in keys) for row in found["rows"]] == combinations
+    assert [tuple(line.split()[2:6]) for line in lines] == combinations
+    assert found["machine"]["instructions"] == speed.environment()["instructions"]
+    assert "CoLA" in found["lengths"]["text_classification"]
+    for row in found["rows"]:
+        assert row.get("MB") == (10 + len(row["implementation"]) if row["mode"] == "train" else None)
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_fresh_process_measures_the_memory_of_a_step():
+    """Gradients and activations of a tiny model; the interpreter and PyTorch, more than 100 MB, do not count."""
+    argv = ["text_classification", *QUICK]
+    assert 0 <= speed.step_memory_of("text_classification", "ours", "fp32", argv) < 60
+
+
+def test_work_is_that_of_real_positions():
+    """Rows of 3 and 5 tokens take as many operations as 8 do in products, whatever they are padded to."""
+    args = speed.parse(["token_classification", *QUICK])
+    model = speed.build("token_classification", args, False)[2].train()
+    step = speed.train_step("token_classification", "fp32", None)
+    batch = partial(heads.batch_of, "token_classification", "tiny", rng=np.random.default_rng(0))
+    operations, positions = speed.work(step, model, [batch(lengths=[3, 5])])
+    assert positions == 8
+    width, hidden, layers, classes = 48, 64, 4, 17
+    products = layers * (4 * width**2 + 2 * width * hidden) + width * classes
+    attention = layers * 2 * width * (3**2 + 5**2) * 2
+    # three times a forward pass: it, and the gradients of input and weight
+    assert operations == pytest.approx(3 * (2 * products * 8 + attention), rel=0.1)
+
+
+def test_ratio_is_paired(monkeypatch):
     """Twice as fast in every round, although the machine is slower in some: the ratio is exactly 2."""
-    rounds = [{speed.EAGER: 4 * t, speed.SDPA: 2 * t, speed.OURS: t} for t in (1.0, 10.0, 3.0)]
-    monkeypatch.setattr(speed, "time_rounds", lambda *args: rounds)
-    speed.main([*TINY, "--no-memory", "--precision", "fp32"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " train " in line]
-    assert [row[4:7] for row in rows] == [["12", "0.1667", "0.50"], ["6", "0.3333", "1.00"], ["3", "0.6667", "2.00"]]
+    times = [{speed.EAGER: 4 * t, speed.SDPA: 2 * t, speed.OURS: t, speed.PRODUCTS: 100 / t} for t in (1.0, 10.0, 3.0)]
+    monkeypatch.setattr(speed, "rounds", lambda *args: [50, *times])
+    args = speed.parse(["text_classification", *QUICK])
+    rows = [row for row in speed.measure("text_classification", args, {}) if row["mode"] == "train"]
+    assert [(row["s/step"], row["x sdpa"], row.get("of limit")) for row in rows] == [
+        (12, 0.5, None),
+        (6, 1, None),
+        (3, 2, 0.5),
+    ]
 
 
-def test_models_that_differ_are_not_timed(monkeypatch, capsys):
-    build = speed.asr_ctc
+def test_models_that_differ_are_not_timed(monkeypatch):
+    models = heads.models
 
-    def different(implementation, args):
-        model, *batches = build(implementation, args)
-        if implementation == speed.OURS:
-            model.lm_head.bias.data[0] += 1e-2
-        return model, *batches
+    def different(*args):
+        *theirs, ours = models(*args)
+        ours.classifier.out_proj.bias.data[0] += 1e-2
+        return [*theirs, ours]
 
-    monkeypatch.setattr(speed, "asr_ctc", different)
+    monkeypatch.setattr(heads, "models", different)
+    args = speed.parse(["text_classification", *QUICK])
     with pytest.raises(SystemExit, match="losses differ"):
-        speed.main([*TINY, "--no-memory"])
-    assert " train " not in capsys.readouterr().out
+        next(speed.measure("text_classification", args, {}))
 
 
 def test_freezing_leaves_the_front_end_alone_in_all():
-    args = speed.parse([*TINY, "--freeze-feature-encoder"])
-    for name in speed.IMPLEMENTATIONS:
-        model, batch, single = speed.asr_ctc(name, args)
+    for model in heads.models("asr_ctc", "tiny", False, freeze=True):
         trained = {key for key, weight in model.named_parameters() if weight.requires_grad}
         assert trained and not any("feature_extractor" in key for key in trained)
-        assert len(batch["labels"]) == 2 and bool(single["attention_mask"].all())
-        assert batch["attention_mask"].sum(1).tolist() == [24_000, 8_000]
 
 
-def test_lengths_are_like_librispeech():
-    lengths = np.array(speed.librispeech_lengths(1000))
-    assert lengths.min() >= 1.5 and lengths.max() == 16
-    assert lengths.mean() == pytest.approx(12.5, abs=0.1) and np.median(lengths) == pytest.approx(13.8, abs=0.1)
+def test_dropout_is_the_recipes():
+    """Speech's drops inside the feed-forward alone; text's and images' are the models' defaults."""
+    on, off = (heads.configuration("asr_ctc", "base", dropout) for dropout in (True, False))
+    assert on["activation_dropout"] == 0.1 and on["hidden_dropout"] == 0 == off["activation_dropout"]
+    assert on["layerdrop"] == 0 == on["mask_time_prob"]
+    assert "hidden_dropout_prob" not in heads.configuration("text_classification", "base", True)
+    assert heads.configuration("text_classification", "base", False)["hidden_dropout_prob"] == 0
+
+
+def test_batches_are_like_the_data():
+    shares = (np.arange(1000) + 0.5) / 1000
+    speech = np.array(heads.LIBRISPEECH.at(shares))
+    assert speech.min() >= 1.5 and speech.max() == 16
+    assert speech.mean() == pytest.approx(12.5, abs=0.1) and np.median(speech) == pytest.approx(13.8, abs=0.1)
+
+    def filled(how):
+        return np.mean([batch["attention_mask"].float().mean() for batch in batches(how)])
+
+    batches = partial(heads.batches_of, "text_classification", "base")
+    assert filled("random") < 0.3 < 0.9 < filled("grouped") < filled("equal") == 1
+    (batch,) = heads.batches_of("asr_ctc", "base", "random", lengths=[1.5, 0.5])
+    assert batch["attention_mask"].sum(1).tolist() == [24_000, 8_000]
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
         only = tuple(published.command_line().parse_args(args).only)
         return any(row.name.startswith(only) for row in published.ROWS)
     if module == "benchmarks.speed":
-        return speed.parse(args).task == args[0]
+        return bool(speed.parse(args).tasks)
     if module == "benchmarks.record":
         return record.command_line().parse_args(args).command == args[0]
     recipe, *options = args
