@@ -18,7 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d2v.errors import InputError
-from d2v.hub import WEIGHTS, WEIGHTS_INDEX, Renames, Report, fetch_file, legacy, read_json, rename, write_json
+from d2v.hub import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    Renames,
+    Report,
+    fetch_file,
+    legacy,
+    load_config,
+    read_json,
+    rename,
+    write_json,
+)
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -36,8 +47,13 @@ class Storable(nn.Module):
     base_model_prefix: ClassVar[str]
     config: Any
 
-    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some."""
+    def adapt_weights(self, weights: dict[str, Tensor], entries: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """What a checkpoint's weights, by our names, are to this model; the place to drop or resize some.
+
+        Args:
+            weights: of the checkpoint.
+            entries: of its `config.json`; by default it is as the model's.
+        """
         return weights
 
 
@@ -96,7 +112,7 @@ def load_weights(
         found = {base + key: value for key, value in found.items()}
     elif not has_head:
         found = {key.removeprefix(base): value for key, value in found.items()}
-    found = model.adapt_weights(found)
+    found = model.adapt_weights(found, load_config(source))
 
     own, report, fitting = model.state_dict(), Report(), {}
     if not own.keys() & found.keys():

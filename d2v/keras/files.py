@@ -3,20 +3,25 @@
 A weight goes by the same name as everywhere; inside it lies as Keras has it, (in, out) or (height, width, in, out).
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from d2v.errors import InputError
 from d2v.hub import KERAS, WEIGHTS, WEIGHTS_INDEX, Report, fetch_file, read_h5, read_json, write_json
+from d2v.keras.layers import resize_positions
+from d2v.models.configuration import Data2VecVisionConfig
+from d2v.models.tables import offset_grid, resize_table
 
 H5 = "tf_model.h5"
 BASE = "data2vec_vision."
-TABLE = "relative_position_bias.relative_position_bias_table"
+TABLE, POSITIONS = "relative_position_bias.relative_position_bias_table", "embeddings.position_embeddings"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
 
 
@@ -84,7 +89,8 @@ def load_weights(model, source: str | Path) -> Report:
     """Load a checkpoint into a model and say what did not fit, as `d2v.pretrained.load_weights`.
 
     A checkpoint without a head fits a model with one, and the other way round. Weights of another shape stay as
-    initialised where they belong to a head; in the model itself they are an InputError.
+    initialised where they belong to a head; in the model itself they are an InputError, but for positions of another
+    grid of patches, which are resized.
     """
     found, own, report = read_weights(source), weight_names(model), Report()
     found = {name: value for name, value in found.items() if not name.endswith("relative_position_index")}
@@ -96,6 +102,12 @@ def load_weights(model, source: str | Path) -> Report:
     shared = [name for name in found if name.endswith(f"encoder.{TABLE}") and name not in own]
     if shared and of_layers and not found.keys() & set(of_layers):  # BEiT pretrains with one, then has one each
         found |= dict.fromkeys(of_layers, found.pop(shared[0]))
+    old, new = Data2VecVisionConfig.from_pretrained(source).grid(), model.config.grid()
+    for name, value in found.items() if old != new else ():
+        if name.endswith(TABLE) and len(value) == math.prod(offset_grid(old)) + 3:
+            found[name] = resize_table(value, old, new)
+        elif name.endswith(POSITIONS) and value.shape[1] == 1 + math.prod(old):
+            found[name] = keras.ops.convert_to_numpy(resize_positions(value.astype("float32"), old, new))
     if not own.keys() & found.keys():
         raise InputError(f"{source}: not one weight of {type(model).__name__} is in this checkpoint")
     for name, value in found.items():
@@ -118,8 +130,6 @@ def load_weights(model, source: str | Path) -> Report:
 
 def save(model, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` under Hugging Face's names."""
-    import keras
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {}

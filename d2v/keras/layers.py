@@ -12,6 +12,7 @@ from keras import layers, ops
 from d2v.errors import InputError
 from d2v.keras.interpolation import bicubic, resample
 from d2v.models.configuration import Activation, Data2VecVisionConfig, Grid, sides
+from d2v.models.tables import offset_grid
 
 ACTIVATIONS: dict[Activation, object] = {
     "gelu": lambda x: keras.activations.gelu(x, approximate=False),
@@ -112,22 +113,18 @@ class Embeddings(Part):
         first = ops.zeros_like(x[:, :1]) + self.cls_token
         x = ops.concatenate((first, x), axis=1)
         if self.position_embeddings is not None:
-            x = x + self.positions((rows, columns))
+            x = x + resize_positions(self.position_embeddings, self.config.grid(), (rows, columns))
         return self.dropout(x)
 
-    def positions(self, grid: Grid):
-        """(1, 1 + P, D), by bicubic interpolation on another grid than the model's; the class token's stays."""
-        positions = ops.convert_to_tensor(self.position_embeddings)
-        if grid == self.config.grid():
-            return positions
-        patches = ops.reshape(positions[:, 1:], (1, *self.config.grid(), self.config.hidden_size))
-        patches = ops.reshape(resample(patches, grid, bicubic), (1, -1, self.config.hidden_size))
-        return ops.concatenate((positions[:, :1], patches), axis=1)
 
-
-def offset_grid(grid: Grid) -> Grid:
-    """How many offsets there are between two rows, and between two columns."""
-    return 2 * grid[0] - 1, 2 * grid[1] - 1
+def resize_positions(positions, old: Grid, new: Grid):
+    """Absolute positions (1, 1 + P, D) for another grid, by bicubic interpolation; the class token's stays."""
+    positions = ops.convert_to_tensor(positions)
+    if old == new:
+        return positions
+    patches = ops.reshape(positions[:, 1:], (1, *old, positions.shape[-1]))
+    patches = ops.reshape(resample(patches, new, bicubic), (1, -1, positions.shape[-1]))
+    return ops.concatenate((positions[:, :1], patches), axis=1)
 
 
 def offset_index(grid: Grid) -> np.ndarray:

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models import tables
 from d2v.models.configuration import Grid
 from d2v.models.cpu import Dropout
 from d2v.models.packing import Packing
+from d2v.models.tables import offset_grid
 from d2v.models.transformer import Attention
 
 
@@ -116,11 +118,6 @@ def offset_index(grid: Grid, device: torch.device | None = None) -> Tensor:
     return index
 
 
-def offset_grid(grid: Grid) -> Grid:
-    """How many offsets there are between two rows, and between two columns."""
-    return 2 * grid[0] - 1, 2 * grid[1] - 1
-
-
 def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
     """Absolute positions (1, 1 + P, D) for another grid, by bicubic interpolation; the class token's stays."""
     if old == new:
@@ -131,32 +128,5 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
 
 
 def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """A table of relative positions for another grid, as BEiT's `run_class_finetuning.py` makes it.
-
-    The bias changes much between small offsets and little between large ones. So the old distances are laid on the new
-    ones close together near 0 and farther and farther apart, see `stretched`, and a cubic spline gives the values at
-    the distances between. The class token's three rows stay. Each axis has its own distances; one that keeps its size
-    keeps its values.
-    """
-    from scipy.interpolate import make_interp_spline
-
-    values = table[:-3].double().unflatten(0, offset_grid(old)).numpy()  # (2 * rows - 1, 2 * columns - 1, H)
-    for axis in (0, 1):
-        if old[axis] != new[axis]:
-            distances = stretched(old[axis], new[axis])
-            known = torch.cat((-distances.flip(0), torch.zeros(1), distances))
-            wanted = torch.arange(1.0 - new[axis], new[axis], dtype=torch.float64).clamp(known[0], known[-1])
-            values = make_interp_spline(known, values, k=min(3, len(known) - 1), axis=axis)(wanted)
-    return torch.cat((torch.from_numpy(values).flatten(0, 1).to(table.dtype), table[-3:]))
-
-
-def stretched(old: int, new: int) -> Tensor:
-    """Where distances 1 to old - 1 fall among 1 to new - 1: at 1, 1 + q, 1 + q + q^2 and so on, the last at the end.
-
-    BEiT's bisection finds q between 1.01 and 1.5, to 1e-6; if that does not reach, the ends are as near as it gets.
-    """
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        q = (low + high) / 2
-        low, high = (low, q) if sum(q**i for i in range(old - 1)) > new - 1 else (q, high)
-    return (q ** torch.arange(old - 1, dtype=torch.float64)).cumsum(0)
+    """A table of relative positions for another grid, as `d2v.models.tables.resize_table` makes it."""
+    return torch.from_numpy(tables.resize_table(table.double().numpy(), old, new)).to(table.dtype)

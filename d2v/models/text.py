@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, N real tokens of a batch, D width, H heads, S tokens 
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ class TextPreTrainedModel(PreTrainedModel):
                 if module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx])
 
-    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_weights(self, weights: dict[str, Tensor], entries: dict[str, Any] | None = None) -> dict[str, Tensor]:
         """Drop what a model computes by itself, and the copies of tied weights that older checkpoints have."""
         unused = ["embeddings.position_ids", "embeddings.token_type_ids"]
         if self.config.tie_word_embeddings:

@@ -3,8 +3,8 @@
 Shapes: B batch, P patches, N positions of a batch, D width, H heads. A grid is its (rows, columns).
 """
 
-from math import isqrt
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from d2v.models.patches import (
     resize_positions,
     resize_table,
 )
+from d2v.models.tables import offset_grid
 from d2v.models.transformer import Encoder
 
 TABLE, POSITIONS = "relative_position_bias.relative_position_bias_table", "embeddings.position_embeddings"
@@ -115,23 +116,21 @@ class VisionPreTrainedModel(PreTrainedModel):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a checkpoint's positions: resize those of another image size, give each layer the table that all shared.
-
-        Of a checkpoint only the weights are seen here, and so a grid of another size is taken to be square.
-        """
+    def adapt_weights(self, weights: dict[str, Tensor], entries: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Fit a checkpoint's positions: resize those of another grid, give each layer the table that all shared."""
         weights = {name: value for name, value in weights.items() if not name.endswith("relative_position_index")}
-        own = {name: parameter.shape for name, parameter in self.named_parameters()}
+        own = {name for name, _ in self.named_parameters()}
         of_layers = [name for name in own if name.endswith(f".attn.{TABLE}")]
         shared = [name for name in weights if name.endswith(f"encoder.{TABLE}") and name not in own]
         if shared and of_layers and not weights.keys() & set(of_layers):  # BEiT pretrains with one, then has one each
             weights |= dict.fromkeys(of_layers, weights.pop(shared[0]))
-        for name, value in weights.items():
-            if value.shape != own.get(name, value.shape):
-                if name.endswith(TABLE) and (side := isqrt(len(value) - 3)) ** 2 == len(value) - 3 and side > 1:
-                    weights[name] = resize_table(value, ((side + 1) // 2, (side + 1) // 2), self.config.grid())
-                elif name.endswith(POSITIONS) and (side := isqrt(value.shape[1] - 1)) ** 2 == value.shape[1] - 1:
-                    weights[name] = resize_positions(value, (side, side), self.config.grid())
+        new = self.config.grid()
+        old = new if entries is None else type(self.config).from_dict(entries).grid()
+        for name, value in weights.items() if old != new else ():
+            if name.endswith(TABLE) and len(value) == math.prod(offset_grid(old)) + 3:
+                weights[name] = resize_table(value, old, new)
+            elif name.endswith(POSITIONS) and value.shape[1] == 1 + math.prod(old):
+                weights[name] = resize_positions(value, old, new)
         return weights
 
 

@@ -1,6 +1,6 @@
-"""Image files to batches of pixels, masks to labels, and logits back to maps of the images' sizes.
+"""Image files to batches of pixels, and masks to labels; of PyTorch only where its tensors are asked for.
 
-Shapes: B batch, H and W height and width in pixels, C classes.
+Shapes: B batch, H and W height and width in pixels.
 """
 
 import io
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from d2v.errors import InputError
-from d2v.pretrained import fetch_file, read_json, write_json
+from d2v.hub import fetch_file, read_json, write_json
 
 ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image
 # Of Pillow's formats those in use; others are rare, and to read EPS, which is a program, it would run Ghostscript.
@@ -155,15 +153,15 @@ def _as_size(name: str, value: Any, *keys: set[str]) -> dict[str, int]:
     return dict(value)
 
 
-def _stack(arrays: list[np.ndarray]) -> Tensor:
-    """One tensor of arrays, which must be equally large."""
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    """One array of several, which must be equally large."""
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) != 1:
         raise InputError(
             f"images of a batch must have one size, these have {shapes[:3] or 'none'}; a size of height and width, "
             "or do_center_crop, makes them equal"
         )
-    return torch.from_numpy(np.stack(arrays))
+    return np.stack(arrays)
 
 
 @dataclass
@@ -228,17 +226,23 @@ class ImageProcessor:
         return len(self.image_mean)
 
     def __call__(
-        self, images: list[ImageSource], segmentation_maps: list[ImageSource | np.ndarray] | None = None
-    ) -> dict[str, Tensor]:
+        self,
+        images: list[ImageSource],
+        segmentation_maps: list[ImageSource | np.ndarray] | None = None,
+        return_tensors: str = "pt",
+    ) -> dict[str, Any]:
         """Resize, crop, rescale and normalise each image; resize and crop each mask with its image.
 
         Args:
             images: B images, as `load_image` takes them.
             segmentation_maps: a mask an image, as `load_mask` takes them, each of its image's size.
+            return_tensors: "pt" for tensors of PyTorch, "np" for arrays, which Keras takes on every backend.
 
         Returns:
             `pixel_values` (B, channels, H, W) float32; with masks also `labels` (B, H, W) int64.
         """
+        if return_tensors not in ("pt", "np"):
+            raise InputError(f'return_tensors is {return_tensors!r}; must be "pt", or "np" for arrays, as Keras takes')
         decoded = [load_image(image, self.channels) for image in images]
         batch = {"pixel_values": _stack([self._pixels(image) for image in decoded])}
         if segmentation_maps is not None:
@@ -249,7 +253,11 @@ class ImageProcessor:
                     raise InputError(f"mask {i} has shape {mask.shape}; its image has {(image.height, image.width)}")
                 labels.append(self._labels(mask))
             batch["labels"] = _stack(labels)
-        return batch
+        if return_tensors == "np":
+            return batch
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         if image.mode == "RGB":

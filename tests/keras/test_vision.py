@@ -301,6 +301,23 @@ def test_a_model_without_a_head_gets_one_and_the_other_way_round(tmp_path, capsy
     assert torch.equal(states[0][-1], states[1][-1])
 
 
+@pytest.mark.parametrize("size", [32, (16, 40)])
+def test_loading_at_another_image_size_resizes_positions_as_pytorchs_class(tmp_path, size, capsys):
+    of_layers = {"use_relative_position_bias": True, "use_shared_relative_position_bias": False}
+    for name, changes in (("model", of_layers), ("classification", {})):
+        theirs = cases.make(name)
+        theirs.save_pretrained(tmp_path)
+        found = backends.weights(backends.load(tmp_path, image_size=size, **changes))
+        theirs = type(theirs).from_pretrained(tmp_path, image_size=size, **changes)
+        assert capsys.readouterr().out == ""
+        wanted = {d2v.hub.rename(key, theirs.renames): value.numpy() for key, value in theirs.state_dict().items()}
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():  # tables by the same code, positions by an interpolation of each
+            assert found[key] == pytest.approx(value, rel=0, abs=1e-6 if key.endswith("position_embeddings") else 0)
+    with pytest.raises(InputError, match="image_size 3 is smaller than patch_size 4"):
+        backends.load(tmp_path, image_size=3)
+
+
 def test_files_that_do_not_fit_are_one_line(tmp_path):
     pytest.importorskip("h5py")
     cls = d2v.keras.TFData2VecVisionForImageClassification
@@ -363,7 +380,7 @@ def test_without_keras_one_line_says_what_to_install(monkeypatch):
 
 
 def test_import_d2v_imports_neither():
-    code = "import d2v, sys; print({'torch', 'keras', 'tensorflow', 'jax'} & set(sys.modules))"
+    code = "import d2v, d2v.processors.image, sys; print({'torch', 'keras', 'tensorflow', 'jax'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"
     assert all(getattr(d2v, name).__name__ == name for name in d2v.__all__)

@@ -371,6 +371,16 @@ def test_images_in_any_form_and_mode():
     assert torch.equal(batch["pixel_values"], torch.ones(3, 3, 4, 4))
 
 
+def test_arrays_are_the_tensors_values():
+    processor, images = ImageProcessor(size={"height": 5, "width": 7}), [Image.new("RGB", (9, 8), (1, 2, 3))]
+    masks = [np.arange(72).reshape(8, 9)]
+    tensors, arrays = (processor(images, masks, return_tensors=kind) for kind in ("pt", "np"))
+    assert arrays["pixel_values"].dtype == np.float32 and arrays["labels"].dtype == np.int64
+    assert all(np.array_equal(arrays[key], tensors[key].numpy()) for key in ("pixel_values", "labels"))
+    with pytest.raises(InputError, match="return_tensors is 'tf'; must be \"pt\", or \"np\" for arrays, as Keras takes"):
+        processor(images, return_tensors="tf")
+
+
 def test_batches_that_cannot_be_made():
     small, large = Image.new("RGB", (3, 2)), Image.new("RGB", (6, 2))
     for options in ({"do_resize": False}, {"size": {"shortest_edge": 2}}):
