@@ -22,6 +22,7 @@ from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.image import ImageProcessor
 from tests.helpers import ROOT
+from tests.keras.golden import released, write_h5
 from tests.parity import EXACT, apart, assert_as_close, exact, pair, widened
 from tests.tiny import TINY_AUDIO
 
@@ -412,25 +413,9 @@ def test_vision_classifier(tmp_path, key):
     assert config.use_mean_pooling and not config.use_shared_relative_position_bias and config.num_labels == 7
 
 
-def keras(name: str, value: torch.Tensor) -> tuple[str, np.ndarray]:
-    """A weight as Keras wrote Hugging Face's models of 2022."""
-    name = re.sub(r"psp_modules\.blocks\.(\d)\.conv\.", r"psp_modules/\1.1/", name)
-    name = name.replace("psp_bottleneck", "bottleneck")
-    name = name.replace("convolution.", "conv.").replace("normalization.", "bn.")
-    name = re.sub(r"layer\.(\d+)\.", r"layer_._\1.", name)
-    module, _, kind = name.rpartition(".")
-    if value.ndim > 1 and kind == "weight":
-        value = value.T if value.ndim == 2 else value.permute(2, 3, 1, 0)
-        kind = "kernel"
-    elif re.search(r"(layernorm\w*|bn|fpn1\.1)$", module):
-        kind = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean"}.get(kind, "moving_variance")
-    module = re.sub(r"\.(?![\d_])", "/", module)
-    return f"{module}/{kind}:0", value.contiguous().numpy()
-
-
 @pytest.mark.parametrize("head", ["Model", "ForImageClassification", "ForSemanticSegmentation"])
 def test_tensorflow(tmp_path, head):
-    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("h5py")
     config = TINY_VISION | {"use_relative_position_bias": True, "num_labels": 5, "use_mask_token": True}
     if head == "ForSemanticSegmentation":
         config |= {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "auxiliary_channels": 16}
@@ -439,22 +424,19 @@ def test_tensorflow(tmp_path, head):
     theirs, _ = pair(f"Data2VecVision{head}", **config)
     prefix = "data2vec_vision." if head == "Model" else ""
     weights = {prefix + key: value for key, value in theirs.state_dict().items() if "num_batches" not in key}
-    weights = dict(keras(*item) for item in weights.items())
-    assert weights["data2vec_vision/encoder/layer_._0/attention/attention/query/kernel:0"].shape == (32, 32)
-    assert weights["data2vec_vision/embeddings/patch_embeddings/projection/kernel:0"].shape == (8, 8, 3, 32)
-    assert "data2vec_vision/encoder/layer_._1/layernorm_before/gamma:0" in weights
+    named = dict(released(*item) for item in weights.items())
+    assert named["data2vec_vision/encoder/layer_._0/attention/attention/query/kernel:0"].shape == (32, 32)
+    assert named["data2vec_vision/embeddings/patch_embeddings/projection/kernel:0"].shape == (8, 8, 3, 32)
+    assert "data2vec_vision/encoder/layer_._1/layernorm_before/gamma:0" in named
     if head == "ForSemanticSegmentation":
-        assert weights["fpn1.0/kernel:0"].shape == (2, 2, 32, 32) and "fpn1.1/moving_variance:0" in weights
+        assert named["fpn1.0/kernel:0"].shape == (2, 2, 32, 32) and "fpn1.1/moving_variance:0" in named
         assert {
             "decode_head/psp_modules/0.1/bn/moving_mean:0",
             "decode_head/bottleneck/conv/kernel:0",
-        } <= weights.keys()
-        assert {"decode_head/lateral_convs.0/bn/gamma:0", "auxiliary_head/convs.0/conv/kernel:0"} <= weights.keys()
+        } <= named.keys()
+        assert {"decode_head/lateral_convs.0/bn/gamma:0", "auxiliary_head/convs.0/conv/kernel:0"} <= named.keys()
     theirs.config.save_pretrained(tmp_path)
-    with h5py.File(tmp_path / "tf_model.h5", "w") as file:
-        file.create_group("top_level_model_weights")
-        for name, value in weights.items():
-            file[f"{name.partition('/')[0]}/tf_data2vec_vision_model/{name}"] = value
+    write_h5(tmp_path, weights)
     ImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
     convert.convert(tmp_path / "tf_model.h5", tmp_path / "out")
     same_model(theirs, tmp_path / "out", pixel_values=torch.randn(2, 3, 32, 32))

@@ -73,6 +73,11 @@ CASES = {
 def make(name: str):
     """The PyTorch model of a case, in evaluation mode, its weights stirred."""
     kind, config, _ = CASES[name]
+    return stirred(kind, config)
+
+
+def stirred(kind: str, config: dict):
+    """A PyTorch model in evaluation mode, its weights stirred."""
     torch.manual_seed(3)
     model = getattr(d2v, kind)(d2v.Data2VecVisionConfig(**config)).eval()
     with torch.no_grad():

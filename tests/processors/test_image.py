@@ -377,7 +377,7 @@ def test_arrays_are_the_tensors_values():
     tensors, arrays = (processor(images, masks, return_tensors=kind) for kind in ("pt", "np"))
     assert arrays["pixel_values"].dtype == np.float32 and arrays["labels"].dtype == np.int64
     assert all(np.array_equal(arrays[key], tensors[key].numpy()) for key in ("pixel_values", "labels"))
-    with pytest.raises(InputError, match="return_tensors is 'tf'; must be \"pt\", or \"np\" for arrays, as Keras takes"):
+    with pytest.raises(InputError, match='return_tensors is \'tf\'; must be "pt", or "np" for arrays, as Keras'):
         processor(images, return_tensors="tf")
 
 
