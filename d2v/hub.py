@@ -92,6 +92,18 @@ def load_config(source: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
+def shards(source: str | os.PathLike, index: Path) -> list[Path]:
+    """The files that the index of a checkpoint in several files names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise InputError(f"{index}: no weight_map, which says in what file each weight is")
+    found = {name: fetch_file(source, name) for name in sorted(set(names.values()))}
+    for name, path in found.items():
+        if path is None:
+            raise InputError(f"{index}: names {name}, which is not there")
+    return [path for path in found.values() if path is not None]
+
+
 def rename(key: str, table: Renames, *, to_ours: bool = False) -> str:
     """A weight's name on the other side of the table; names that no row matches stay."""
     for ours, theirs in table:

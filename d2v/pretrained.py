@@ -28,6 +28,7 @@ from d2v.hub import (
     load_config,
     read_json,
     rename,
+    shards,
     write_json,
 )
 
@@ -64,13 +65,8 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
             return read_weights_file(path)
         if path := fetch_file(source, index):
             weights: dict[str, Tensor] = {}
-            files = read_json(path).get("weight_map")
-            if not isinstance(files, dict):
-                raise InputError(f"{path}: no weight_map, which says in what file each weight is")
-            for shard in sorted(set(files.values())):
-                if (shard_path := fetch_file(source, shard)) is None:
-                    raise InputError(f"{path}: names {shard}, which is not there")
-                weights |= read_weights_file(shard_path)
+            for shard in shards(source, path):
+                weights |= read_weights_file(shard)
             return weights
     raise InputError(f"{source}: no weights; {WEIGHTS}, {WEIGHTS_INDEX}, {PICKLED} or {PICKLED_INDEX} is needed")
 

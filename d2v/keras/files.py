@@ -14,7 +14,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from d2v.errors import InputError
-from d2v.hub import KERAS, WEIGHTS, WEIGHTS_INDEX, Report, fetch_file, read_h5, read_json, write_json
+from d2v.hub import KERAS, WEIGHTS, WEIGHTS_INDEX, Report, fetch_file, read_h5, shards, write_json
 from d2v.keras.layers import resize_positions
 from d2v.models.configuration import Data2VecVisionConfig
 from d2v.models.tables import offset_grid, resize_table
@@ -70,10 +70,8 @@ def read_weights(source: str | Path) -> dict[str, np.ndarray]:
         return read_safetensors(path)
     if path := fetch_file(source, WEIGHTS_INDEX):
         weights: dict[str, np.ndarray] = {}
-        for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
-            if (shard_path := fetch_file(source, shard)) is None:
-                raise InputError(f"{path}: names {shard}, which is not there")
-            weights |= read_safetensors(shard_path)
+        for shard in shards(source, path):
+            weights |= read_safetensors(shard)
         return weights
     if path := fetch_file(source, H5):
         try:
