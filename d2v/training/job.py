@@ -20,7 +20,7 @@ from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.engine import check_engine, sharding
 from d2v.training.identity import check_config, check_data, checkpoint_fingerprint, fingerprint, plain
-from d2v.training.machine import environment, has_bf16
+from d2v.training.machine import ask_for_huge_pages, environment, has_bf16
 from d2v.training.resume import checkpoints
 from d2v.training.signals import LAUNCHED
 from d2v.training.submission import read_sample
@@ -49,6 +49,7 @@ def start(config: Any) -> Job:
         set_seed,
     )
 
+    ask_for_huge_pages()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
             stream.reconfigure(errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import d2v
 from d2v.data.cores import control_groups, granted_cores
 
 CPUINFO = Path("/proc/cpuinfo")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 INSTRUCTIONS = {
     "avx2": "_is_avx2_supported",
     "avx512": "_is_avx512_supported",
@@ -105,6 +107,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
     changed = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "clean": None if changed is None else not changed}
+
+
+def ask_for_huge_pages() -> None:
+    """Let torch ask for pages of 2 MB for large tensors, where Linux has them for those who ask.
+
+    Memory that is new to a process is handed out in pages of 4 KB: 37,699 for the gradient of 50,265 tokens'
+    embeddings, in each update. Nothing changes if a large tensor has been made before.
+    """
+    with suppress(OSError):
+        if "[madvise]" in HUGE_PAGES.read_text("utf-8"):
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def has_bf16() -> bool:

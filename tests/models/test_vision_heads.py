@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from d2v import Data2VecVisionConfig, Data2VecVisionForSemanticSegmentation
 from d2v.errors import InputError
-from d2v.models.vision_heads import segmentation_loss
+from d2v.models.vision_heads import Upsampling, conv_layer, conv_of_resized, resize, segmentation_loss
 from d2v.pretrained import rename
 from tests.models.test_vision import VARIANTS, images_for, tiny
 from tests.parity import (
@@ -287,3 +287,28 @@ def test_one_class_cannot_be_learnt():
     _, ours = tiny(SEGMENTATION, num_labels=1)
     with pytest.raises(ValueError, match="at least 2 classes"):
         ours(images_for(ours), labels=torch.zeros(3, 24, 24, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "sizes", [[(8, 6), (4, 3), (2, 1), (1, 1)], [(1, 2), (1, 1), (2, 2), (6, 6)], [(13, 9), (7, 5), (13, 9), (3, 4)]]
+)
+def test_channels_are_mixed_before_maps_are_resized(sizes):
+    """With the same values and gradients as a convolution of the resized maps; sizes larger than the first included."""
+    layer = conv_layer(4 * 3, 5, 3).double()
+    maps = [torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    wanted = layer(torch.cat([resize(x, sizes[0]) for x in maps], dim=1))
+    found = conv_of_resized(layer, maps)
+    assert apart(found, wanted) < EXACT
+    gradients = ([*maps, *layer.parameters()], torch.randn_like(wanted))
+    for mine, other in zip(*(torch.autograd.grad(y, *gradients) for y in (found, wanted)), strict=True):
+        assert apart(mine, other) < EXACT
+
+
+def test_upsampling_is_a_transposed_convolution():
+    layer = Upsampling(3).double()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    wanted, found = F.conv_transpose2d(x, layer.weight, layer.bias, stride=2), layer(x)
+    assert apart(found, wanted) < EXACT
+    gradients = ([x, *layer.parameters()], torch.randn_like(wanted))
+    for mine, other in zip(*(torch.autograd.grad(y, *gradients) for y in (found, wanted)), strict=True):
+        assert apart(mine, other) < EXACT

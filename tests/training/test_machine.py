@@ -1,6 +1,7 @@
 """What a run writes down of its machine, on Linux and, as far as they can be played, on others."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -92,3 +93,24 @@ def test_a_checkpoint_s_fingerprint_is_of_its_weights(tmp_path, monkeypatch):
     commit = tmp_path / "models--a--b/snapshots/abc123/config.json"
     monkeypatch.setattr("d2v.training.identity.fetch_file", lambda *_: commit)
     assert checkpoint_fingerprint("a/b") == {"commit": "abc123"}
+
+
+@pytest.mark.parametrize(
+    ("has", "said", "asks"),
+    [
+        ("always [madvise] never", None, "1"),
+        ("always [madvise] never", "0", "0"),
+        ("[always] madvise never", None, None),
+    ],
+)
+def test_huge_pages_are_asked_for(tmp_path, monkeypatch, has, said, asks):
+    """Where they are for those who ask, and the user has not said otherwise."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", said or "")
+    if said is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    monkeypatch.setattr(machine, "HUGE_PAGES", tmp_path / "enabled")
+    machine.ask_for_huge_pages()  # there is no such file elsewhere
+    assert os.environ.get("THP_MEM_ALLOC_ENABLE") == said
+    (tmp_path / "enabled").write_text(f"{has}\n", "utf-8")
+    machine.ask_for_huge_pages()
+    assert os.environ.get("THP_MEM_ALLOC_ENABLE") == asks
