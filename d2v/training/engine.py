@@ -9,7 +9,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +52,15 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     from accelerate.utils import send_to_device
 
     return send_to_device(batch, device, non_blocking=device.type == "cuda", skip_keys=list(HOST))
+
+
+def keeping_casts(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+    """Within, weights that autocast has cast to 16 bits for one batch are not cast again for the next.
+
+    Nothing may change them meanwhile. The copies are autocast's own, and so neither saved nor averaged. Of a sharded
+    model they would be whole, and are not kept.
+    """
+    return nullcontext() if is_sharded(model) else torch.autocast(device.type, enabled=False)
 
 
 def wants(name: str) -> bool:

@@ -26,7 +26,7 @@ from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
 from d2v.models.sharded import local, whole
 from d2v.models.transformer import skip_layers
-from d2v.training.engine import blank, shard, sharding, share_buffers, to_device, unsharded, wrap
+from d2v.training.engine import blank, keeping_casts, shard, sharding, share_buffers, to_device, unsharded, wrap
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
@@ -362,16 +362,19 @@ def accumulate(
     share_buffers(model)
     host = "cpu" if accelerator.device.type == "mps" else accelerator.device  # Apple's GPUs have no float64
     sums = torch.zeros(3, dtype=torch.float64, device=host)
-    for i, batch in enumerate(update):
-        batch = to_device(batch, accelerator.device)
-        last = i + 1 == len(update)
-        with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss, items = loss_fn(model, batch)
-            if not batch.get("counts", True):  # a row that another process has too, see `Updates`
-                loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
-            accelerator.backward(loss)
-        sums += torch.stack([*(x.detach().to(host).double() for x in (loss, items)), sums.new_tensor(batch["size"])])
+    with keeping_casts(model, accelerator.device):
+        for i, batch in enumerate(update):
+            batch = to_device(batch, accelerator.device)
+            last = i + 1 == len(update)
+            with nullcontext() if last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    loss, items = loss_fn(model, batch)
+                if not batch.get("counts", True):  # a row that another process has too, see `Updates`
+                    loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
+                accelerator.backward(loss)
+            sums += torch.stack(
+                [*(x.detach().to(host).double() for x in (loss, items)), sums.new_tensor(batch["size"])]
+            )
     return accelerator.reduce(torch.cat([sums, sums.new_tensor([float(value) for value in extra()])])).tolist()
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from d2v.config import Job
 from d2v.data.facts import note_decoded
 from d2v.errors import InputError, Interrupted
-from d2v.training.engine import in_step, to_device
+from d2v.training.engine import in_step, keeping_casts, to_device
 from d2v.training.memory import out_of_memory
 from d2v.training.report import timed
 from d2v.training.signals import received
@@ -43,7 +43,7 @@ def predict(
         with job.accelerator.autocast(), memory, counting_loss(model, batch):
             predictions.extend(zip(batch["rows"], predict_fn(model, batch), strict=True))
 
-    with in_step(model, batches, predict_batch):
+    with in_step(model, batches, predict_batch), keeping_casts(model, job.accelerator.device):
         for batch in batches:
             decoded += batch.pop("decoded", ())
             if not batch["rows"]:  # none could be decoded

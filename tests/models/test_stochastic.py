@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d2v.models import cpu
 from d2v.models.cpu import drop
 from d2v.models.packing import Packing
 from d2v.models.transformer import Encoder, attention_by_rows
@@ -146,6 +147,30 @@ def test_dropout_at_its_ends(p, training):
     x = torch.randn(5, 3)
     assert torch.equal(drop(x, p, training), x * 0 if training and p else x)
     assert drop(torch.ones(0, 3), 0.5).shape == (0, 3) and drop(torch.ones(()), 0.5) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "dropout", "amx", "grad", "kernel"),
+    [
+        (torch.float32, 8, 0.0, False, False, True),
+        (torch.float32, 8, 0.1, False, True, False),
+        (torch.bfloat16, 8, 0.0, False, False, False),
+        (torch.bfloat16, 1025, 0.0, False, False, True),
+        (torch.bfloat16, 8, 0.0, True, False, True),
+        (torch.bfloat16, 8, 0.0, True, True, False),
+    ],
+)
+def test_attention_is_chosen_by_the_table(monkeypatch, dtype, length, dropout, amx, grad, kernel):
+    """Torch's kernel, or materialised weights: see `LONGEST_MATERIALISED`."""
+    calls, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(cpu, "has_amx", lambda: amx)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or attention(*args, **rest)
+    )
+    q = torch.randn(1, 1, length, 4, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        cpu.unmasked_attention(q, q, q, None, dropout, False)
+    assert bool(calls) == kernel
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, load_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v import losses
 from d2v.config import Data, Job, Optim, Recipe, Run
@@ -588,6 +589,51 @@ def test_sums_are_taken_on_the_host_where_the_device_has_no_float64(monkeypatch)
     monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device, **options: batch)
     sums = accumulate(None, [{"size": 2}] * 2, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
     assert sums == [1.0, 6.0, 4.0]
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor is cast."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.address, self.count = of.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.address
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_an_update_and_for_an_evaluation(tmp_path):
+    """In bf16, for any number of batches; gradients are those of casting for each, and changed weights are seen."""
+    job = start(Recipe(data=Data(batch_size=2), run=Run(str(tmp_path), tracker=None, precision="bf16")))
+    layer, accelerator = torch.nn.Linear(8, 3), job.accelerator
+    inputs = [torch.randn(4, 8) for _ in range(3)]
+
+    def loss_fn(model, batch):
+        return model(batch["x"]).square().sum(), torch.tensor(4)
+
+    with Casts(layer.weight) as casts:
+        accumulate(layer, [{"x": x, "size": 4} for x in inputs], loss_fn, accelerator)
+    assert casts.count == 1
+    found, layer.weight.grad = layer.weight.grad, None
+    for x in inputs:
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x).square().sum().backward()
+    assert torch.equal(found, layer.weight.grad)
+
+    def predict_fn(model, batch):
+        return model(torch.ones(len(batch["rows"]), 8)).sum(1).tolist()
+
+    def predictions():
+        return [value for _, value in predict(job, layer, eval_loader(job, ROWS, collate), predict_fn)]
+
+    with Casts(layer.weight) as casts:
+        before = predictions()
+    assert casts.count == 1 and len(before) == 16
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+    assert predictions() == [0.0] * 16 != before
 
 
 @pytest.mark.slow
