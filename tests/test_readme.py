@@ -125,9 +125,10 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, intervals, kills, published, record, scale, speed, streams
+    from benchmarks import agreement, intervals, kills, published, recipes_speed, record, scale, speed, streams
 
-    there = ["agreement", "intervals", "kills", "learning", "published", "record", "scale", "speed", "streams"]
+    there = ["agreement", "intervals", "kills", "learning", "published"]
+    there += ["recipes_speed", "record", "scale", "speed", "streams"]
     assert module in [f"benchmarks.{each}" for each in there]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
@@ -145,8 +146,9 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
     if module == "benchmarks.record":
         return record.command_line().parse_args(args).command == args[0]
     recipe, *options = args
-    if module == "benchmarks.agreement":
-        known, options = agreement.command_line().parse_known_args(args)
+    if module in ("benchmarks.agreement", "benchmarks.recipes_speed"):
+        commands = {"benchmarks.agreement": agreement, "benchmarks.recipes_speed": recipes_speed}
+        known, options = commands[module].command_line().parse_known_args(args)
         recipe = known.recipe
     else:
         assert recipe == "asr_ctc"
