@@ -1,15 +1,17 @@
 """The same training in PyTorch and on Keras 3: CIFAR-10, 2,000 images, two epochs, the same batches in the same order.
 
     python -m benchmarks.keras_training pytorch FOLDER ../shared/data/cifar10_12k
-    KERAS_BACKEND=tensorflow python -m benchmarks.keras_training keras FOLDER
+    python -m benchmarks.keras_training tensorflow FOLDER
 
-The first writes the weights that both begin with, `--model best` or new ones, the batches and what PyTorch made of
-them; the second, in a process of its own, says how far the losses of the first 20 updates and the accuracy are from it.
+The first writes the weights that both begin with, `--model best` or new ones, the batches and what PyTorch's class made
+of them; the second, in a process of its own, says how far the losses of the first 20 updates and the accuracy are from
+it. So do jax and torch, Keras's other backends.
 """
 
 import argparse
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -44,14 +46,15 @@ def pytorch(folder: Path, data: str, model: str | None) -> None:
     test_x, test_y = read(data, "test", 500)
     order = np.concatenate([np.random.default_rng(epoch).permutation(len(x)) for epoch in range(EPOCHS)])
     np.savez(folder / "data.npz", x=x, y=y, test_x=test_x, test_y=test_y, order=order)
-    optimizer, losses, began = torch.optim.AdamW(net.train().parameters(), lr=RATE, weight_decay=0.0), [], time.time()
+    optimizer, losses, times = torch.optim.AdamW(net.train().parameters(), lr=RATE, weight_decay=0.0), [], []
     for rows in np.split(order, len(order) // BATCH):
         loss = net(torch.from_numpy(x[rows]), labels=torch.from_numpy(y[rows])).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    seconds = (time.time() - began) / len(losses)
+        times.append(time.time())
+    seconds = float(np.median(np.diff(times)))
     with torch.inference_mode():
         found = net.eval()(torch.from_numpy(test_x)).logits.argmax(1).numpy()
     report = {"losses": losses, "accuracy": float((found == test_y).mean()), "seconds": seconds}
@@ -59,7 +62,8 @@ def pytorch(folder: Path, data: str, model: str | None) -> None:
     print(f"pytorch: accuracy {report['accuracy']:.3f}, {1000 * seconds:.0f} ms an update")
 
 
-def on_keras(folder: Path) -> None:
+def on_keras(folder: Path, backend: str) -> None:
+    os.environ["KERAS_BACKEND"] = backend
     import keras
 
     from d2v.keras import TFData2VecVisionForImageClassification, build_optimizer
@@ -81,24 +85,30 @@ def on_keras(folder: Path) -> None:
     found = net.predict(data["test_x"], batch_size=100, verbose=0).logits.argmax(1)
     accuracy, apart = float((found == data["test_y"]).mean()), np.abs(losses[:20] - theirs["losses"][:20]).max()
     print(
-        f"{keras.backend.backend()}: losses of 20 updates at most {apart:.1e} apart; accuracy {accuracy:.3f} beside",
+        f"{backend}: losses of 20 updates at most {apart:.1e} apart; accuracy {accuracy:.3f} beside",
         end=" ",
     )
     print(f"{theirs['accuracy']:.3f}; {1000 * seconds:.0f} ms an update beside {1000 * theirs['seconds']:.0f}")
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.keras_training", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("pytorch", "keras"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("data", nargs="?", help="the folder of cifar10_12k, for PyTorch")
-    parser.add_argument("--model", help="trained folder to begin with; by default new weights")
-    args = parser.parse_args()
+    parser.add_argument(
+        "what", choices=("pytorch", "tensorflow", "jax", "torch"), help="our PyTorch class, or a backend"
+    )
+    parser.add_argument("folder", type=Path, help="the folder that all share")
+    parser.add_argument("data", nargs="?", help="the folder of cifar10_12k, for pytorch")
+    parser.add_argument("--model", help="trained folder that pytorch begins with; by default new weights")
+    return parser
+
+
+def main() -> None:
+    args = command_line().parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "pytorch":
         pytorch(args.folder, args.data, args.model)
     else:
-        on_keras(args.folder)
+        on_keras(args.folder, args.what)
 
 
 if __name__ == "__main__":

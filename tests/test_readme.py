@@ -125,13 +125,27 @@ def test_command(page, command):
 
 def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
-    from benchmarks import agreement, intervals, kills, published, recipes_speed, record, scale, speed, streams
+    from benchmarks import (
+        agreement,
+        intervals,
+        keras_training,
+        kills,
+        published,
+        recipes_speed,
+        record,
+        scale,
+        speed,
+        streams,
+    )
 
-    there = ["agreement", "intervals", "kills", "learning", "published"]
+    there = ["agreement", "intervals", "keras_training", "kills", "learning", "published"]
     there += ["recipes_speed", "record", "scale", "speed", "streams"]
     assert module in [f"benchmarks.{each}" for each in there]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
+    if module == "benchmarks.keras_training":
+        known = keras_training.command_line().parse_args(args)
+        return (known.what == "pytorch") == bool(known.data)
     if module == "benchmarks.streams":
         return streams.command_line().parse_args(args).updates > 0
     if module == "benchmarks.intervals":

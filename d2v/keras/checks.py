@@ -36,3 +36,10 @@ def check_mask(config: Data2VecVisionConfig, pixel_values, bool_masked_pos) -> N
     shape = tuple(bool_masked_pos.shape)
     if len(shape) != 2 or shape[1] not in (rows * columns, None):
         raise InputError(f"bool_masked_pos has shape {shape}; should be {(pixel_values.shape[0], rows * columns)}")
+
+
+def check_head_mask(config: Data2VecVisionConfig, head_mask) -> None:
+    """Raise InputError unless `head_mask` has a factor for each head, of all layers or of each."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    if head_mask is not None and tuple(head_mask.shape) not in ((heads,), (layers, heads)):
+        raise InputError(f"head_mask has shape {tuple(head_mask.shape)}; should be {(heads,)} or {(layers, heads)}")

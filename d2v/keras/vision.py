@@ -11,7 +11,7 @@ import keras
 from keras import layers, ops
 
 from d2v.errors import InputError
-from d2v.keras.checks import check_mask, check_pixels
+from d2v.keras.checks import check_head_mask, check_mask, check_pixels
 from d2v.keras.files import load_weights, save
 from d2v.keras.interpolation import resample
 from d2v.keras.layers import BatchNorm, MainLayer, channels_first, channels_last, normal
@@ -71,6 +71,7 @@ class VisionModel(keras.Model):
             raise InputError(f"{type(self).__name__} takes no {unknown[0]}; it takes {', '.join(names)}")
         check_pixels(self.config, values.get("pixel_values"))
         check_mask(self.config, values["pixel_values"], values.get("bool_masked_pos"))
+        check_head_mask(self.config, values.get("head_mask"))
         if values.get("labels") is not None:
             self.check_labels(values["labels"], values["pixel_values"])
         return values
@@ -98,11 +99,12 @@ class VisionModel(keras.Model):
         """As Keras's, but that without a loss the model's own is learnt."""
         self.own_loss = loss is None
         super().compile(optimizer=optimizer, loss=loss, **options)
+        if self.optimizer is not None:  # not in the first step, which in a graph may fail half way
+            self.optimizer.build(self.trainable_variables)
 
     def compile_from_config(self, config):
         """As Keras's, which leaves out models with a `compile` of their own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def arrange(self, data) -> tuple:
         """A batch with its labels where they are used: in the inputs for the model's own loss, else as y alone."""
@@ -148,21 +150,31 @@ class VisionModel(keras.Model):
         """What losses and metrics of Keras's compare with labels."""
         return output["logits"]
 
-    def fit(self, x=None, y=None, **options):
-        """As Keras's; labels that are arrays are checked before, since compiled code cannot say what is wrong."""
+    def fit(self, x=None, y=None, *args, **options):
+        """As Keras's; arrays are checked before, since compiled code cannot say what is wrong with them."""
         self.check_arrays(x, y)
-        return super().fit(x, y, **options)
+        return super().fit(x, y, *args, **options)
 
-    def evaluate(self, x=None, y=None, **options):
+    def evaluate(self, x=None, y=None, *args, **options):
         """As Keras's, with `fit`'s check."""
         self.check_arrays(x, y)
-        return super().evaluate(x, y, **options)
+        return super().evaluate(x, y, *args, **options)
+
+    def predict(self, x, *args, **options):
+        """As Keras's, with `fit`'s check; labels are not looked at."""
+        x = {name: value for name, value in x.items() if name != "labels"} if isinstance(x, dict) else x
+        self.check_arrays(x, None)
+        return super().predict(x, *args, **options)
 
     def check_arrays(self, x, y) -> None:
-        """Raise InputError for labels, given as arrays, that are no classes."""
-        labels = x.get("labels") if y is None and isinstance(x, dict) else y
-        if self.own_loss and hasattr(labels, "shape"):
-            self.check_labels(labels, x.get("pixel_values") if isinstance(x, dict) else x)
+        """Raise InputError for lists, and for labels, given as arrays, that are no classes."""
+        inputs = x if isinstance(x, dict) else {"pixel_values": x}
+        inputs = inputs if y is None else inputs | {"labels": y}
+        for name, value in inputs.items():
+            if isinstance(value, list | tuple):
+                raise InputError(f"{name} are a {type(value).__name__}; should be an array or a tensor")
+        if self.own_loss and all(hasattr(inputs.get(name), "shape") for name in ("pixel_values", "labels")):
+            self.check_labels(inputs["labels"], inputs["pixel_values"])
 
     # Files
 

@@ -31,7 +31,15 @@ assert np.array_equal(again(x).logits.numpy(), wanted)
 
 data = tf.data.Dataset.from_tensor_slices({"pixel_values": x, "labels": [0, 1, 2]}).batch(2)
 model.compile(d2v.keras.build_optimizer(model, 1e-3, layer_decay=0.8))
-assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+try:
+    model.fit(
+        data.map(lambda each: each | {"pixel_values": tf.transpose(each["pixel_values"], (0, 2, 3, 1))}), verbose=0
+    )
+except InputError as error:
+    assert "channels last" in str(error)
+else:
+    raise AssertionError("channels last")
+assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()  # goes on where a first attempt failed
 assert model.predict(data, verbose=0).logits.shape == (3, 5)
 
 shapes = {"pixel_values": tf.TensorSpec((None, 3, None, None)), "labels": tf.TensorSpec((None,), tf.int64)}

@@ -81,6 +81,10 @@ def test_outputs_by_name_position_and_key():
         ({"pixel_values": "photo.jpg"}, "should be a float tensor or array, not str"),
         ({"pixel_values": pixels(2, 3, 3, 24)}, "3 x 24 pixels are smaller than patch_size 4"),
         ({}, "should be a float tensor or array, not NoneType"),
+        (
+            {"pixel_values": pixels(2, 3, 24, 24), "head_mask": np.ones(3)},
+            r"head_mask has shape \(3,\); should be \(4,\) or",
+        ),
         ({"pixel_values": pixels(2, 3, 24, 24), "label": 1}, "takes no label; it takes pixel_values, head_mask"),
         ({"pixel_values": pixels(2, 3, 24, 24), "labels": np.array([0, 5])}, "label 5 is outside the 5 classes"),
         ({"pixel_values": pixels(2, 3, 24, 24), "labels": np.array([0, -1])}, "label -1 is outside the 5 classes"),
@@ -215,11 +219,21 @@ def test_what_cannot_be_learnt_is_said():
     model.compile("sgd")
     for data, options, message in (
         ((x["pixel_values"], None), {}, "no labels: they stand in the inputs"),
+        ((x["pixel_values"], [0, 1, 2, 3]), {}, "labels are a list; should be an array or a tensor"),
         ((x["pixel_values"], x["labels"] + 3), {}, "label 7 is outside the 5 classes"),
         ((x["pixel_values"], np.zeros(4, int)), {"sample_weight": np.ones(4)}, "takes no weights of rows or classes"),
     ):
         with pytest.raises(InputError, match=message):
             model.fit(*data, verbose=0, **options)
+
+
+def test_a_model_that_was_not_trained_yet_is_saved_and_trained_on(tmp_path):
+    model, x = classifier(), batch()
+    model.compile(build_optimizer(model, 1e-2))
+    model.save(tmp_path / "new.keras")
+    again = keras.saving.load_model(tmp_path / "new.keras")
+    losses = [each.fit(x, None, 4, 2, 0, shuffle=False).history["loss"] for each in (model, again)]
+    assert losses[0] == losses[1] and losses[0][1] < losses[0][0]
 
 
 def test_mixed_precision():
