@@ -3,12 +3,14 @@
 import time
 
 import datasets
+import numpy as np
+import PIL.Image
 import pytest
 
 from benchmarks import recipes_speed as benchmark
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
-from tests.tiny import TINY_AUDIO, TINY_TEXT, sentences, speech
+from tests.tiny import STILL_AUDIO, TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences, speech
 
 ARCH = [f"--arch.{key}={value}" for key, value in TINY_TEXT.items()]
 OPTIONS = ["--data.vocab_size=270", "--data.batch_size=4", "--run.tracker=null", "--run.precision=fp32", *ARCH]
@@ -49,11 +51,25 @@ def test_figures_by_hand():
 
 
 @pytest.mark.slow
-def test_every_plain_loop(tmp_path):
+def test_the_plain_loop_of_speech(tmp_path):
     speech(tmp_path / "set", train=8)
-    options = [f"--arch.{key}={value}".replace(" ", "") for key, value in TINY_AUDIO.items()]
+    options = [f"--arch.{key}={value}".replace(" ", "") for key, value in (TINY_AUDIO | STILL_AUDIO).items()]
+    options.append("--arch.mask_feature_prob=0")  # its spans are wider than this model
     meter = benchmark.Meter(time.time())
     benchmark.plain("asr_ctc", config_of("asr_ctc", tmp_path, [*options, "--data.batch_size=4"]), meter, 8)
+    assert meter.examples == [4, 4]
+
+
+@pytest.mark.slow
+def test_the_plain_loop_of_images(tmp_path):
+    (tmp_path / "set").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), np.uint8)
+    rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [0, 1] * 4}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set/train.parquet")
+    options = [f"--arch.{key}={value}".replace(" ", "") for key, value in TINY_VISION.items()]
+    meter = benchmark.Meter(time.time())
+    config = config_of("image_classification", tmp_path, [*options, "--data.batch_size=4"])
+    benchmark.plain("image_classification", config, meter, 8)
     assert meter.examples == [4, 4]
 
 
