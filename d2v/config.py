@@ -168,6 +168,8 @@ class Data:
         header: names of the columns of CSV and TSV files that have no header; by default their first line has them.
     """
 
+    modality: ClassVar[str] = ""
+    """What the model takes, audio, text or vision; a recipe's data say."""
     unit: ClassVar[str] = "rows"
     """What the size of a batch is counted in."""
     whole: ClassVar[str | None] = None
@@ -226,8 +228,9 @@ class Recipe:
     Attributes:
         mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch
             data and model and keep what is found out of every row, so that the same command trains without a network.
-        model: hub id, with a revision as in owner/name@main, or folder of the model to start from; without it training
-            starts from random weights.
+        model: hub id, with a revision as in owner/name@main, or folder of the model to start from, or small, the
+            pretrained model of this modality that comes with d2v (a folder of this name is ./small); without it, or
+            with none, training starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         freeze: part that is not trained: nothing, what lies before the Transformer's blocks, or all but the head.
         lora: low-rank adapters.
@@ -244,6 +247,9 @@ class Recipe:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
+
+    def __post_init__(self):
+        self.model = named_model(self.model, self.data)
 
 
 @dataclass(frozen=True)
@@ -283,6 +289,11 @@ class Job:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
+
+
+def named_model(model: str | None, data: Data) -> str | None:
+    """The model that the option `model` means, small being one for each modality."""
+    return {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)
 
 
 def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) -> None:

@@ -16,6 +16,9 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PREPARE = "--mode prepare with the same options, on a machine with a network, brings it"
 """What mends that something is not there and cannot be fetched."""
 
+PACKAGED = ("small/audio", "small/text", "small/vision")
+"""Pretrained models that come with the package, which says in their cards what they are."""
+
 Renames = tuple[tuple[str, str], ...]
 """Pieces of names, (ours, theirs), in which `*` stands for a number."""
 
@@ -32,10 +35,17 @@ KERAS = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
 KERAS |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
+def local_folder(source: str | os.PathLike) -> Path | None:
+    """The folder that a source names: one of the disk, or one of `PACKAGED`; None for a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(__file__).parent / source if source in PACKAGED else None
+
+
 def fetch_file(source: str | os.PathLike, name: str) -> Path | None:
     """The local path of a file of a folder or hub repository, downloaded if need be; None if it has no such file."""
-    if Path(source).is_dir():
-        path = Path(source) / name
+    if folder := local_folder(source):
+        path = folder / name
         return path if path.is_file() else None
     repo, revision = split_revision(str(source))
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache

@@ -4,8 +4,8 @@
     accelerate launch recipes/pretrain_audio.py --config recipes/configs/pretrain_audio/base.yaml
     accelerate launch recipes/pretrain_audio.py --model facebook/data2vec-audio-base --data.path recordings
 
-What it leaves in `best/` is what the recipes for speech take as `--model`. Without a data option it hears the demo of
-asr_ctc, a few minutes on a CPU.
+What it leaves in `best/` is what the recipes for speech take as `--model`. Without a data option it hears
+synthesised narration, a few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -15,16 +15,17 @@ from typing import Any
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
-from d2v.data.audio import clip_rows
+from d2v.data.audio import clip_rows, load_clips
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MEL_BINS, MaskedAudioData, masked_clips
-from d2v.demo.speech import number_words
+from d2v.demo.speech import narration
 from d2v.models.audio import Data2VecAudioModel
 from d2v.models.pretraining import at_masked
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import build, start
 from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.probe import build_probe
 from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 PRETRAINING = {"layerdrop": 0.05, "mask_feature_prob": 0.0}  # fairseq's base_librispeech.yaml; `arch` goes before it
@@ -45,7 +46,7 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: clips
-    splits = load(job, number_words, inputs={"audio": data.audio_column})
+    splits = load(job, narration, inputs={"audio": data.audio_column})
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: a student that sees masked frames, and a teacher that is its moving average and sees them all
@@ -69,8 +70,9 @@ def main(config: Config) -> dict[str, Any]:
         return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
-    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor])
-    return finish_pretraining(job, metrics, rows["validation"], demo="synthesised number words", then="asr_ctc")
+    probe = build_probe(job, splits, lambda rows: extractor(load_clips(rows, data, extractor.sampling_rate)[1]))
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor], probe=probe)
+    return finish_pretraining(job, metrics, rows["validation"], demo="synthesised narration", then="asr_ctc")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
 from d2v.data.text import tokenizer_for
-from d2v.demo.text import docs_text
-from d2v.models.pretraining import at_masked
+from d2v.demo.text import documentation
+from d2v.models.pretraining import at_masked, begin
 from d2v.models.text import Data2VecTextModel
 from d2v.training import build, start
 from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.probe import build_probe
 from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 
@@ -47,13 +48,15 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: running text and its tokens
-    splits = load(job, docs_text, inputs={"text": data.text_column})
+    splits = load(job, documentation, inputs={"text": data.text_column})
     texts = {name: pieces(job, split) for name, split in splits.items()}
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     mask = text_masker(tokenizer, data, config.economy.views)
 
     # Model: a student that sees masked tokens, and a teacher that is its moving average and sees them all
     base = build(job, Data2VecTextModel, tokenizer=tokenizer)
+    if not config.model:
+        begin(base)
     student, teacher = student_and_teacher(job, base, auxiliary=base.config.vocab_size)
     rows, collates, size = {}, {}, min(data.max_length, base.config.max_tokens)
     for name in ("train", "validation"):
@@ -68,7 +71,12 @@ def main(config: Config) -> dict[str, Any]:
 
     batches = train_loader(job, rows["train"], collates["train"])
     held_out = eval_loader(job, rows["validation"], collates["validation"])
-    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer])
+
+    def tokens(rows):
+        return tokenizer.pad([each.ids for each in tokenizer([row[data.text_column] for row in rows], max_length=size)])
+
+    probe = build_probe(job, splits, tokens)
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="Python's documentation", then="masked_lm")
 
 

@@ -4,8 +4,8 @@
     accelerate launch recipes/pretrain_vision.py --config recipes/configs/pretrain_vision/base.yaml
     accelerate launch recipes/pretrain_vision.py --model facebook/data2vec-vision-base --data.path photos
 
-What it leaves in `best/` is what the recipes for images take as `--model`. Without a data option it looks at
-scikit-learn's handwritten digits, a few minutes on a CPU.
+What it leaves in `best/` is what the recipes for images take as `--model`. Without a data option it looks at scenes
+of handwritten digits, a few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -16,17 +16,18 @@ from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
 from d2v.data.augment import Augment, augmenter
-from d2v.data.image import fit_processor, picture_rows
+from d2v.data.image import fit_processor, load_images, picture_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedImageData, masked_images, patches
-from d2v.demo.images import digits
+from d2v.demo.images import pictures
 from d2v.models.configuration import sides
 from d2v.models.pretraining import at_masked, begin
 from d2v.models.vision import Data2VecVisionModel
 from d2v.processors.image import ImageProcessor
 from d2v.training import build, start
 from d2v.training.pretraining import finish_pretraining, pretrain
+from d2v.training.probe import build_probe
 from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
 PRETRAINING = {"use_mask_token": True}  # an embedding for masked patches; `arch` goes before it
@@ -57,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     job, data = start(config), config.data
 
     # Data and processors: images
-    splits = load(job, digits, inputs={"image": data.image_column})
+    splits = load(job, pictures, inputs={"image": data.image_column})
     rows = {name: picture_rows(job, split) for name, split in splits.items()}
 
     # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
@@ -84,8 +85,9 @@ def main(config: Config) -> dict[str, Any]:
         return losses.regression(outputs, at_masked(patches(batch["pixel_values"], patch), batch["masked"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
-    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor])
-    return finish_pretraining(job, metrics, rows["validation"], demo="handwritten digits", then="image_classification")
+    probe = build_probe(job, splits, lambda rows: processor(load_images(rows, data, processor.channels)[1]))
+    metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor], probe=probe)
+    return finish_pretraining(job, metrics, rows["validation"], demo="scenes of digits", then="image_classification")
 
 
 if __name__ == "__main__":

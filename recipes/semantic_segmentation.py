@@ -60,6 +60,7 @@ class Config(Recipe):
     run: Run = field(default_factory=lambda: Run(out="runs/semantic_segmentation"))
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"scales should be factors above 0, such as [0.75, 1.0, 1.25], not {self.scales}")
 
@@ -83,8 +84,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, scenes, reader=read_pairs, inputs=inputs, targets=targets)
 
     # Model: UPerNet on four layers of the encoder
-    head = segmentation_head(job, SCENE_CLASSES) if job.training else {}
-    model = build(job, Data2VecVisionForSemanticSegmentation, **head)
+    model = build(job, Data2VecVisionForSemanticSegmentation, **segmentation_head(job, SCENE_CLASSES))
     settings, names = model.config, list(model.config.id2label.values())
     if job.training and job.accelerator.num_processes > 1 and job.accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -63,6 +63,7 @@ class Config(Recipe):
     run: Run = field(default_factory=lambda: Run(out="runs/speaker_verification"))
 
     def __post_init__(self):
+        super().__post_init__()
         if self.s_norm < 0 or self.s_norm == 1:
             raise InputError(f"s_norm should be 0, or at least 2 speakers, not {self.s_norm}")
 
@@ -88,8 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: x-vectors, with one output a training speaker
-    head = speaker_head(speakers["train"], data.speaker_column) if job.training else {}
-    model = build(job, Data2VecAudioForXVector, FINE_TUNING, **head)
+    model = build(job, Data2VecAudioForXVector, FINE_TUNING, **speaker_head(job, speakers))
     settings, rate = model.config, extractor.sampling_rate
     problem = partial(speaker_problem, column=data.speaker_column)
     options: dict[str, Any] = {"learn": problem, "score": problem, "crop_seconds": data.crop_seconds}

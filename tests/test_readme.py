@@ -69,6 +69,7 @@ def measured_table() -> str:
         header = config.read_text("utf-8").partition("\n")[0].removeprefix("# ")
         result = f"{row['metric']} {row['ours']}{'' if row['metric'] in NOT_RATES else ' %'}"
         result += f" ({row['interval']})" if row["interval"] else ""
+        result += f"; from random weights {row['scratch']}" if row["scratch"] else ""
         values = {"data": re.split("[;:,(?.]", header)[0].strip(), "result": result, "hardware": row["hardware"]}
         rows.append(links(row, "recipes/") | values | {"minutes": str(round(60 * float(row["hours"])))})
     return rows_of_table(rows)
@@ -127,6 +128,7 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
     """Whether a benchmark takes these arguments; those of a recipe are parsed as the recipe's."""
     from benchmarks import (
         agreement,
+        claim,
         intervals,
         keras_training,
         kills,
@@ -134,13 +136,16 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
         recipes_speed,
         record,
         scale,
+        small,
         speed,
         streams,
     )
 
-    there = ["agreement", "intervals", "keras_training", "kills", "learning", "published"]
-    there += ["recipes_speed", "record", "scale", "speed", "streams"]
+    there = ["agreement", "claim", "intervals", "keras_training", "kills", "learning", "published"]
+    there += ["recipes_speed", "record", "scale", "small", "speed", "streams"]
     assert module in [f"benchmarks.{each}" for each in there]
+    if module in ("benchmarks.claim", "benchmarks.small"):
+        return (claim if module == "benchmarks.claim" else small).command_line().parse_args(args).modality == args[0]
     if module == "benchmarks.kills":
         return kills.command_line().parse_args(args).runs > 0
     if module == "benchmarks.keras_training":

@@ -38,6 +38,7 @@ class AudioData(PartData):
         seconds_column: column of the seconds that each recording lasts; by default the header of each is read.
     """
 
+    modality: ClassVar[str] = "audio"
     unit: ClassVar[str] = "audio s"
 
     audio_column: str = "audio"

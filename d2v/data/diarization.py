@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,10 +24,11 @@ from d2v.config import Job, at_least
 from d2v.data.audio import AudioData, clip_rows
 from d2v.data.columns import read_columns
 from d2v.data.facts import note
-from d2v.data.files import AUDIO
+from d2v.data.files import AUDIO, walk
 from d2v.data.frame_classes import Segment, matched_segments, segment_classes
 from d2v.data.labels import Match, label_problem
 from d2v.data.rows import Rows, Split
+from d2v.data.tables import TABLES, ending
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.models.audio import Data2VecAudioConfig
@@ -47,7 +49,8 @@ class SegmentData(AudioData):
         label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
         match: how the labels of segments are a given model's classes: by name; by number; or by order, the first of the
             labels in order being the model's first. Speakers have no order.
-        rttm: RTTM file of the segments of all splits' recordings; by default segments_column has them.
+        rttm: RTTM file, or folder of such files, of the segments of all splits' recordings; by default
+            segments_column has them, or the RTTM files in a folder that has sounds and no table.
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
         chunk_seconds: length of the windows that longer recordings are computed in, in seconds; by default none.
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window. Speakers are
@@ -67,6 +70,9 @@ class SegmentData(AudioData):
     def __post_init__(self):
         super().__post_init__()
         at_least(0.1, "data", self, ("crop_seconds",))
+        if self.rttm is None and self.path and Path(self.path).is_dir():
+            endings = set(map(ending, walk(Path(self.path))))
+            self.rttm = self.path if ".rttm" in endings and endings.isdisjoint(TABLES) else None
 
 
 def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[Segment] | str]]:
@@ -237,7 +243,7 @@ def read_rttm(path: str | os.PathLike, job: Job | None = None) -> dict[str, list
     Comments and lines of other types are passed over, and so are segments without a length.
 
     Args:
-        path: of the file; its lines may lack the last two fields.
+        path: of the file, or of a folder with such files; lines may lack the last two fields.
         job: where to note how many lines were passed over, if anywhere.
 
     Raises:
@@ -245,7 +251,11 @@ def read_rttm(path: str | os.PathLike, job: Job | None = None) -> dict[str, list
     """
     recordings: dict[str, list[Segment]] = {}
     passed: Counter[str] = Counter()
-    for where, fields in read_columns(path):
+    folder = Path(path)
+    files = [folder / file for file in walk(folder) if file.suffix.lower() == ".rttm"] if folder.is_dir() else [folder]
+    if not files:
+        raise InputError(f"{path}: no .rttm file in this folder (data.rttm)")
+    for where, fields in chain.from_iterable(map(read_columns, files)):
         fields[0] = fields[0].upper()
         if fields[0].startswith((";;", "#")):
             continue

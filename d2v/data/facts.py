@@ -20,6 +20,12 @@ COLLECTED: ContextVar[list[dict[str, Any]] | None] = ContextVar("collected", def
 """Where facts go instead, see `collecting`."""
 
 
+def shorten(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many others there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
 def note(job: Job, fact: str, line: str, **values: Any) -> None:
     """Note a fact: it is printed once, and kept in `data.json` with its values.
 

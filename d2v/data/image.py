@@ -31,6 +31,7 @@ class ImageData(Data):
             image to the model's size. By default as the model's processor does it, and 0 for a new model.
     """
 
+    modality: ClassVar[str] = "vision"
     unit: ClassVar[str] = "images"
 
     image_column: str = "image"

@@ -171,12 +171,18 @@ class Rows:
             raise ValueError("these rows have no references to compare predictions with")
         return [self.references[row] for row, _ in predictions], [prediction for _, prediction in predictions]
 
+    def sources(self) -> Sequence[int] | None:
+        """The row of the split that each row, or window of a row, is of; None where windows are of more than one."""
+        if self.items is not None and len(self) and "source" in self.items[0]:
+            return [item["source"] for item in self.items]
+        return range(len(self)) if len(self.split) == len(self) else None
+
     def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
         """Predictions as they are written down: the row's id, its group, what was predicted, its reference."""
         first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
-        if self.split.group and len(self.split) == len(self):
+        if self.split.group and (sources := self.sources()) is not None:
             groups = self.split.column(self.split.group)
-            first = [one | {"group": group} for one, group in zip(first, groups, strict=True)]
+            first = [one | {"group": groups[source]} for one, source in zip(first, sources, strict=True)]
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
-from d2v.data.facts import Decoded, note
+from d2v.data.facts import Decoded, note, shorten
 from d2v.data.files import PICTURES
 from d2v.data.image import fit_processor, seeded
+from d2v.data.labels import Match, match_classes
 from d2v.data.rows import decode_rows
 from d2v.errors import InputError
 from d2v.hub import read_json
@@ -52,6 +53,8 @@ class SegmentationData(Data):
             it.
         values: class of each value in the label maps, by number or name, or null to ignore it, such as {0: sky, 255:
             sea}; by default as the model's processor says, and values are numbers of classes for a new model.
+        match: how the classes of data that name them are a given model's: by name; or by number, whatever they are
+            called, or order, which is the same for label maps.
         size: length of the shorter side that images are first resized to, in pixels; by default they keep their size.
         scale: smallest and largest random factor that training images are resized by.
         crop: height and width of the random crops of training, in pixels; smaller images are padded.
@@ -63,6 +66,7 @@ class SegmentationData(Data):
         stride: pixels from one window to the next.
     """
 
+    modality: ClassVar[str] = "vision"
     unit: ClassVar[str] = "images"
 
     image_column: str = "image"
@@ -71,6 +75,7 @@ class SegmentationData(Data):
     ignore_label: int | None = None
     reduce_labels: bool | None = None
     values: dict[int, int | str | None] | None = None
+    match: Match = "name"
     size: int | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     crop: tuple[int, int] = (512, 512)
@@ -101,16 +106,11 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     Raises:
         InputError: there is none of them, the file's numbers have gaps, or there are too few or too many classes.
     """
-    file = Path(data.path or "") / "id2label.json"
-    names = data.names
-    if names is None and file.is_file():
-        named = {i: name for i, name in read_json(file).items() if i not in (str(IGNORED), str(data.ignore_label))}
-        if set(named) != {str(i) for i in range(len(named))}:
-            raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
-        names = [named[str(i)] for i in range(len(named))]
-    elif names is None and "num_labels" in arch:
+    names = names_beside(data)
+    if names is None and "num_labels" in arch:
         names = [f"LABEL_{i}" for i in range(arch["num_labels"])]
     elif names is None:
+        file = Path(data.path or "") / "id2label.json"
         raise InputError(
             f"no names of classes: {file} (as {{'0': 'sky', ...}}), data.names or arch.num_labels is needed"
         )
@@ -119,13 +119,26 @@ def class_names(data: SegmentationData, arch: dict[str, Any]) -> list[str]:
     return names
 
 
+def names_beside(data: SegmentationData) -> list[str] | None:
+    """The classes in order as the data name them, by `data.names` or id2label.json; None where they do not."""
+    file = Path(data.path or "") / "id2label.json"
+    if data.names is not None or data.path is None or not file.is_file():
+        return data.names
+    named = {i: name for i, name in read_json(file).items() if i not in (str(IGNORED), str(data.ignore_label))}
+    if set(named) != {str(i) for i in range(len(named))}:
+        raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
+    return [named[str(i)] for i in range(len(named))]
+
+
 def segmentation_head(job: Job, demo: list[str]) -> dict[str, Any]:
     """The fields of a model's configuration that give it a head for the classes: those of `class_names`, or the demo's.
 
     Args:
-        job: whose data have the options of `SegmentationData`.
+        job: whose data have the options of `SegmentationData`; but for training a model keeps its head.
         demo: names of the demo's classes.
     """
+    if not job.training:
+        return {}
     data: SegmentationData = job.config.data
     names = class_names(data, job.config.arch) if data.path else demo
     return {"id2label": dict(enumerate(names)), "semantic_loss_ignore_index": IGNORED}
@@ -170,7 +183,8 @@ def to_classes(mask: np.ndarray, processor: ImageProcessor, classes: int) -> tup
     if values := processor.label_values:
         numbers = {int(value): number for value, number in values.items()}
         if unknown := sorted(set(np.unique(mask).tolist()) - numbers.keys()):
-            raise InputError(f"value {unknown[0]} is none of data.values, {', '.join(map(str, numbers))}")
+            known = ", ".join(map(str, numbers))
+            raise InputError(f"value {unknown[0]} stands for no class of the model; these do: {known} (data.values)")
         table = np.full(max(numbers) + 1, IGNORED)
         table[list(numbers)] = list(numbers.values())
         labels = table[mask]
@@ -223,7 +237,36 @@ def segmentation_processor(job: Job, settings: Data2VecVisionConfig) -> ImagePro
     }
     for what in (what for what, holds in kept.items() if holds and job.labelled):
         note(job, "label maps as the model's", f"label maps: {what}, as the model's processor has it")
-    return replace(processor, do_reduce_labels=reduced, ignore_label=ignored, label_values=values)
+    processor = replace(processor, do_reduce_labels=reduced, ignore_label=ignored, label_values=values)
+    return processor if job.training or not job.labelled or values else by_name(job, processor, settings)
+
+
+def by_name(job: Job, processor: ImageProcessor, settings: Data2VecVisionConfig) -> ImageProcessor:
+    """The processor with the numbers of a given model's classes for those of data that name theirs, by `data.match`.
+
+    Raises:
+        InputError: no class of the data is one of the model's.
+    """
+    data: SegmentationData = job.config.data
+    known, theirs = list(settings.id2label.values()), names_beside(data)
+    if data.match != "name" or theirs is None or theirs == known:
+        return processor
+    numbers = match_classes("name", known, theirs)
+    found = {name: numbers[name] for name in theirs if name in numbers}
+    if not found:
+        raise InputError(
+            f"none of the data's classes, {shorten(theirs, 4)}, is one of the model's, {shorten(known, 4)}; "
+            "--data.match number takes them as they are numbered, --data.values maps them"
+        )
+    first = int(processor.do_reduce_labels)
+    values = {str(first + i): found[name] for i, name in enumerate(theirs) if name in found}
+    ignored = {IGNORED, processor.ignore_label, 0 if first else None} - {None}
+    unknown = [name for name in theirs if name not in found]
+    line = f"classes: {len(found)} of {len(theirs)} are the model's, by name, under other numbers"
+    line += f"; not the model's: {shorten(unknown, 4)}" if unknown else ""
+    note(job, "classes by name", line, kept=len(found), of=len(theirs))
+    values |= {str(value): IGNORED for value in ignored}
+    return replace(processor, do_reduce_labels=False, ignore_label=None, label_values=values)
 
 
 def class_number(value: int | str | None, names: list[str]) -> int:

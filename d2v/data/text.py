@@ -43,6 +43,7 @@ class TextData(Data):
         vocab_size: number of tokens of the tokenizer that is trained on the texts of train where there is no model.
     """
 
+    modality: ClassVar[str] = "text"
     unit: ClassVar[str] = "tokens"
 
     max_length: int = 512

@@ -94,18 +94,20 @@ def speaker_problem(speaker: Any, seconds: float, *, column: str) -> str | None:
     return None if isinstance(speaker, str) else f"{column} is {speaker!r}; should be a name or number"
 
 
-def speaker_head(speakers: Sequence[Any], column: str) -> dict[str, Any]:
+def speaker_head(job: Job, speakers: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The fields of a model's configuration that give it a head for the speakers of train, in order of their names.
 
     Args:
-        speakers: of each row, from `read_speakers`.
-        column: that they are from.
+        job: whose data name the column; but for training a model keeps its head.
+        speakers: of each split's rows, from `read_speakers`.
 
     Raises:
         InputError: there are fewer than two.
     """
-    classes = sorted({speaker for speaker in speakers if isinstance(speaker, str)})
-    return {"id2label": dict(enumerate(check_classes(classes, column)))}
+    if not job.training:
+        return {}
+    classes = sorted({speaker for speaker in speakers["train"] if isinstance(speaker, str)})
+    return {"id2label": dict(enumerate(check_classes(classes, job.config.data.speaker_column)))}
 
 
 def shortest_clip(config: Data2VecAudioConfig, rate: int, crop_seconds: float) -> int:

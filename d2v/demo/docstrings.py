@@ -1,13 +1,16 @@
 """The English of Python's documentation: the standard library's docstrings, and the language reference of `help()`."""
 
+import ast
 import functools
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,6 +32,8 @@ AREAS = {
     "logging operator pkgutil runpy symtable sys tokenize traceback typing warnings zipimport",
 }
 LEFT_OUT = re.compile(r"\.(__main__|windows_\w+|\w+_win32)$")  # modules that run when imported, or not everywhere
+OTHERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}  # folders of no library
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FEWEST = 2000
 """Docstrings; fewer are found where they were stripped, by `python -OO` or from the installation."""
 
@@ -111,6 +116,27 @@ def parameters(thing: Any) -> dict[str, str | None]:
         return {}
     plain = (bool, int, float, str, type(None))
     return {each.name: repr(each.default) if type(each.default) in plain else None for each in known}
+
+
+@functools.cache
+def source_texts() -> list[str]:
+    """Docstrings and blocks of comments of the standard library's own source files, tests left out, by file."""
+    root, found = Path(sysconfig.get_path("stdlib")), []
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
+        if not OTHERS.isdisjoint(path.relative_to(root).parts):
+            continue
+        source = path.read_text("utf-8", errors="replace")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                nodes = list(ast.walk(ast.parse(source)))
+        except (SyntaxError, ValueError):
+            continue
+        texts = [ast.get_docstring(each) for each in nodes if isinstance(each, DOCUMENTED)]
+        found += [text for text in texts if text]
+        blocks = re.findall(r"(?:^[ \t]*#.*\n)+", source, re.MULTILINE)
+        found += [re.sub(r"^[ \t]*#+ ?", "", block, flags=re.MULTILINE) for block in blocks]
+    return found
 
 
 @functools.cache

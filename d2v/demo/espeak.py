@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "validation", "test")
-Sizes = tuple[int, int, int]  # rows of each
+Sizes = tuple[int, ...]  # rows of each, of the first two or of all three
 
 
 def speak(text: str, voice: str, *, rate: int = 150, pitch: int = 50) -> np.ndarray:
@@ -102,7 +102,7 @@ def keep(rows: Callable, cache_dir: str | Path | None, seed: int, sizes: Sizes) 
         rows: a function of a module; `rows(split, size, rng)` yields rows, whose `audio` is a waveform.
         cache_dir: folder; else the environment variable `D2V_CACHE`, else `~/.cache/d2v`.
         seed: of the random numbers.
-        sizes: rows of train, validation and test.
+        sizes: rows of train, validation and, if it has one, test.
 
     Raises:
         InputError: eSpeak NG is not installed, or the folder cannot be written.
@@ -129,7 +129,7 @@ def keep(rows: Callable, cache_dir: str | Path | None, seed: int, sizes: Sizes) 
         except OSError as error:
             if not folder.exists():  # else another process was faster, and its copy is as good
                 raise InputError(f"{cache}: cannot keep the demo set there ({error}); set D2V_CACHE") from None
-    return {split: datasets.Dataset(pq.read_table(folder / f"{split}.parquet")) for split in SPLITS}
+    return {split: datasets.Dataset(pq.read_table(folder / f"{split}.parquet")) for split in SPLITS[: len(sizes)]}
 
 
 def write(rows: Callable, folder: str, sizes: Sizes, seed: int) -> None:
@@ -141,7 +141,7 @@ def write(rows: Callable, folder: str, sizes: Sizes, seed: int) -> None:
 
     Path(folder).mkdir()
     rng = np.random.default_rng(seed)
-    for split, size in zip(SPLITS, sizes, strict=True):
+    for split, size in zip(SPLITS, sizes, strict=False):
         made = []
         for i, row in enumerate(rows(split, size, rng)):
             flac = io.BytesIO()

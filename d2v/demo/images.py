@@ -61,6 +61,19 @@ def scenes(*, seed: int = 0, _sizes: tuple[int, int, int] = (1000, 60, 120)) -> 
     return splits
 
 
+def pictures(*, _sizes: tuple[int, int] = (4000, 100)) -> dict[str, "Dataset"]:
+    """Scenes and digits without labels, for pretraining: `image`, PNGs as {bytes, path}, of train and validation.
+
+    The scenes are others than those of `scenes`, and made of the digits that train or validation has there too.
+    """
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    made, alone = scenes(seed=1, _sizes=(*_sizes, 1)), digits()
+    images = {split: [*made[split]["image"], *alone[split]["image"]] for split in ("train", "validation")}
+    return {split: datasets.Dataset.from_dict({"image": found}, features) for split, found in images.items()}
+
+
 def compose(
     strokes: list[np.ndarray], labels: list[int], random: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:

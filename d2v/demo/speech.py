@@ -5,13 +5,16 @@ and of the installed packages. `validation` has other utterances of the training
 Sound is {bytes, path}: mono 16-bit FLAC at 16 kHz.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from d2v.demo.docstrings import sentences
 from d2v.demo.espeak import SAMPLE_RATE, Sizes, keep, speak
+from d2v.demo.text import documentation_paragraphs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,6 +136,21 @@ def voices(
     return keep(_voices, cache_dir, seed, _sizes)
 
 
+def narration(
+    cache_dir: str | Path | None = None, *, seed: int = 0, _sizes: Sizes = (2400, 60)
+) -> dict[str, "Dataset"]:
+    """Sentences of Python's documentation and rows of five to eight words, without labels, for pretraining.
+
+    The voices are those that the other sets train on, at any pitch; in a fifth of the clips a second one falls in. No
+    text is one of the other sets', whose utterances have at most four words. Arguments and errors are those of
+    `number_words`.
+
+    Returns:
+        "train" and "validation" -> rows with the columns `audio` (2 to 12 s) and `speaker` (the first voice).
+    """
+    return keep(_narration, cache_dir, seed, _sizes)
+
+
 def _number_words(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
     names = TEST_VOICES if split == "test" else TRAIN_VOICES
     for i in range(size):
@@ -168,6 +186,27 @@ def _voices(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
         text = _words(NUMBER_WORDS + OTHER_WORDS, 2, 4, rng)
         clip = _recorded(_say(text, f"en-us+{voice}", rng, pitch, spread=5), rng)
         yield {"audio": clip, "speaker": f"{voice} {pitch}"}
+
+
+def _narration(split: str, size: int, rng: np.random.Generator) -> Iterator[dict]:
+    names = [*TRAIN_VOICES, *(f"en-us+{name}" for name in TRAIN_SPEAKERS)]
+    prose = [text for paragraph in documentation_paragraphs() for text in sentences(paragraph)]
+    prose = [text for text in prose if 6 <= len(text.split()) <= 16 and re.fullmatch(r"[\w ,.'-]+", text)]
+    for i in range(size):
+        first, second = names[i % len(names)], str(rng.choice(names))
+        clip = _narrated(first, prose, rng)
+        if rng.random() < 0.2:
+            other, start = _narrated(second, prose, rng), int(rng.integers(len(clip)))
+            other = other[: len(clip) - start] * 10 ** (rng.uniform(-10, 0) / 20)  # up to 10 dB softer
+            clip = clip + np.pad(other, (start, len(clip) - start - len(other)))
+        yield {"audio": _recorded(clip, rng), "speaker": first}
+
+
+def _narrated(voice: str, prose: list[str], rng: np.random.Generator) -> np.ndarray:
+    """A sentence, or as often a row of words, at any rate and pitch, (S,), at most 12 s."""
+    text = str(rng.choice(prose)) if rng.random() < 0.5 else _words(NUMBER_WORDS + OTHER_WORDS, 5, 8, rng)
+    clip = _say(text, voice, rng, spread=35)[: 12 * SAMPLE_RATE]
+    return SPEECH_RMS * clip / clip.std()
 
 
 def _words(words: list[str], least: int, most: int, rng: np.random.Generator) -> str:

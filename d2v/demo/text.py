@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from d2v.demo.docstrings import AREAS, Documented, docstrings, paragraphs, sentences, topics
+from d2v.demo.docstrings import AREAS, Documented, docstrings, paragraphs, sentences, source_texts, topics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,6 +109,37 @@ def docs_text() -> dict[str, "Dataset"]:
     return split(((text, {"text": text}) for text in all_paragraphs()), {"text": datasets.Value("string")})
 
 
+def documentation() -> dict[str, "Dataset"]:
+    """What Python's sources and its language reference say in prose, for pretraining: paragraphs, one a row, `text`.
+
+    Docstrings and comments of all of the standard library are more than the other sets are made of. Nothing that one
+    of these tests on is in it, not a sentence.
+    """
+    import datasets
+
+    rows, text = documentation_paragraphs(), {"text": datasets.Value("string")}
+    held_out = len(rows) // 50  # the last ones
+    parts = {"train": rows[:-held_out], "validation": rows[-held_out:]}
+    return {name: datasets.Dataset.from_dict({"text": part}, datasets.Features(text)) for name, part in parts.items()}
+
+
+def documentation_paragraphs() -> list[str]:
+    """The paragraphs of `documentation`, each once, in an order that only the version of Python decides."""
+    tested = {sentence for paragraph in tested_paragraphs() for sentence in sentences(paragraph)}
+    found = dict.fromkeys(paragraph for text in [*topics(), *source_texts()] for paragraph in paragraphs(text))
+    return [paragraph for paragraph in found if tested.isdisjoint(sentences(paragraph))]
+
+
+def tested_paragraphs() -> list[str]:
+    """The paragraphs of which another set's test has any part."""
+    found = [paragraph for text in all_docs() if split_of(text) == "test" for paragraph in paragraphs(text)]
+    for paragraph in all_paragraphs():
+        plain = " ".join(word for word, _ in strip_words(paragraph))
+        if "test" in (split_of(paragraph), split_of(plain)):
+            found.append(paragraph)
+    return found
+
+
 def all_docs() -> list[str]:
     """All docstrings, and the language reference by topic."""
     return [documented.text for documented in docstrings()] + topics()
@@ -129,13 +160,18 @@ def split(rows: Iterable[tuple[str, dict[str, Any]]], features: dict[str, Any]) 
     import datasets
 
     splits: dict[str, list] = {"train": [], "validation": [], "test": []}
-    for place, row in sorted(((crc32(text.encode()), row) for text, row in rows), key=lambda pair: pair[0]):
-        splits[("test", "validation")[place % 10] if place % 10 < 2 else "train"].append(row)
+    for text, row in sorted(rows, key=lambda pair: crc32(pair[0].encode())):
+        splits[split_of(text)].append(row)
     features = datasets.Features(features)
     return {
         name: datasets.Dataset.from_dict({key: [row[key] for row in found] for key in features}, features)
         for name, found in splits.items()
     }
+
+
+def split_of(text: str) -> str:
+    """The split in which a text is, by its checksum."""
+    return {0: "test", 1: "validation"}.get(crc32(text.encode()) % 10, "train")
 
 
 def strip_words(paragraph: str) -> list[tuple[str, str]]:

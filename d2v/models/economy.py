@@ -83,7 +83,10 @@ def encode_seen(
         embedding = each.embeddings.word_embeddings.weight[batch["mask_token"]]
     else:
         if each.config.use_relative_position_bias or each.config.use_shared_relative_position_bias:
-            raise InputError("economy.views needs absolute positions: arch.use_absolute_position_embeddings")
+            raise InputError(
+                "economy.views does not go with relative positions: arch.use_absolute_position_embeddings without "
+                "arch.use_relative_position_bias and arch.use_shared_relative_position_bias"
+            )
         padded, grid = each.embeddings(batch["pixel_values"])
         packing, first = each.packing(padded, grid), 1
         front, embedding = packing.pack(padded), each.embeddings.mask_token[0, 0]

@@ -132,10 +132,11 @@ def at_masked(values: Tensor, masked: Tensor) -> Tensor:
 
 @torch.no_grad()
 def begin(model: PreTrainedModel) -> None:
-    """Give a new vision model tokens and positions that differ: those of zero would all be predicted alike.
+    """Give a new model of images or text tokens and positions that differ enough to be told apart at once.
 
-    BEiT draws its tokens from a normal distribution (`modeling_pretrain.py`); absolute positions, which data2vec's
-    models do not have, begin as sines and cosines of the row and of the column, a tenth of the usual size.
+    BEiT draws its tokens from a normal distribution (`modeling_pretrain.py`). Absolute positions of images, which
+    data2vec's models do not have, begin as sines and cosines of the row and of the column, a tenth of the usual size,
+    and those of text as 0.07 of it: drawn as small as words, they leave small runs at words' frequencies for minutes.
     """
     embeddings: Any = getattr(model, "embeddings", None)
     if first_patch(model):
@@ -143,11 +144,18 @@ def begin(model: PreTrainedModel) -> None:
             if token is not None:
                 nn.init.normal_(token, std=model.config.initializer_range)
         if embeddings.position_embeddings is not None:
-            width = embeddings.position_embeddings.shape[-1]
             places = torch.cartesian_prod(*(torch.arange(side).float() for side in embeddings.grid))  # (P, 2)
-            waves = places[:, :, None] / 10_000 ** torch.linspace(0, 1, max(width // 4, 1))
-            waves = torch.cat((waves.sin(), waves.cos()), dim=2).flatten(1)  # (P, D, or up to 3 less)
-            embeddings.position_embeddings[0, 1:, : waves.shape[1]] = 0.1 * waves
+            set_waves(embeddings.position_embeddings[0, 1:], places, 0.1)
+    elif isinstance(model.config, Data2VecTextConfig):
+        table = embeddings.position_embeddings.weight[model.config.pad_token_id + 1 :]
+        set_waves(table, torch.arange(len(table)).float()[:, None], 0.07)
+
+
+def set_waves(table: Tensor, places: Tensor, size: float) -> None:
+    """Make positions (P, D) sines and cosines of each of their coordinates (P, K); up to 2 K - 1 channels stay."""
+    waves = places[:, :, None] / 10_000 ** torch.linspace(0, 1, max(table.shape[1] // (2 * places.shape[1]), 1))
+    waves = torch.cat((waves.sin(), waves.cos()), dim=2).flatten(1)
+    table[:, : waves.shape[1]] = size * waves
 
 
 def first_patch(model: PreTrainedModel) -> int:

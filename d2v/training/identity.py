@@ -12,7 +12,7 @@ from typing import Any
 from d2v.config import Job
 from d2v.data.files import of_run
 from d2v.errors import InputError
-from d2v.pretrained import fetch_file, read_json
+from d2v.hub import fetch_file, local_folder, read_json
 
 RUN = "run.json"
 """In a checkpoint's folder: what the run is made of."""
@@ -31,7 +31,7 @@ FREE = {
 }
 """Options that a resumed run may have other values of; they hold from there on."""
 
-FREE_GROUPS = ("lm", "sampling", "scales", "flip", "center", "s_norm")
+FREE_GROUPS = ("probe", "lm", "sampling", "scales", "flip", "center", "s_norm")
 """Options that only the test at the end reads."""
 
 
@@ -91,8 +91,8 @@ def checkpoint_fingerprint(source: str) -> dict[str, Any] | None:
         Of the hub the `commit`; of a folder the `sha256` of its files' names and sizes, and of the first and the last
         million bytes of each; None where neither can be told.
     """
-    folder = Path(source)
-    if not folder.is_dir():
+    folder = local_folder(source)
+    if folder is None:
         try:
             file = fetch_file(source, "config.json")
         except InputError:  # which whoever loads the model says

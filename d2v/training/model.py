@@ -1,17 +1,17 @@
 """The model that a run starts from: a checkpoint's or a new one, frozen or with adapters as the options say."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from d2v.config import Job
-from d2v.data.facts import note
+from d2v.data.facts import note, shorten
 from d2v.data.labels import MODEL_TYPES, checkpoint_labels, match_classes
 from d2v.errors import InputError
-from d2v.hub import fetch_file, split_revision
+from d2v.hub import fetch_file, local_folder, split_revision
 from d2v.lora import NAME, add_lora
 from d2v.models.base import PreTrainedModel
 from d2v.models.text import Data2VecTextConfig
@@ -73,7 +73,7 @@ def build(
     if job.training and config.lora.rank:
         add_lora(model, **vars(config.lora))
         adapter, (source, revision) = model.peft_config[NAME], split_revision(config.model or "")
-        adapter.base_model_name_or_path, adapter.revision = source or None, revision
+        adapter.base_model_name_or_path, adapter.revision = str(local_folder(source) or source) or None, revision
     elif config.freeze == "encoder":
         model.freeze_base_model()
     elif config.freeze == "feature_encoder":
@@ -117,12 +117,6 @@ def load_checkpoint(
     for line in filter(None, str(report).splitlines()):
         note(job, "weights", line)
     return model.eval()
-
-
-def shorten(names: Iterable[str], most: int = 10) -> str:
-    """The first names, and how many others there are."""
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def head_rows(

@@ -97,6 +97,7 @@ def pretrain(
     auxiliary_loss: Callable[[Tensor, dict[str, Any]], Tensor],
     *,
     keep: Sequence[Any] = (),
+    probe: Callable[[Any], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train, and leave `checkpoints/`, `best/`, `log.jsonl` and `curves.png` in `run.out`.
 
@@ -107,6 +108,7 @@ def pretrain(
         held_out: from `eval_loader`, with masks that are the same each time.
         auxiliary_loss: of the auxiliary outputs (n, C) and their batch, summed over masked places.
         keep: what belongs to the model, such as its processor, and is saved beside it.
+        probe: from `d2v.training.probe.build_probe`.
 
     Returns:
         The figures of the last evaluation.
@@ -183,12 +185,13 @@ def pretrain(
                     look(batch)
         note_decoded(job, gather_object(decoded))
         *found, count = accelerator.reduce(sums).tolist()
+        probed = probe(student.base_model) if probe else {}
         student.train()
         wanted = {"loss": teacher is not None, "auxiliary_loss": config.auxiliary.weight > 0}
         values = {
             name: value / max(count, 1) for (name, there), value in zip(wanted.items(), found, strict=True) if there
         }
-        return values | seen.figures()
+        return values | seen.figures() | probed
 
     def evaluate_and_keep() -> dict[str, float]:
         metrics, progress.evaluated = evaluate(), progress.step
@@ -308,7 +311,6 @@ def plot_pretraining(out: Path) -> None:
     from matplotlib import pyplot
 
     log = read_log(out / "log.jsonl")
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     ranks = [f"{name}_rank" for name in ("target", "prediction", "front")]
     panels = {
         "loss, in training of both targets": ["loss", "eval_loss", "eval_auxiliary_loss"],
@@ -316,6 +318,9 @@ def plot_pretraining(out: Path) -> None:
         "effective rank": [*ranks, "eval_target_rank"],
         "standard deviation": [name.replace("rank", "deviation") for name in ranks],
     }
+    if any("eval_probe_accuracy" in entry for entry in log):
+        panels["accuracy of the probe, on validation"] = ["eval_probe_accuracy"]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             points = [(entry["step"], entry[key]) for entry in log if key in entry]

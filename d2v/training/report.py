@@ -18,7 +18,7 @@ import torch
 from d2v.config import Job
 from d2v.data.facts import say_decoded
 from d2v.errors import InputError, Prepared
-from d2v.hub import fetch_file, read_json, split_revision, write_json
+from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
 from d2v.pretrained import push_folder
 from d2v.training.identity import RUN
@@ -125,7 +125,7 @@ def finish(
                 picture()
             except (OSError, RuntimeError, ValueError, MemoryError) as error:
                 print(f"a picture could not be drawn: {error or type(error).__name__}")
-        print(summary(job.out, results, list(metrics), notes))
+        print(summary(job.out, results, list(metrics), notes | from_scratch(job)))
         if job.config.data.submission and job.config.mode == "predict":
             path = job.out / "submission.csv"
             others = write_submission(Path(job.config.data.submission), predictions, path)
@@ -184,6 +184,18 @@ def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
         return row
     listed = scores.items() if not most or len(scores) <= most else nlargest(most, scores.items(), key=itemgetter(1))
     return row | {"scores": {name: round(float(score), 6) for name, score in listed}}
+
+
+def from_scratch(job: Job) -> dict[str, str]:
+    """What the demo reached in as many minutes from random weights, for the summary of one that began pretrained."""
+    source = getattr(sys.modules.get(type(job.config).__module__), "__file__", None)
+    figures = Path(source or "").with_name("results.csv")
+    if job.config.mode != "train" or job.config.data.path or job.config.model not in PACKAGED or not figures.is_file():
+        return {}
+    with figures.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == (job.recipe, "demo")]
+    lines = [f"{row['metric']} {row['scratch']} (--model none)" for row in rows if row["scratch"]]
+    return {"from scratch": lines[0]} if lines else {}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -250,7 +262,7 @@ def write_model_card(
     about = {"task_type": task, "dataset_type": source, "dataset_name": name, "dataset_config": data.name}
     about["dataset_split"] = results["split"]
     scored = [key for key in metrics if results[key] is not None]
-    base = None if not job.config.model or Path(job.config.model).exists() else split_revision(job.config.model)[0]
+    base = None if not job.config.model or local_folder(job.config.model) else split_revision(job.config.model)[0]
     card = ModelCardData(
         model_name=folder.resolve().parent.name,
         pipeline_tag=task,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from d2v.config import Data, Job, Lora, Optim, Run, at_least
+from d2v.config import Data, Job, Lora, Optim, Run, at_least, named_model
 from d2v.errors import InputError
 from d2v.models.economy import Decoder
 from d2v.models.pretraining import Norm, Student, Teacher
@@ -93,6 +93,24 @@ class Alarm:
 
 
 @dataclass
+class Probe:
+    """A look at what the student knows of a few labels, which nothing is learnt from; the loss tells no progress.
+
+    Attributes:
+        column: column of labels, such as words or speakers, that linear classifiers of each layer's mean states predict
+            at every evaluation; by default none.
+        rows: number of rows of train that they are fitted to, and largest number of validation's that they are scored
+            on.
+    """
+
+    column: str | None = None
+    rows: int = 500
+
+    def __post_init__(self):
+        at_least(2, "probe", self, ("rows",))
+
+
+@dataclass
 class Economy:
     """data2vec 2.0's economy.
 
@@ -123,13 +141,15 @@ class Pretraining:
     Attributes:
         mode: train, or prepare: fetch data and model and keep what is found out of every row, so that the same command
             trains without a network.
-        model: hub id or folder of the model to go on with; by default pretraining starts from random weights.
+        model: hub id or folder of the model to go on with, or small, which comes with d2v; by default, or with none,
+            pretraining starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         teacher: the teacher, and the loss of what the student learns from it.
         auxiliary: a target that needs no teacher.
         alarm: when a run stops since the targets have collapsed.
+        probe: a look at what the student knows of a few labels.
         economy: data2vec 2.0's economy.
-        data: the data, whose labels are not looked at.
+        data: the data, of whose labels only the probe's are looked at.
         optim: optimisation by AdamW.
         run: the run.
     """
@@ -143,12 +163,14 @@ class Pretraining:
     teacher: Teaching = field(default_factory=Teaching)
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     alarm: Alarm = field(default_factory=Alarm)
+    probe: Probe = field(default_factory=Probe)
     economy: Economy = field(default_factory=Economy)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self):
+        self.model = named_model(self.model, self.data)
         if not self.teacher.weight and not self.auxiliary.weight:
             raise InputError("teacher.weight and auxiliary.weight are 0: there is nothing to learn")
         unused = {"run.patience": self.run.patience, "run.metric": self.run.metric, "optim.ema": self.optim.ema}

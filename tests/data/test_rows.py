@@ -13,6 +13,7 @@ from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import choose_splits, read
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.rows import Rows, Split, check_rows
+from d2v.data.windows import window_rows
 from d2v.errors import InputError
 from tests.helpers import make_job, make_split
 
@@ -97,6 +98,14 @@ def test_columns_of_joined_tables():
     split = Split("train", joined, np.array([1, 0]), (("first", 1), ("second", 1)))
     assert split.files("audio") == ["b", "a"] and split.where(0) == "second, row 0"
     assert isinstance(Data().max_size, type(None))
+
+
+def test_groups_of_windows_are_those_of_their_rows():
+    split = replace(make_split(text=list("abc"), speaker=["x", "y", "z"]), group="speaker")
+    rows = window_rows(split, [{"ids": [1], "source": source} for source in (2, 0, 0)])
+    assert [row["group"] for row in rows.records([(i, {}) for i in range(3)])] == ["z", "x", "x"]
+    running = Rows(split, ["0", "1"], [1, 1], items=[{"first": 0}, {"first": 1}])  # windows of all of a text
+    assert running.records([(0, {})]) == [{"id": "0"}]
 
 
 def test_groups_stand_in_the_records():

@@ -265,7 +265,7 @@ def test_masks_of_0_and_255_are_said():
     assert labels.tolist() == [[0, 1], [0, 0]] and not said
     labels, said = remarks(both, label_values={"0": 1, "255": 255})
     assert labels.tolist() == [[1, 255], [1, 1]] and not said
-    with pytest.raises(InputError, match="value 7 is none of data.values, 0, 255"):
+    with pytest.raises(InputError, match="value 7 stands for no class of the model; these do: 0, 255"):
         remarks(both.clip(max=7), label_values={"0": 0, "255": 1})
 
 

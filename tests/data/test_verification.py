@@ -212,9 +212,9 @@ def test_a_list_of_trials_needs_no_speakers(mode, trials, named):
 
 
 def test_the_head_has_a_class_a_speaker():
-    assert speaker_head(["b", None, "a", "b"], "speaker") == {"id2label": {0: "a", 1: "b"}}
+    assert speaker_head(make_job(TrialData()), {"train": ["b", None, "a", "b"]}) == {"id2label": {0: "a", 1: "b"}}
     with pytest.raises(InputError, match="train: who has 1 classes: b; should have two or more"):
-        speaker_head(["b", 0.5], "who")
+        speaker_head(make_job(TrialData(speaker_column="who")), {"train": ["b", 0.5]})
     assert speaker_problem("b", 1.0, column="who") is None
     assert speaker_problem(None, 1.0, column="who") == "who is None; should be a name or number"
 

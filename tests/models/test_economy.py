@@ -104,7 +104,7 @@ def test_everything_learns_the_mask_embedding_too(kind):
 def test_relative_positions_are_refused():
     each = case("vision")
     student = Student(each.student.base_model, decoder=Decoder(32, 16, layers=1, kernel=3, groups=4, grid=(6, 6)))
-    with pytest.raises(InputError, match="economy.views needs absolute positions"):
+    with pytest.raises(InputError, match="economy.views does not go with relative positions"):
         student.double()(each.batch | {"masked": each.batch["masked"][:, None]}, each.teacher)
 
 

@@ -344,7 +344,8 @@ def test_sampling():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padded", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("padded", [True, False])
 def test_compiled_without_a_break(padded):
     ours = exact(pair("Data2VecTextForTokenClassification", "sdpa", **TINY | STILL)[1])
     inputs = inputs_of("", padded) | HEADS["Data2VecTextForTokenClassification"][1]

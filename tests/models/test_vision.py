@@ -475,7 +475,8 @@ def test_low_precision(variant, size):
         assert_as_close(found, expected, wanted, dtype)
 
 
-@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
 def test_compiled_as_a_whole(training):
     torch._dynamo.reset()
     ours = exact(tiny(**VARIANTS["both"] | VARIANTS["mask token"], num_hidden_layers=1, implementation="sdpa")[1])

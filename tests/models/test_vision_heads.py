@@ -74,6 +74,7 @@ def test_fifty_updates_follow_transformers(variant):
     same_updates(theirs, ours, batches)
 
 
+@pytest.mark.slow
 def test_fifty_updates_of_segmentation_follow_transformers():
     theirs, ours = tiny(SEGMENTATION, **VARIANTS["per layer"], num_labels=5)
     images = [images_for(ours, 4) for _ in range(5)]

@@ -346,7 +346,8 @@ def kill_and_resume(data, out, steps, moments):
     return hits
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 10])
 def test_a_killed_run_goes_on_to_the_same_weights(kills, data, tmp_path):
     steps = 12 if kills == 1 else 150
     straight = [*COMMAND, f"--data.path={data}", f"--run.out={tmp_path / 'straight'}", f"--run.max_steps={steps}"]
@@ -370,6 +371,7 @@ def test_sigterm_saves_and_exits_with_130(data, tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_one(data, tmp_path):
     """The same global batches on two processes: the same losses, and the same word error rate."""
     still = [f"--arch.{key}=0.0" for key in ("activation_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob")]

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from d2v.data.diarization import read_rttm, segments_to_frames
+from d2v.data.diarization import SegmentData, read_rttm, segments_to_frames
 from d2v.errors import InputError
 from d2v.metrics.diarization import diarization_error
 from tests.helpers import tiny_listener
@@ -51,15 +51,18 @@ def write(folder, who=turns, **changes):
     return folder
 
 
+def rttm_lines(name: str, i: int) -> str:
+    """What an RTTM file says of the i-th recording."""
+    return "".join(
+        f"SPEAKER {name} 1 {turn['start']} {turn['end'] - turn['start']:.1f} <NA> <NA> {turn['speaker']} <NA>\n"
+        for turn in turns(i)
+    )
+
+
 def write_rttm(path, **changes):
     """An RTTM file of the recordings that `write` writes."""
-    lines = [
-        f"SPEAKER {split}-{i} 1 {turn['start']} {turn['end'] - turn['start']:.1f} <NA> <NA> {turn['speaker']} <NA>\n"
-        for split, count in (SPLITS | changes).items()
-        for i in range(count)
-        for turn in turns(i)
-    ]
-    path.write_text("".join(lines))
+    counts = (SPLITS | changes).items()
+    path.write_text("".join(rttm_lines(f"{split}-{i}", i) for split, count in counts for i in range(count)))
     return path
 
 
@@ -212,6 +215,21 @@ def test_an_rttm_file_is_as_good_as_a_column(trained, tmp_path):
     few = ["--run.max_steps=4", "--run.eval_every=2", f"--data.rttm={rttm}"]
     results = run(*SMALL, *few, f"--data.path={data}", f"--run.out={tmp_path / 'out'}")
     assert results["der"] == pytest.approx(trained[1]["der"], abs=1e-9)
+
+
+def test_rttm_files_beside_sounds_are_found(tmp_path):
+    """As AMI has them, one for each recording; where there is a table, it says."""
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"data/{split}").mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / f"data/{split}/{split}-{i}.flac").write_bytes(flac(sound(i)))
+            (tmp_path / f"data/{split}/{split}-{i}.rttm").write_text(rttm_lines(f"{split}-{i}", i))
+    results = run(*SMALL, f"--data.path={tmp_path / 'data'}", f"--run.out={tmp_path / 'out'}", "--run.max_steps=1")
+    assert (results["split"], results["examples"]) == ("test", 3)
+    assert np.isfinite(results["der"]) and "rttm: " in (tmp_path / "out/config.yaml").read_text("utf-8")
+    assert SegmentData(path=str(tmp_path / "data")).rttm == str(tmp_path / "data")
+    (tmp_path / "data/metadata.csv").write_text("file_name\n")
+    assert SegmentData(path=str(tmp_path / "data")).rttm is None
 
 
 def test_without_test_validation_is_scored(tmp_path):

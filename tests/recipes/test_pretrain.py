@@ -51,6 +51,24 @@ def data(tmp_path_factory):
     return folder
 
 
+COLUMN = {"audio": "text", "text": "text", "vision": "label"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_looks_at_labels_and_changes_nothing(kind, data, tmp_path):
+    """Every row of these texts is a class of its own, which none of validation has; images have two classes."""
+    args = [*arguments(kind), f"--data.path={data / kind}", "--run.max_steps=2", "--run.eval_every=1"]
+    runner(f"pretrain_{kind}")(*args, f"--run.out={tmp_path / 'without'}")
+    probe = [f"--probe.column={COLUMN[kind]}", "--probe.rows=8"]
+    results = runner(f"pretrain_{kind}")(*args, *probe, f"--run.out={tmp_path / 'with'}")
+    same_weights(tmp_path / "with/best/model.safetensors", tmp_path / "without/best/model.safetensors")
+    assert 0 <= results["probe_accuracy"] <= 1 and 0 <= results["probe_layer"] <= 4
+    log = [json.loads(line) for line in (tmp_path / "with/log.jsonl").read_text("utf-8").splitlines()]
+    assert sum("eval_probe_accuracy" in entry for entry in log) == 2
+    with pytest.raises(InputError, match=r"train: no column 'speakr' \(probe.column\); there are "):
+        runner(f"pretrain_{kind}")(*args, "--probe.column=speakr", f"--run.out={tmp_path / 'other'}")
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request, data, tmp_path_factory):
     kind, out = request.param, tmp_path_factory.mktemp("run") / "out"

@@ -148,7 +148,10 @@ def test_collate_functions_pickle(data, tmp_path, monkeypatch):
     collate_functions_pickle(run, [*SMALL, *data], tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("extra", [[], ["--data.workers=1", "--optim.ema=0.5"]])
+WORKERS = pytest.param(["--data.workers=1", "--optim.ema=0.5"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("extra", [[], WORKERS])
 def test_a_stopped_run_goes_on_exactly(extra, data, tmp_path):
     goes_on_exactly(run, [*SMALL, *data, *extra], tmp_path)
 
@@ -188,6 +191,28 @@ def test_a_foreground_of_255_is_said(data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "label map of 0 and 255 alone: 3 rows; the first is validation, row" in printed
     assert "of the pixels are ignored" in printed and "validation: 1 of 2 classes have no pixel: bright" in printed
+
+
+def test_classes_under_other_numbers_are_those_of_the_model_by_name(trained, tmp_path, capsys):
+    """The data call bright 0 and dark 1; void is ignored either way."""
+    swap = np.array([1, 0, 2], np.uint8)
+    folder = write(
+        tmp_path / "data", change=lambda i, image, labels: (png(image), png(Image.fromarray(swap[np.asarray(labels)])))
+    )
+    (folder / "id2label.json").write_text(json.dumps({"0": "Bright", "1": "dark", "2": "void"}), "utf-8")
+    best = ["--mode=evaluate", f"--model={trained[0] / 'best'}", f"--data.path={folder}", "--data.ignore_label=2"]
+    results = run(*best, f"--run.out={tmp_path / 'out'}")
+    assert results["mean_iou"] == trained[1]["mean_iou"] != 0
+    assert "classes: 2 of 2 are the model's, by name, under other numbers" in capsys.readouterr().out
+    numbered = run(*best, "--data.match=number", f"--run.out={tmp_path / 'numbered'}")
+    assert numbered["mean_iou"] != results["mean_iou"]
+    (folder / "id2label.json").write_text(json.dumps({"0": "cat", "1": "dark"}), "utf-8")
+    with pytest.raises(InputError, match="value 0 stands for no class of the model; these do: 1, 2, 255"):
+        run(*best, f"--run.out={tmp_path / 'cat'}")
+    assert "not the model's: cat" in capsys.readouterr().out
+    (folder / "id2label.json").write_text(json.dumps({"0": "cat", "1": "dog"}), "utf-8")
+    with pytest.raises(InputError, match=r"none of the data's classes, cat, dog, is one of the model's, dark, bright;"):
+        run(*best, f"--run.out={tmp_path / 'dog'}")
 
 
 def test_a_batch_of_one_image(tmp_path):

@@ -1,5 +1,6 @@
 """What a run leaves and says: results, predictions, curves, model card, log."""
 
+import csv
 import json
 import pickle
 import re
@@ -12,7 +13,9 @@ import pytest
 import torch
 import yaml
 
-from d2v.config import Data
+from benchmarks.recipe import RECIPES, load_recipe
+from d2v.cli import parse
+from d2v.config import Data, Job
 from d2v.data.labels import Labels
 from d2v.metrics.classification import score_table
 from d2v.metrics.intervals import load_statistics
@@ -293,3 +296,15 @@ def test_updates_without_items_do_not_divide_by_zero(tmp_path, items):
     said.add(0.0, items, 1.0, 0.0)
     said.say(1, lr=0.1)
     assert log.read_log(tmp_path / "log.jsonl")[0]["loss"] == 0.0
+
+
+def test_a_demo_says_what_it_reaches_from_random_weights(tmp_path):
+    def said(*args):
+        config = parse(load_recipe("asr_ctc").Config, list(args), demo=RECIPES / "configs/asr_ctc/demo.yaml")
+        return report.from_scratch(Job(config, None, "asr_ctc"))
+
+    with (RECIPES / "results.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == ("asr_ctc", "demo")]
+    assert said() == {"from scratch": f"wer {row['scratch']} (--model none)"} and float(row["scratch"]) > 0
+    assert said("--model", "none") == said("--data.path", str(tmp_path), "--model", "small") == {}
+    assert said("--mode", "evaluate") == {}

@@ -1,0 +1,86 @@
+"""What a model that is being pretrained knows of a label: linear classifiers on the states of its layers.
+
+Shapes: N rows, D width, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v.config import Job
+from d2v.data.rows import Rows, Split
+from d2v.errors import InputError
+from d2v.training.engine import sharding
+
+Read = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+RIDGE = 0.1
+"""The penalty beside standardised features, of which each then has a variance of 1."""
+
+
+def build_probe(job: Job, splits: dict[str, Split], read: Read) -> Callable[[Any], dict[str, float]] | None:
+    """What `pretrain` calls at each evaluation; None where `probe.column` names no labels.
+
+    Args:
+        job: whose configuration is a `Pretraining`.
+        splits: train and validation.
+        read: what a model takes of rows.
+
+    Raises:
+        InputError: a split has no such column, or train is a stream or sharded.
+    """
+    options = job.config.probe
+    if options.column is None:
+        return None
+    if splits["train"].stream is not None or sharding():
+        raise InputError("probe.column does not go with streams, nor with FSDP; leave it out")
+    rows, labels = {}, {}
+    for name in ("train", "validation"):
+        split = splits[name]
+        if options.column not in split.table.column_names:
+            there = ", ".join(split.table.column_names)
+            raise InputError(f"{name}: no column {options.column!r} (probe.column); there are {there}")
+        chosen = np.random.default_rng(0).permutation(len(split))[: options.rows]
+        part = split.select(np.sort(chosen))
+        rows[name], labels[name] = Rows(part, part.ids(), [1] * len(part)), part.column(options.column)
+    names = list(dict.fromkeys(map(str, labels["train"])))
+    numbers = {name: [names.index(str(v)) if str(v) in names else -1 for v in found] for name, found in labels.items()}
+    targets = {name: torch.tensor(found) for name, found in numbers.items()}
+
+    @torch.no_grad()
+    def probe(model: Any) -> dict[str, float]:
+        device, features = next(model.parameters()).device, {}
+        for name, found in rows.items():
+            states = []
+            for i in range(len(found)):  # one at a time: nothing is padded
+                inputs = {key: value.to(device) for key, value in read([found[i] | {"row": i}]).items()}
+                layers = model(**inputs, output_hidden_states=True).hidden_states
+                states.append(torch.stack([layer[0].double().mean(0).cpu() for layer in layers]))
+            features[name] = torch.stack(states, 1)  # (layers, N, D)
+        scores = [
+            ridge_accuracy(*pair, targets["train"], targets["validation"])
+            for pair in zip(features["train"], features["validation"], strict=True)
+        ]
+        best = int(np.argmax(scores))
+        return {"probe_accuracy": scores[best], "probe_layer": float(best)}
+
+    return probe
+
+
+def ridge_accuracy(train: Tensor, test: Tensor, train_labels: Tensor, test_labels: Tensor) -> float:
+    """Accuracy on test rows of the linear classifier that ridge regression fits to train's.
+
+    Args:
+        train, test: (N, D) float64 features.
+        train_labels, test_labels: (N,) classes; -1 is never right.
+    """
+    mean, deviation = train.mean(0), train.std(0, correction=0).clamp(min=1e-6)
+    x, y = ((part - mean) / deviation for part in (train, test))
+    wanted = torch.nn.functional.one_hot(train_labels).double()
+    middle = wanted.mean(0)
+    weights = torch.linalg.solve(
+        x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (wanted - middle)
+    )
+    return float(((y @ weights + middle).argmax(1) == test_labels).double().mean())
