@@ -40,7 +40,7 @@ FROM_SCRATCH = {
     "speaker_verification",
     "text_classification",
 }
-"""Demos of other models, which the small one did not beat within their minutes: see "Small models" in recipes/README.md."""
+"""Demos of other models, which the small one did not beat within their minutes, see recipes/README.md."""
 
 
 @pytest.mark.parametrize("name", MODALITY)
