@@ -5,6 +5,7 @@ Shapes: B batch, H and W height and width in pixels.
 
 import io
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -227,7 +228,7 @@ class ImageProcessor:
 
     def __call__(
         self,
-        images: list[ImageSource],
+        images: Sequence[ImageSource],
         segmentation_maps: list[ImageSource | np.ndarray] | None = None,
         return_tensors: str = "pt",
     ) -> dict[str, Any]:
