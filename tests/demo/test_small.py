@@ -59,7 +59,7 @@ def test_a_demo_from_random_weights_is_of_the_same_sizes(name):
     """So that `--model none` shows what pretraining earns, and `arch` changes nothing of a pretrained model's shape."""
     arch = parse(load_recipe(name).Config, [], demo=RECIPES / f"configs/{name}/demo.yaml").arch
     settings = load_config(f"small/{MODALITY[name]}")
-    sizes = [key for key in arch if re.search(r"size$|^num_|^conv_|positions|^use_", key)]
+    sizes = [key for key in arch if re.search(r"size$|^num_|^conv_|positions|^use_.*position", key)]
     assert len(sizes) >= 4
     for key in sizes:
         assert settings[key] == arch[key], key
