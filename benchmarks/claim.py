@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +31,9 @@ import numpy as np
 
 from benchmarks.recipe import RECIPES, load_recipe
 from d2v.cli import parse
-from d2v.hub import read_json
+from d2v.data.cores import granted_cores
+from d2v.errors import Prepared
+from d2v.hub import read_json, write_json
 from d2v.metrics.intervals import paired_differences
 
 # What each arm adds to `configs/pretrain_<modality>/small.yaml`; None begins from random weights. A teacher with a
@@ -98,7 +100,7 @@ def run_recipe(name: str, args: Sequence[str], out: Path) -> float:
             recipe.main(parse(recipe.Config, [*args, f"--run.out={out}", "--run.resume=true", "--run.tracker=null"]))
     finally:
         minutes = before + (time.process_time() - begun) / 60
-        spent.write_text(json.dumps({"minutes": minutes}), "utf-8")
+        write_json(spent, {"minutes": minutes})
     return minutes
 
 
@@ -114,11 +116,8 @@ def train_rows(task: Task, args: Sequence[str], out: Path) -> int:
     """The rows of train that labels are taken from."""
     if not (found := out / "prepare/data.json").is_file():
         recipe = load_recipe(task.recipe)
-        try:
+        with suppress(Prepared):  # once all is there
             recipe.main(parse(recipe.Config, [*args, "--mode=prepare", f"--run.out={out}"]))
-        except Exception as done:  # `Prepared`, once all is there
-            if type(done).__name__ != "Prepared":
-                raise
     facts = read_json(found)["facts"]
     return next(fact["splits"]["train"]["rows"] for fact in facts if fact["fact"] == "splits")
 
@@ -235,7 +234,7 @@ def run_all(task: Task, options: argparse.Namespace, submit: Callable) -> dict[t
         if not steps.is_file():
             steps.parent.mkdir(parents=True, exist_ok=True)
             count = submit(updates_in, options.minutes, name, [*common, *extra]).result()
-            steps.write_text(json.dumps({"updates": count}), "utf-8")
+            write_json(steps, {"updates": count})
         args = [*common, *extra, f"--run.max_steps={read_json(steps)['updates']}"]
         for seed in range(options.pretraining_seeds):
             out = options.out / f"{arm}/pretrained-{seed}"
@@ -299,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     if "scratch_longer" in options.arms and "scratch" not in options.arms:
         parser.error("--arms scratch_longer needs scratch, whose pace it takes")
     options.out.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // options.processes, 1))
+    os.environ["OMP_NUM_THREADS"] = str(max(granted_cores() // options.processes, 1))
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = run_all(task, options, pool.submit)
     rows = [json.loads(line) for line in (options.out / "claim.json").read_text("utf-8").splitlines()]

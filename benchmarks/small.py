@@ -5,7 +5,6 @@ recipes start from, in half precision and with a card, in `d2v/small/<modality>`
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks.recipe import RECIPES, load_recipe
 from d2v.cli import parse
 from d2v.hub import PACKAGED, WEIGHTS, read_json, write_json
 from d2v.pretrained import write_weights
+from d2v.training.log import read_log
 
 SMALL = RECIPES.parent / "d2v/small"
 CARD = """---
@@ -76,8 +76,7 @@ def store(modality: str, run: Path) -> Path:
     write_weights(weights, folder / WEIGHTS)
     write_json(folder / "config.json", read_json(best / "config.json") | {"dtype": "float16"})
     results = read_json(run / "results.json")
-    last = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()][-2:]
-    seconds = max(entry.get("seconds", 0.0) for entry in last)
+    seconds = max(entry.get("seconds", 0.0) for entry in read_log(run / "log.jsonl"))
     figures = {"unexplained": results["unexplained"], "rank": results["target_rank"], "updates": results["updates"]}
     size = sum(value.numel() for value in weights.values()) / 1e6
     card = CARD.format(modality=modality, size=size, minutes=seconds / 60, **figures, **ABOUT[modality])

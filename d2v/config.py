@@ -1,5 +1,6 @@
 """Configuration as dataclasses: what every recipe shares. The command line that fills them is `d2v.cli`'s."""
 
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -289,6 +290,12 @@ class Job:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
+
+
+def recipe_file(config: type) -> Path | None:
+    """The script, or the module that a notebook or test has loaded from it, whose configuration this class is."""
+    source = getattr(sys.modules.get(config.__module__), "__file__", None)
+    return Path(source) if source else None
 
 
 def named_model(model: str | None, data: Data) -> str | None:

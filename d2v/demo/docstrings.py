@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -122,9 +123,11 @@ def parameters(thing: Any) -> dict[str, str | None]:
 def source_texts() -> list[str]:
     """Docstrings and blocks of comments of the standard library's own source files, tests left out, by file."""
     root, found = Path(sysconfig.get_path("stdlib")), []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
-        if not OTHERS.isdisjoint(path.relative_to(root).parts):
-            continue
+    paths: list[Path] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in OTHERS]  # installed packages are many more files
+        paths += [Path(folder, name) for name in files if name.endswith(".py")]
+    for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
         source = path.read_text("utf-8", errors="replace")
         try:
             with warnings.catch_warnings():

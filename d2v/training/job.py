@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from d2v.config import Job
+from d2v.config import Job, recipe_file
 from d2v.data.cores import granted_cores
 from d2v.data.facts import everyones
 from d2v.errors import InputError
@@ -111,9 +111,8 @@ def start(config: Any) -> Job:
         warnings.simplefilter("ignore")  # one process says what all would
     torch.set_flush_denormal(True)  # gradients too small to matter cost a CPU a tenth of its time
     set_seed(run.seed)
-    # A recipe is a script, or a module that a notebook or test has loaded from its file.
-    source = getattr(sys.modules.get(type(config).__module__), "__file__", None)
-    job = Job(config, accelerator, Path(source).stem if source else "d2v")
+    source = recipe_file(type(config))
+    job = Job(config, accelerator, source.stem if source else "d2v")
     (begun,) = broadcast_object_list([os.urandom(8).hex()])
     if job.is_main:
         data = fingerprint(config.data.path, out)

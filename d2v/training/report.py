@@ -15,7 +15,7 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from d2v.config import Job
+from d2v.config import Job, recipe_file
 from d2v.data.facts import say_decoded
 from d2v.errors import InputError, Prepared
 from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
@@ -188,9 +188,11 @@ def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
 
 def from_scratch(job: Job) -> dict[str, str]:
     """What the demo reached in as many minutes from random weights, for the summary of one that began pretrained."""
-    source = getattr(sys.modules.get(type(job.config).__module__), "__file__", None)
-    figures = Path(source or "").with_name("results.csv")
-    if job.config.mode != "train" or job.config.data.path or job.config.model not in PACKAGED or not figures.is_file():
+    source = recipe_file(type(job.config))
+    figures = source and source.with_name("results.csv")
+    if job.config.mode != "train" or job.config.data.path or job.config.model not in PACKAGED:
+        return {}
+    if figures is None or not figures.is_file():
         return {}
     with figures.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == (job.recipe, "demo")]
