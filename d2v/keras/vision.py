@@ -51,6 +51,9 @@ class VisionModel(keras.Model):
             self.config, self.add_pooling_layer, name="data2vec_vision", dtype=self.dtype_policy
         )
         self.data2vec_vision.build()
+        mask_token = self.data2vec_vision.embeddings.mask_token
+        if self.has_head and mask_token is not None:
+            mask_token.trainable = False  # a head masks nothing, and Keras would warn of a weight without gradient
 
     def __call__(self, *args, **kwargs):
         """Check the input, then call: Keras wraps what is raised within in many lines. Options may be positional."""

@@ -15,13 +15,13 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from d2v.config import Job, recipe_file
+from d2v.config import Job, Recipe, named_model, recipe_file
 from d2v.data.facts import say_decoded
 from d2v.errors import InputError, Prepared
 from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
 from d2v.pretrained import push_folder
-from d2v.training.identity import RUN
+from d2v.training.identity import RUN, flat, plain
 from d2v.training.log import read_log
 from d2v.training.resume import checkpoints
 from d2v.training.submission import write_submission
@@ -187,17 +187,30 @@ def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
 
 
 def from_scratch(job: Job) -> dict[str, str]:
-    """What the demo reached in as many minutes from random weights, for the summary of one that began pretrained."""
+    """What the demo reached in as many updates from random weights, for the summary of one that began pretrained."""
     source = recipe_file(type(job.config))
     figures = source and source.with_name("results.csv")
-    if job.config.mode != "train" or job.config.data.path or job.config.model not in PACKAGED:
-        return {}
-    if figures is None or not figures.is_file():
+    if figures is None or not figures.is_file() or job.config.model not in PACKAGED or not is_demo(job.config):
         return {}
     with figures.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == (job.recipe, "demo")]
     lines = [f"{row['metric']} {row['scratch']} (--model none)" for row in rows if row["scratch"]]
     return {"from scratch": lines[0]} if lines else {}
+
+
+def is_demo(config: Recipe) -> bool:
+    """Whether a run is that of `configs/<recipe>/demo.yaml`, but for options that its result does not depend on."""
+    import yaml
+
+    source = recipe_file(type(config))
+    demo = source and source.parent / f"configs/{source.stem}/demo.yaml"
+    if demo is None or not demo.is_file():
+        return False
+    options = dict(flat(yaml.safe_load(demo.read_text("utf-8"))))
+    wanted = dict(flat(plain(type(config)()))) | options | {"model": named_model(options.get("model"), config.data)}
+    found, lengths = dict(flat(plain(config))), ("run.epochs", "run.max_steps", "run.max_minutes")
+    names = [name for name in wanted | found if not name.startswith("run.") or name in lengths]
+    return all(wanted.get(name) == found.get(name) for name in names if name != "data.workers")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

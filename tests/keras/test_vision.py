@@ -236,6 +236,19 @@ def test_a_model_that_was_not_trained_yet_is_saved_and_trained_on(tmp_path):
     assert losses[0] == losses[1] and losses[0][1] < losses[0][0]
 
 
+@pytest.mark.parametrize("make", [classifier, segmenter])
+def test_heads_of_a_model_that_can_mask_train_without_a_warning(make, recwarn):
+    model = make(use_mask_token=True)
+    assert "mask_token" not in {weight.name for weight in model.trainable_weights}
+    model.compile(build_optimizer(model, 1e-3))
+    labels = None if make is classifier else np.zeros((2, 24, 24), np.int64)
+    x = batch() if labels is None else {"pixel_values": pixels(2, 3, 24, 24), "labels": labels}
+    assert np.isfinite(model.fit(x, verbose=0).history["loss"]).all()
+    assert not [str(warning.message) for warning in recwarn if "radients" in str(warning.message)]
+    alone = d2v.keras.TFData2VecVisionModel(config(use_mask_token=True))
+    assert "mask_token" in {weight.name for weight in alone.trainable_weights}
+
+
 def test_mixed_precision():
     model = d2v.keras.TFData2VecVisionForImageClassification(config(), dtype="mixed_bfloat16")
     x = batch()

@@ -307,4 +307,14 @@ def test_a_demo_says_what_it_reaches_from_random_weights(tmp_path):
         (row,) = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == ("asr_ctc", "demo")]
     assert said() == {"from scratch": f"wer {row['scratch']} (--model none)"} and float(row["scratch"]) > 0
     assert said("--model", "none") == said("--data.path", str(tmp_path), "--model", "small") == {}
-    assert said("--mode", "evaluate") == {}
+    assert said("--mode", "evaluate") == said("--run.max_steps", "700") == said("--optim.lr", "1e-3") == {}
+    assert said("--run.out", str(tmp_path), "--data.workers", "2") == said()
+
+
+def test_every_demo_with_a_figure_from_random_weights_says_it():
+    with (RECIPES / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["config"] == "demo" and row["scratch"]]
+    assert rows
+    for name in (row["recipe"] for row in rows):
+        config = parse(load_recipe(name).Config, [], demo=RECIPES / f"configs/{name}/demo.yaml")
+        assert report.from_scratch(Job(config, None, name))
