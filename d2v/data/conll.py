@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2v.data.sources import Source, read
+from d2v.data.files import split_name, usual, usual_file, wanted
+from d2v.data.sources import Source, asked_splits, read
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 ENDINGS = {".conll", ".conllu", ".conll03", ".bio", ".iob", ".iob2", ".train", ".testa", ".testb"}
 """What the names of such files end in; `eng.testa` is CoNLL 2003's validation."""
 TAG = re.compile(r"O|[BIESLU]-\S+")
-SPLITS = (("validation", r"(?<![a-z])(dev|val|testa)"), ("test", r"(?<![a-z])test"), ("train", r""))
 
 
 def read_words(data: Any) -> Mapping[str, "Dataset"]:
@@ -29,14 +29,26 @@ def read_words(data: Any) -> Mapping[str, "Dataset"]:
     """
     path = Path(data.path or "")
     files = [path] if path.is_file() else sorted(path.iterdir()) if data.path and path.is_dir() else []
-    found = [each for each in files if each.is_file() and has_columns(each)]
+    found = [each for each in files if each.is_file() and wanted(each.name) and has_columns(each)]
     if not found:
         return read(data)
     splits: dict[str, list[Path]] = {}
     for file in found:
-        split = next(split for split, names in SPLITS if re.search(names, file.name, re.IGNORECASE))
-        splits.setdefault(split, []).append(file)
+        splits.setdefault(split_of(file), []).append(file)
+    if not any(map(usual, splits)) and splits.keys().isdisjoint(asked_splits(data)):
+        splits = {"train": found}
     return Source({split: partial(sentences_of, data, each) for split, each in splits.items()}, [])
+
+
+def split_of(file: Path) -> str:
+    """The split of a file: its name where that is a usual one, else what a word of it stands for, else its name.
+
+    Files with the same word, as Universal Dependencies has of large treebanks, are of one split.
+    """
+    words = re.split(r"[^a-z]+", file.name.lower())
+    own = "validation" if "testa" in words else "test" if "testb" in words else usual_file(file.name)
+    name = split_name(file)
+    return name if usual(name) else own or name
 
 
 def has_columns(file: Path) -> bool:

@@ -69,15 +69,23 @@ WORD = {word: split for split, words in WORDS.items() for word in words}
 
 
 def walk(folder: Path) -> list[PurePath]:
-    """The files below a folder, relative to it and in order, without hidden ones and what systems and runs leave."""
+    """The files below a folder, relative to it and in order, without hidden ones and what systems and runs leave.
+
+    Links are followed, but for those to a folder that they are in themselves.
+    """
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         if of_run(files):
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if wanted(name))
+        folders[:] = sorted(name for name in folders if wanted(name) and not leads_back(Path(where, name)))
         found += [PurePath(where, name).relative_to(folder) for name in sorted(files) if wanted(name)]
     return sorted(found, key=lambda path: path.parts)
+
+
+def leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it is in, whose files would come again and again."""
+    return folder.is_symlink() and any(map(folder.samefile, folder.absolute().parents))
 
 
 def of_run(names: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from d2v.config import Job
+from d2v.data.files import usual, walk
 from d2v.data.labels import check_smoothing
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.sources import Source, read
@@ -18,9 +19,6 @@ from d2v.processors.text import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-RACE = {"train": "train", "validation": "dev", "test": "test"}
-"""Splits and their folders in RACE's archive."""
 
 
 @dataclass
@@ -54,9 +52,10 @@ def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:
     Such a file is an object with an `article`, its `questions`, their `options` and `answers`. A prompt is the article
     and a question; columns are called as the options say.
     """
-    root = Path(data.path or "")
-    found = {split: sorted(root.glob(f"{folder}/**/*.txt")) for split, folder in RACE.items()} if data.path else {}
-    found = {split: files for split, files in found.items() if files}
+    root, found = Path(data.path or ""), dict[str, list[Path]]()
+    for file in walk(root) if data.path else ():
+        if file.suffix.lower() == ".txt" and len(file.parts) > 1 and usual(file.parts[0]):
+            found.setdefault(file.parts[0], []).append(root / file)
     if not found or not all(is_exam(files[0]) for files in found.values()):
         return read(data)
     return Source({split: partial(exam_rows, data, files) for split, files in found.items()}, [])
@@ -65,7 +64,7 @@ def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:
 def is_exam(file: Path) -> bool:
     """Whether a file is one of RACE's."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))
     except ValueError:
         return False
     return isinstance(content, dict) and {"article", "questions", "options"} <= content.keys()
@@ -78,7 +77,7 @@ def exam_rows(data: ChoiceData, files: Sequence[Path]) -> "Dataset":
     rows = []
     for file in files:
         try:
-            exam = json.loads(file.read_text("utf-8"))
+            exam = json.loads(file.read_text("utf-8-sig"))
             answers = exam.get("answers") or [None] * len(exam["questions"])
             for i, (question, options, answer) in enumerate(
                 zip(exam["questions"], exam["options"], answers, strict=True)

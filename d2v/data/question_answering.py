@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
+from d2v.data.files import table_splits, walk
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
-from d2v.data.sources import read
+from d2v.data.sources import asked_splits, read
 from d2v.data.text import TextData
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
@@ -72,25 +73,27 @@ def read_questions(data: Data) -> Mapping[str, "Dataset"]:
     import datasets
 
     path = Path(data.path or "")
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    found = {file: read_articles(file) for file in files if file.suffix == ".json"}
+    root, files = (path.parent, [PurePath(path.name)]) if path.is_file() else (path, walk(path) if data.path else [])
+    files = [file for file in files if len(file.parts) == 1 and file.suffix.lower() == ".json"]
+    found = {file: read_articles(root / file) for file in files}
     articles = {file: listed for file, listed in found.items() if listed is not None}
     if not found or len(articles) < len(found):
         return read(data)
     splits: dict[str, list] = {}
-    for file, listed in articles.items():
-        split = "validation" if re.search("dev|valid", file.stem) else "test" if "test" in file.stem else "train"
-        try:
-            splits.setdefault(split, []).extend(questions_of(listed))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}: should be data[].paragraphs[].qas[], as in SQuAD's files ({error!r})") from error
+    for split, names in table_splits(list(articles), asked_splits(data)).items():
+        for file in names:
+            try:
+                splits.setdefault(split, []).extend(questions_of(articles[file] or []))
+            except (KeyError, TypeError, AttributeError) as error:
+                why = f"should be data[].paragraphs[].qas[], as in SQuAD's files ({error!r})"
+                raise InputError(f"{root / file}: {why}") from error
     return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
 
 def read_articles(file: Path) -> list | None:
     """What a JSON file has as `data`; None if it is of another form."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
     except json.JSONDecodeError:  # such as an object on each line

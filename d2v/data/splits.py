@@ -98,16 +98,16 @@ def whole_groups(groups: Sequence[Any], wanted: int, order: np.ndarray, classes:
     numbers = codes(groups)
     of_class = codes(classes) if classes is not None else np.zeros(len(numbers), dtype=np.int64)
     left = np.bincount(of_class)
-    held = np.zeros(len(numbers), dtype=bool)
+    held, count = np.zeros(len(numbers), dtype=bool), 0
     rows = members(numbers)
     for number in dict.fromkeys(numbers[order].tolist()):
         own = np.bincount(of_class[rows[number]], minlength=len(left))
-        if held.sum() >= wanted:
+        if count >= wanted:
             break
         if ((left - own) > 0)[own > 0].all():
             held[rows[number]] = True
-            left = left - own
-    if not held.any():
+            left, count = left - own, count + len(rows[number])
+    if not count:
         raise InputError(f"{len(rows)} groups are too few to hold one out, or each is the only one of a class")
     return held
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from benchmarks.recipe import load_recipe
 from d2v.data.conll import read_words
+from d2v.data.files import walk
 from d2v.data.load import choose_splits, read
 from d2v.data.multiple_choice import read_exams
 from d2v.data.pairs import read_pairs
@@ -42,6 +43,7 @@ KINDS = {
     "multiple_choice": ("ChoiceData", ["prompt"], "label"),
     "causal_lm": ("CausalData", ["text"], None),
 }
+MACOS = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \xff\xfe"
 CONLLU = "# text = cats don't run\n1\tcats\tcat\tNOUN\tNNS\t_\t0\troot\t_\t_\n2-3\tdon't\t_\t_\t_\t_\t_\t_\t_\t_\n"
 CONLLU += "2\trun\trun\tVERB\tVB\t_\t1\tx\t_\t_\n\n1\tcats\tcat\tNOUN\tNNS\t_\t0\troot\t_\t_\n\n"
 EXAM = json.dumps(
@@ -427,6 +429,43 @@ READ = {
         {"train": 3, "validation": 3},
         {},
     ),
+    "SQuAD's JSON under other names, and what macOS leaves": (
+        "question_answering",
+        {
+            **{f"{split}.json": SQUAD.encode("utf-8-sig") for split in ("Train", "Val", "Test", "latest")},
+            "._Train.json": MACOS,
+        },
+        {"train": 3, "validation": 3, "test": 3},
+        {},
+    ),
+    "SQuAD's JSON, train and eval": (
+        "question_answering",
+        {"train.json": SQUAD, "eval.json": SQUAD},
+        {"train": 3, "validation": 3, "test": 3},
+        {"validation_split": "eval"},
+    ),
+    "CoNLL's columns under other names": (
+        "token_classification",
+        {
+            **{f"{split}.conll": "EU B-ORG\nx O\n" for split in ("train", "eval")},
+            **{f"{name}.conll": "no word\n" for name in ("values", "device")},
+            "._train.conll": MACOS,
+        },
+        {split: [["B-ORG", "O"]] for split in ("train", "validation", "test")},
+        {"validation_split": "eval"},
+    ),
+    "a large treebank in parts": (
+        "token_classification",
+        {f"de_hdt-ud-{split}.conllu": CONLLU for split in ("train-a-1", "train-b-2", "dev")},
+        {"train": [["NOUN", "VERB"], ["NOUN"]] * 2, "validation": [["NOUN", "VERB"], ["NOUN"]]},
+        {},
+    ),
+    "RACE's files, and what macOS leaves": (
+        "multiple_choice",
+        {f"{split}/high/1.txt": EXAM for split in ("train", "dev")} | {"train/high/._1.txt": MACOS},
+        {"train": ["B", "A"], "validation": ["B", "A"]},
+        {},
+    ),
     "SWAG's CSV": (
         "multiple_choice",
         {"train.csv": SWAG, "val.csv": SWAG},
@@ -514,6 +553,14 @@ def test_layouts_are_read(tmp_path, name):
         found[split] = feature.int2str(values) if named else values
     assert found == expected
     assert [fact["fact"] for fact in facts].count("splits") == 1
+
+
+def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):
+    write(tmp_path, {"data/train/1.wav": SOUND, "pool/2.wav": SOUND})
+    for link, target in {"train/latest": ".", "up": "..", "test": "../pool", "validation": "../pool"}.items():
+        (tmp_path / "data" / link).symlink_to(target, target_is_directory=True)
+    found = ["test/2.wav", "train/1.wav", "validation/2.wav"]
+    assert [path.as_posix() for path in walk(tmp_path / "data")] == found
 
 
 TABLES = {

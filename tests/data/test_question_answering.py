@@ -169,7 +169,7 @@ def test_all_layouts_are_read(tmp_path):
     for name in ("train-v2.0.json", "dev-v2.0.json"):
         (tmp_path / "a" / name).write_text(json.dumps(OFFICIAL), "utf-8")
     splits = read_questions(Data(path=str(tmp_path / "a")))
-    assert set(splits) == {"train", "validation"} and splits["train"].to_list() == FLAT
+    assert set(splits) == {"train-v2.0", "dev-v2.0"} and splits["train-v2.0"].to_list() == FLAT
     (tmp_path / "flat.json").write_text(json.dumps({"data": FLAT}), "utf-8")  # as Hugging Face's scripts take it
     assert read_questions(Data(path=str(tmp_path / "flat.json")))["train"].to_list() == FLAT
     (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in FLAT), "utf-8")
