@@ -94,11 +94,15 @@ def as_list(value: Any, separator: str | None) -> Any:
 
 
 def vector_width(rows: Sequence[Any]) -> int:
-    """The length of rows that have a 0 or 1 for each class; 0 if they are lists of classes, which do not repeat."""
-    lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    """The length of rows that have a 0 or 1 for each class; 0 if they are lists of classes, which do not repeat.
+
+    Rows that are no list or an empty one are not looked at: they are no such vectors, whatever the others are.
+    """
+    vectors = [row for row in rows if isinstance(row, list) and row]
+    lengths = {len(row) for row in vectors}
     if len(lengths) != 1 or (width := lengths.pop()) < 2:
         return 0
-    return width if all(value in (0, 1) and not isinstance(value, str) for row in rows for value in row) else 0
+    return width if all(value in (0, 1, "0", "1") for row in vectors for value in row) else 0
 
 
 def as_number(value: Any) -> Any:
@@ -194,6 +198,24 @@ def with_stream(
         note(job, "classes of a stream", line, classes=validation.classes)
         train = replace(train, classes=validation.classes)
     return dict(columns) | {"train": replace(train, labels=[[each] if several else each for each in train.classes])}
+
+
+def note_absent(job: Job, train: Named, column: str) -> None:
+    """Note the classes of which train has no row: they fell into another share, or the column only lists them."""
+    found = (name for label in train.labels for name in (label if isinstance(label, list) else [label]))
+    there = {name for name in found if isinstance(name, str)}
+    if absent := [name for name in train.classes if name not in there]:
+        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {listed}"
+        note(job, "classes absent", line, split="train", classes=absent)
+
+
+def check_classes(names: list[str], column: str) -> list[str]:
+    """The classes; InputError unless there are two or more."""
+    if len(names) < 2:
+        there = f"{len(names)} classes{': ' if names else ''}{', '.join(names)}"
+        raise InputError(f"train: {column} has {there}; should have two or more, as text or whole numbers")
+    return names
 
 
 def plain_text(name: str) -> str:

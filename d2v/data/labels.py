@@ -19,10 +19,12 @@ from d2v.config import Data, Job, at_least
 from d2v.data.class_names import (
     Named,
     as_list,
+    check_classes,
     distinct,
     listed_names,
     name_reader,
     name_values,
+    note_absent,
     plain_number,
     plain_text,
     read_indicators,
@@ -59,9 +61,10 @@ class LabelData(Data):
         label_columns: instead of it, in multi_label, columns of 0 and 1, one for each class.
         label_separator: text between the labels of a row, such as ";", where multi_label has them in one text.
         problem_type: what is predicted of a row: single_label, one class; multi_label, any number of classes;
-            regression, a value.
+            regression, a value. By default a given model's, which training does not look at, or single_label.
         positive_class: the class of two whose F1 is `f1`; by default the second.
         threshold: score above which multi_label predicts a class; best chooses one for each class by F1 on validation.
+            By default those in the model's thresholds.json, or 0.5.
         class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
             frequent ones; by default all have 1.
         label_smoothing: share of the probability that is spread over all classes in training.
@@ -74,9 +77,9 @@ class LabelData(Data):
     label_column: str = "label"
     label_columns: list[str] = field(default_factory=list)
     label_separator: str | None = None
-    problem_type: ProblemType = "single_label"
+    problem_type: ProblemType | None = None
     positive_class: str | None = None
-    threshold: float | Literal["best"] = 0.5
+    threshold: float | Literal["best"] | None = None
     class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
     label_smoothing: float = 0.0
     match: Match = "name"
@@ -217,10 +220,12 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     """
     data: LabelData = job.config.data
     column = ", ".join(data.label_columns) or data.label_column
-    labels = Labels(["LABEL_0"], data.problem_type, column)
+    labels = Labels(["LABEL_0"], data.problem_type or "single_label", column)
     if job.config.model:
-        labels = checkpoint_labels(job.config.model, column)
-        labels = replace(labels, problem_type=data.problem_type) if job.training else labels
+        known = checkpoint_labels(job.config.model, column)
+        labels = replace(known, problem_type=labels.problem_type if job.training else given_type(job, known))
+    if data.threshold == "best" and labels.problem_type != "multi_label":
+        raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
     if not job.labelled:
         return replace(labels, thresholds=thresholds(job, labels)), {}
     if labels.problem_type == "regression":
@@ -269,16 +274,6 @@ def settle_classes(
     return matched(job, labels, first.classes, known, named)
 
 
-def note_absent(job: Job, train: Named, column: str) -> None:
-    """Note the classes of which train has no row: they fell into another share, or the column only lists them."""
-    found = (name for label in train.labels for name in (label if isinstance(label, list) else [label]))
-    there = {name for name in found if isinstance(name, str)}
-    if absent := [name for name in train.classes if name not in there]:
-        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {listed}"
-        note(job, "classes absent", line, split="train", classes=absent)
-
-
 def check_smoothing(smoothing: float) -> None:
     """Raise InputError unless data.label_smoothing is a share."""
     if not 0 <= smoothing < 1:
@@ -313,20 +308,19 @@ def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:
 
 
 def thresholds(job: Job, labels: Labels) -> dict[str, float]:
-    """The scores above which multi_label predicts a class, by name; by default those beside the model."""
-    data: LabelData = job.config.data
-    if labels.problem_type != "multi_label":
+    """The scores above which multi_label predicts a class, by name; those beside the model are noted."""
+    given = job.config.data.threshold
+    if labels.problem_type != "multi_label" or (job.training and given == "best"):
         return {}
-    if data.threshold != "best":
-        stored = None if job.training or data.threshold != 0.5 else fetch_file(job.config.model, THRESHOLDS)
-        return read_json(stored) if stored else dict.fromkeys(labels.names, data.threshold)
-    if job.training:
-        return {}
-    if stored := fetch_file(job.config.model, THRESHOLDS):
-        return read_json(stored)
-    raise InputError(
-        f"data.threshold best: {job.config.model} has no {THRESHOLDS}; training with this option chooses them"
-    )
+    stored = None if job.training or given not in (None, "best") else fetch_file(job.config.model, THRESHOLDS)
+    if stored:
+        found = read_json(stored)
+        note(job, "thresholds", f"thresholds of classes: the model's, in {stored} (data.threshold)", classes=found)
+        return found
+    if given == "best":
+        missing = f"{job.config.model} has no {THRESHOLDS}; training with this option chooses them"
+        raise InputError(f"data.threshold best: {missing}")
+    return dict.fromkeys(labels.names, 0.5 if given is None else given)
 
 
 def matched(
@@ -364,6 +358,21 @@ def checkpoint_labels(source: str, column: str = "label") -> Labels:
     return Labels(distinct(names), kind, column)
 
 
+def given_type(job: Job, known: Labels) -> ProblemType:
+    """What a model predicts that is not trained: what its config says, else `data.problem_type`, else its outputs.
+
+    Raises:
+        InputError: they contradict one another.
+    """
+    given, said = job.config.data.problem_type, load_config(job.config.model).get("problem_type")
+    if given is None or (said and given == known.problem_type):
+        return known.problem_type
+    if said or (given == "regression") != (len(known.names) == 1):
+        there = f"a model of {len(known.names)} outputs" + (f" whose config says {said}" if said else "")
+        raise InputError(f"data.problem_type {given}: {job.config.model} is {there}")
+    return given
+
+
 def read_names(split: Split, data: LabelData, problem_type: ProblemType, like: Named | None = None) -> Named:
     """The labels of a split as text, and the classes; of a block of a stream in the form of the others.
 
@@ -380,11 +389,9 @@ def read_names(split: Split, data: LabelData, problem_type: ProblemType, like: N
         if like is not None:
             width = len(like.classes) if like.numbered else 0
         if width:
-            vectors = [
-                [str(i) for i, value in enumerate(row) if value] if vector_width([row]) == width else None
-                for row in values
-            ]
-            return Named([vectors[i] for i in split.index], list(map(str, range(width))), numbered=True)
+            rows = [values[i] if vector_width([values[i]]) == width else None for i in split.index]
+            labels = [row and [str(i) for i, value in enumerate(row) if value in (1, "1")] for row in rows]
+            return Named(labels, list(map(str, range(width))), numbered=True)
     return name_values(split, column, values)
 
 
@@ -412,14 +419,6 @@ def label_problem(
             listed = ", ".join(list(shown or known)[:20])
             return f"{column} {label!r} is not one of the classes {listed} (see data.match)"
     return None
-
-
-def check_classes(names: list[str], column: str) -> list[str]:
-    """The classes; InputError unless there are two or more."""
-    if len(names) < 2:
-        there = f"{len(names)} classes{': ' if names else ''}{', '.join(names)}"
-        raise InputError(f"train: {column} has {there}; should have two or more, as text or whole numbers")
-    return names
 
 
 def match_classes(match: Match, names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:

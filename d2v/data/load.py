@@ -194,7 +194,7 @@ def check_split(split: Split, data: Data, columns: Mapping[str, str]) -> Split:
 
 def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
     """The class of each row, if it has one, and its group, if there are any."""
-    single = "label" in labels and getattr(data, "problem_type", None) == "single_label"
+    single = "label" in labels and getattr(data, "problem_type", "") in (None, "single_label")
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 
 from d2v.config import Job, at_least
 from d2v.data.audio import AudioData
-from d2v.data.class_names import name_values
+from d2v.data.class_names import check_classes, name_values
 from d2v.data.columns import read_columns
 from d2v.data.facts import note
-from d2v.data.labels import check_classes
 from d2v.data.rows import Rows, Split
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig

@@ -290,8 +290,6 @@ def choose_thresholds(job: Job, labels: Labels, rows: Rows, predict: Callable[[]
     if job.config.data.threshold != "best":
         return labels
     references, predictions = rows.compare(predict())
-    if labels.problem_type != "multi_label":
-        raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
     truth, chosen = labels.encode(references).numpy(), {}
     scores = score_table(predictions)
     for i, name in enumerate(labels.names):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.data.class_names import distinct
-from d2v.data.labels import LabelData, Labels, check_classes, match_classes, read_labels
+from d2v.data.class_names import check_classes, distinct
+from d2v.data.labels import LabelData, Labels, match_classes, read_labels
 from d2v.data.rows import Split
 from d2v.errors import InputError
 from tests.helpers import make_job, make_split
@@ -190,6 +190,7 @@ SEVERAL = {
     "numbers": ([[0, 2], [1], []], {}, ["0", "1", "2"], [["0", "2"], ["1"], []]),
     "one number each": ([[0], [1]], {}, ["0", "1"], [["0"], ["1"]]),
     "a list in a cell": (["['b', 'a']", "[]", '["c"]'], {}, ["a", "b", "c"], [["b", "a"], [], ["c"]]),
+    "vectors in a text": (["1,0,1", "0,1,0"], {"label_separator": ","}, ["0", "1", "2"], [["0", "2"], ["1"]]),
     "a separator": (["b; a", "", "a"], {"label_separator": ";"}, ["a", "b"], [["b", "a"], [], ["a"]]),
 }
 
@@ -200,6 +201,15 @@ def test_several_labels_as_data_have_them(case):
     labels, references = read(values, problem_type="multi_label", **options)
     assert labels.names == classes and references["train"] == expected
     assert not any(map(labels.problem, references["train"]))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_separator": ","}], ids=["lists", "texts"])
+def test_a_row_without_a_vector_changes_no_other(options):
+    rows = [[1, 0, 1], None, [], [0, 1, 0]]
+    values = [None if row is None else ",".join(map(str, row)) for row in rows] if options else rows
+    labels, references = read(values, problem_type="multi_label", bad_rows="skip", **options)
+    assert labels.names == ["0", "1", "2"] and references["train"] == [["0", "2"], None, None, ["1"]]
+    assert labels.problem(None) == "label is None; should be a list of labels (data.label_separator splits a text)"
 
 
 def test_a_column_for_each_class():
@@ -330,6 +340,25 @@ def test_thresholds_of_several_labels(tmp_path):
     for mode in ("evaluate", "predict"):
         assert read(values, mode=mode, model=model)[0].decode([0.35, 0.1])["labels"] == ["b"]
     assert read(values, mode="predict", model=model, threshold=0.2)[0].decode([0.35, 0.1])["labels"] == ["a"]
+
+    job, (labels, _) = read_job(values, mode="predict", model=model, threshold=0.5)
+    assert labels.limits() == [0.5, 0.5] and job.facts == []  # a given one wins
+    (fact,) = read_job(values, mode="predict", model=model)[0].facts
+    assert fact["fact"] == "thresholds" and "thresholds.json (data.threshold)" in fact["line"]
+    with pytest.raises(InputError, match="data.threshold best is for multi_label"):
+        read(["a", "b"], threshold="best")
+
+
+def test_a_given_type_of_problem_is_the_models_where_that_says_none(tmp_path):
+    silent = checkpoint(tmp_path, num_labels=3)
+    for given in ("single_label", "multi_label"):
+        assert read([1], mode="predict", model=silent, problem_type=given)[0].problem_type == given
+    with pytest.raises(InputError, match="data.problem_type regression: .* is a model of 3 outputs$"):
+        read([1], mode="predict", model=silent, problem_type="regression")
+    speaking = checkpoint(tmp_path, num_labels=3, problem_type="multi_label_classification")
+    assert read([1], mode="predict", model=speaking, problem_type="multi_label")[0].problem_type == "multi_label"
+    with pytest.raises(InputError, match="single_label: .* 3 outputs whose config says multi_label_classification"):
+        read([1], mode="predict", model=speaking, problem_type="single_label")
 
 
 def test_scores_are_whole_until_they_are_written():

@@ -304,5 +304,3 @@ def test_thresholds_are_the_best_on_validation(tmp_path):
     assert label_metrics(["micro_f1"], chosen, references, found)["micro_f1"] == pytest.approx(2 * 3 / (3 + 5))
     plain = make_job(LabelData(problem_type="multi_label"), out=str(tmp_path))
     assert choose_thresholds(plain, labels, rows, lambda: 1 / 0) is labels
-    with pytest.raises(InputError, match="data.threshold best is for multi_label"):
-        choose_thresholds(job, Labels(["a", "b"], "single_label"), rows, lambda: predictions)
