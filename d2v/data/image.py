@@ -62,7 +62,15 @@ def load_images(
 ) -> tuple[list[dict[str, Any]], list[Image.Image], list[Decoded]]:
     """Decode the images of a batch, of so many channels; see `d2v.data.rows.decode_rows`."""
     decode = partial(load_row, column=data.image_column, channels=channels)
-    return decode_rows(rows, decode, data.bad_rows)
+    rows, images, decoded = decode_rows(rows, decode, data.bad_rows)
+    return rows, images, decoded + taken_bits(rows, images)
+
+
+def taken_bits(rows: list[dict[str, Any]], images: list[Image.Image]) -> list[Decoded]:
+    """For `decoded` of a batch: the images that were taken to be of fewer bits than they are stored in."""
+    taken = [(row["where"], image.info.get("bits")) for row, image in zip(rows, images, strict=True)]
+    fact = "16-bit grey taken to have {} bits, as its values do"
+    return [(where.rpartition(", row ")[0], fact.format(bits), where) for where, bits in taken if bits]
 
 
 def load_row(row: dict[str, Any], column: str, channels: int) -> Image.Image:

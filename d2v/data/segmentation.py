@@ -17,7 +17,7 @@ from torch import Tensor
 from d2v.config import Data, Job, at_least
 from d2v.data.facts import Decoded, note, shorten
 from d2v.data.files import PICTURES
-from d2v.data.image import fit_processor, seeded
+from d2v.data.image import fit_processor, seeded, taken_bits
 from d2v.data.labels import Match, match_classes
 from d2v.data.rows import decode_rows
 from d2v.errors import InputError
@@ -320,7 +320,8 @@ def load_examples(
     for row, (*_, remarks) in zip(rows, examples, strict=True):
         place = row["where"].rpartition(", row ")[0]
         decoded += [(place, fact, f"{row['where']}: {detail}") for fact, detail in remarks]
-    return rows, [image for image, *_ in examples], [mask for _, mask, _ in examples], decoded
+    images = [image for image, *_ in examples]
+    return rows, images, [mask for _, mask, _ in examples], decoded + taken_bits(rows, images)
 
 
 def random_crops(

@@ -36,15 +36,19 @@ def load_image(source: ImageSource, channels: int = 3) -> Image.Image:
     Returns:
         The image, turned upright by its EXIF data, which leave their `orientation` in its `info`. Transparency is
         dropped, as is usual in this field: the colours that it hides become visible. 16-bit pixels keep their upper 8
-        bits; of an animation the first picture counts. A file that is missing, not an image, damaged, cut off,
-        suspiciously large, or of other channels is an InputError.
+        bits; grey ones that are all below 256 are taken to be of 8 bits, and below 4096 of 12, which leaves the number
+        as `bits` in `info`. Of an animation the first picture counts. A file that is missing, not an image, damaged,
+        cut off, suspiciously large, or of other channels is an InputError.
     """
     name, image = _open(source)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255; of 16-bit colour it takes `>> 8` too
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() >= 2**16:
             raise InputError(f"{name}: grey values from {grey.min()} to {grey.max()}; must be of 8 or 16 bits")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
+        bits = 8 if grey.max() < 2**8 else 12 if grey.max() < 2**12 else 16  # X-rays of 12 bits are stored in 16
+        info = image.info | ({"bits": bits} if bits < 16 else {})
+        image = Image.fromarray((grey >> (bits - 8)).astype(np.uint8))
+        image.info = info
     elif image.mode == "F":
         raise InputError(f"{name}: has floating-point pixels; must be of 8 or 16 bits")
     if channels in (1, 3):
@@ -69,9 +73,11 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
         source: as for `load_image`, or an array, which is only checked.
 
     Returns:
-        (H, W) int64. Colours, alpha and fractions are an InputError, and so is all that is in `load_image`.
+        (H, W) int64. Colours, alpha, fractions and JPEG are an InputError, and so is all that is in `load_image`.
     """
     name, mask = ("mask", source) if isinstance(source, np.ndarray) else _open(source)
+    if "JPEG" in (getattr(mask, "format", None), getattr(source, "format", None)):
+        raise InputError(f"{name}: is a JPEG, whose compression changes class numbers; a label map is written as PNG")
     if isinstance(mask, Image.Image) and mask.mode in ("RGB", "RGBA"):
         red, *others = mask.split()
         opaque = len(others) == 2 or others.pop().getextrema() == (255, 255)

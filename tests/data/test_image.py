@@ -13,6 +13,7 @@ from d2v.data.augment import Augment, augmenter
 from d2v.data.image import ImageData, fit_processor, image_rows, load_images, read_image, read_real, seeded
 from d2v.data.labels import Labels
 from d2v.data.load import read
+from d2v.data.segmentation import SegmentationData, load_examples
 from d2v.demo.images import digits, png
 from d2v.errors import InputError
 from d2v.processors.image import ImageProcessor
@@ -41,6 +42,13 @@ def test_rows_that_cannot_be_used_are_named_or_left_out():
         image_rows(make_job(ImageData()), split, labels, ["a", "c", "b"])
     rows = image_rows(make_job(ImageData(bad_rows="skip")), split, labels, ["a", "c", "b"])
     assert rows.ids == ["0.png", "2.png"] and rows.references == ["a", "b"]
+
+
+def test_bits_that_were_guessed_are_said():
+    row = {"image": png(Image.fromarray(np.full((2, 2), 300, np.uint16))), "where": "train, row 3"}
+    fact = ("train", "16-bit grey taken to have 12 bits, as its values do", "train, row 3")
+    assert load_images([row], ImageData(), 1)[2] == [fact]
+    assert load_examples([row], SegmentationData(), ImageProcessor(), None)[3] == [fact]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "I;16", "1"])

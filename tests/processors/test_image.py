@@ -120,6 +120,14 @@ def test_cmyk(kind):
     np.testing.assert_allclose(np.asarray(image), np.full((8, 8, 3), (0, 255, 255)), atol=3)
 
 
+@pytest.mark.parametrize(("top", "bits"), [(255, 8), (4095, 12), (4096, None), (65535, None)])
+@pytest.mark.parametrize(("dtype", "kind"), [(np.uint16, "PNG"), (np.int32, "TIFF")])
+def test_sixteen_bits_with_small_values_are_not_black(top, bits, dtype, kind):
+    image = load_image(encoded(Image.fromarray(np.array([[0, top // 2, top]], dtype)), kind), 1)
+    shift = (bits or 16) - 8
+    assert np.asarray(image).tolist() == [[0, top // 2 >> shift, top >> shift]] and image.info.get("bits") == bits
+
+
 def test_sixteen_bits_are_scaled_not_clipped():
     ramp = np.linspace(0, 2**16 - 1, 600).astype(np.uint16).reshape(20, 30)
     for dtype, kind in [(np.uint16, "PNG"), (np.uint16, "TIFF"), (">u2", "TIFF"), (np.int32, "TIFF")]:
@@ -256,6 +264,13 @@ def test_masks_in_colour_are_refused(mode):
     data = encoded(Image.new(mode, (3, 2), (1, 2, 3) if mode == "RGB" else 0), "TIFF")
     with pytest.raises(InputError, match=r"<bytes>: pixels of shape \(2, 3.*written as a grey or palette PNG"):
         load_mask(data)
+
+
+def test_masks_in_jpeg_are_refused():
+    data = encoded(Image.new("L", (8, 8), 1), "JPEG")
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(InputError, match=r"is a JPEG, whose .* a label map is written as PNG"):
+            load_mask(source)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 3, 1), int), np.zeros(3, int), np.zeros((2, 3))])
