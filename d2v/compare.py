@@ -9,6 +9,7 @@ that the interval is that of the difference. The curves are drawn to `compare.pn
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from d2v.cli import exit_with
 from d2v.errors import InputError
+from d2v.leaderboards import read_predictions
 from d2v.metrics import higher_is_better
 from d2v.metrics.intervals import Statistics, load_statistics, paired_differences, select_rows
 from d2v.pretrained import read_json
@@ -42,7 +44,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
         `facts`, what differs of them.
 
     Raises:
-        InputError: a folder has no results, or the runs have no row in common.
+        InputError: a folder has no results that can be read, or the runs no rows in common that are scored alike.
     """
     runs = [read_run(first), read_run(second)]
     (a, ids, clusters), (b, others, _) = (run["statistics"] for run in runs)
@@ -51,6 +53,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
         raise InputError(
             f"{first} and {second}: no row has the same id; the first ids are {ids[0]!r} and {others[0]!r}"
         )
+    check_alike({str(first): a, str(second): b})
     order = [i for i, name in enumerate(ids) if name in common]
     place = {name: i for i, name in enumerate(others)}
     names = [ids[i] for i in order]
@@ -68,7 +71,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
             "interval": interval,
             "second_is_better": float(np.mean(better)) if better.size else None,
         }
-    apart = row_differences(a, b)
+    apart = row_differences(a, b, len(names))
     most = np.argsort(-abs(apart), kind="stable")[:SHOWN]
     predictions = [run["predictions"] for run in runs]
     return {
@@ -98,15 +101,22 @@ def read_run(folder: Path) -> dict[str, Any]:
     for name in ("results.json", "statistics.npz"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}; a run that was scored has one (recipes write it at their end)")
-    lines = (folder / "predictions.jsonl").read_text("utf-8").splitlines()
-    predictions = [json.loads(line) for line in lines]
-    options = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) if (folder / "config.yaml").exists() else {}
-    facts = read_json(folder / "data.json")["facts"] if (folder / "data.json").exists() else []
+    predictions = read_predictions(str(folder))
+    try:
+        by_id = {row_id(row): {key: row[key] for key in row if key != "scores"} for row in predictions}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'predictions.jsonl'}: a row has no id, nor enrol and test") from error
+    path = folder / "config.yaml"
+    try:
+        options = (yaml.safe_load(path.read_text("utf-8")) if path.exists() else None) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable YAML ({error})") from error
+    facts = read_json(folder / "data.json").get("facts", []) if (folder / "data.json").exists() else []
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     return {
         "results": read_json(folder / "results.json"),
         "statistics": load_statistics(folder / "statistics.npz"),
-        "predictions": {row_id(row): {key: row[key] for key in row if key != "scores"} for row in predictions},
+        "predictions": by_id,
         "options": dict(flat(options)),
         "environment": dict(flat(environment)),
         "facts": {each["line"]: True for each in facts},
@@ -119,24 +129,44 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any], leave: Iterab
     return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
 
 
-def row_differences(first: Statistics, second: Statistics) -> np.ndarray:
+def check_alike(sides: Mapping[str, Statistics]) -> None:
+    """Raise InputError where two runs, by folder, have no metric in common, or other classes."""
+    shapes = [
+        {(kind, name): array.shape[1:] for kind, part in each.items() for name, array in part.items() if name != "row"}
+        for each in sides.values()
+    ]
+    runs = " and ".join(sides)
+    if not (both := [name for name in shapes[0] if name in shapes[1]]):
+        kinds = [", ".join(dict.fromkeys(name if kind == "sums" else kind for kind, name in each)) for each in shapes]
+        raise InputError(f"{runs}: runs of different kinds; one is scored by {kinds[0]}, the other by {kinds[1]}")
+    for name in both:
+        if shapes[0][name] != shapes[1][name]:
+            counts = " and ".join(str(each[name][-1]) for each in shapes)
+            raise InputError(f"{runs}: are scored on other classes, {counts} of them")
+
+
+def row_differences(first: Statistics, second: Statistics, rows: int) -> np.ndarray:
     """(N,) by how much rows were scored differently: the first metric's errors, classes, pixels, values or scores."""
-    kind = next(iter(first))
+    kind = next(kind for kind in first if kind in second)
     a, b = first[kind], second[kind]
-    if kind == "sums":
-        name = next(iter(a))
-        apart = b[name][:, 0] - a[name][:, 0]
-    elif kind == "classes":
-        apart = (b["prediction"] == b["reference"]).astype(float) - (a["prediction"] == a["reference"])
-    elif kind == "overlaps":
-        apart = (b["counts"][:, 0].sum(1) - a["counts"][:, 0].sum(1)).astype(float)
-    elif kind == "rankings":
-        apart = abs(b["scores"] - a["scores"]).sum(1)
-    elif kind == "values":
-        apart = abs(b["prediction"] - b["reference"]) - abs(a["prediction"] - a["reference"])
-    else:
-        apart = b["score"] - a["score"]
-    return np.bincount(a["row"], weights=apart) if "row" in a else apart
+    if kind == "rankings":
+        return abs(b["scores"] - a["scores"]).sum(1)
+    name = next(name for name in a if name in b and name != "row")
+
+    def scores(side: Mapping[str, np.ndarray]) -> np.ndarray:
+        if kind == "sums":
+            found = side[name][:, 0]
+        elif kind == "classes":
+            found = side["prediction"] == side["reference"]
+        elif kind == "overlaps":
+            found = side["counts"][:, 0].sum(1)
+        elif kind == "values":
+            found = abs(side["prediction"] - side["reference"])
+        else:
+            found = side["score"]
+        return np.bincount(side.get("row", np.arange(rows)), weights=found, minlength=rows)
+
+    return scores(b) - scores(a)
 
 
 def plot_curves(runs: Sequence[Path], path: Path) -> None:
@@ -217,7 +247,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
     else:
         print("\n\n".join(map(report, found)))
-    plot_curves(options.runs, options.picture)
+    try:
+        plot_curves(options.runs, options.picture)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        print(f"the curves could not be drawn: {error or type(error).__name__} (--picture)", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ A run is the folder of a recipe. What a server would not find, or would take for
 import io
 import json
 import math
+import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,7 @@ def glue(
     if not any(runs.values()):
         raise InputError(f"glue: no run; give one or more of {', '.join(f'--{task}' for task in runs)}")
     files = {GLUE[task][0]: glue_rows(task, run) for task, run in runs.items()}
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with new_zip(out) as archive:
         for name, rows in files.items():
             lines = ["index\tprediction", *(f"{i}\t{row}" for i, row in enumerate(rows))]
             archive.writestr(name, "\n".join(lines) + "\n")
@@ -193,7 +195,7 @@ def superb(
         contents.append(f"sd ({len(names)} recordings)")
     if not files:
         raise InputError("superb: no run; give one or more of --asr, --ks, --sid, --asv, --sd")
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with new_zip(out) as archive:
         for path, content in files.items():
             archive.writestr(f"predict/{path}", content)
     print(f"{out}: {', '.join(contents)}")
@@ -236,7 +238,8 @@ def open_asr(
     parts = [part.replace("/", "-") for part in (model, dataset, name)]
     file = Path(out, "MODEL_{}_DATASET_{}_{}_{}.jsonl".format(*parts, split))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, manifest)
+    with in_place_of(file) as beside:
+        write_jsonl(beside, manifest)
     print(f"{file}: {len(manifest)} of {len(rows)} clips; the others have no reference")
 
 
@@ -259,7 +262,7 @@ def ade20k(*, run: str, out: str = "ade20k.zip") -> None:
         )
     if more := sorted(set(found) - set(wanted)):
         raise InputError(f"{run}: {more[0]} is no image of ADE20K's test set, ADE_test_00000001 to {wanted[-1]}")
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with new_zip(out) as archive:
         for name in wanted:
             labels = load_mask(found[name])
             if labels.max() >= 150:
@@ -270,6 +273,24 @@ def ade20k(*, run: str, out: str = "ade20k.zip") -> None:
             Image.fromarray((labels + 1).astype(np.uint8)).save(buffer, "PNG")
             archive.writestr(f"{name}.png", buffer.getvalue())
     print(f"{out}: {len(wanted)} label maps")
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_zip(out: str) -> Iterator[zipfile.ZipFile]:
+    """Within, an archive to write; the file is there when it is whole."""
+    with in_place_of(Path(out)) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        yield archive
 
 
 def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
@@ -285,8 +306,11 @@ def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
     path, rows = Path(run, "predictions.jsonl"), []
     if not path.is_file():
         raise InputError(f"{path}: no such file; a recipe leaves it when it has evaluated or predicted")
-    with path.open(encoding="utf-8") as file:
-        lines = list(file)
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error})") from error
     for i, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

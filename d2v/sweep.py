@@ -4,15 +4,19 @@ r"""All combinations of some options, each with several seeds; the best by valid
         --out runs/sweep -- --model facebook/data2vec-text-base --data.path nyu-mll/glue --data.name cola
 
 Everything behind `--` goes to each run. Every run has a folder of its own: one that is finished is not repeated, one
-that was cut off goes on, so that the same command after an interrupt ends with the same table. `sweep.csv` and
-`sweep.md` have a line a combination. This is how data2vec's paper chose for GLUE: the best of four learning rates, the
-median of five seeds (Baevski et al., 2022, section 4.3).
+that was cut off goes on, so that the same command after an interrupt ends with the same table; `run.max_minutes` does
+not hold. `sweep.json` keeps recipe and options, and a folder takes no others. `sweep.csv` and `sweep.md` have a line a
+combination, with figures of test where there is a labelled one that was neither trained nor validated on. This is how
+data2vec's paper chose for GLUE: the best of four learning rates, the median of five seeds (Baevski et al., 2022,
+section 4.3).
 """
 
 import argparse
 import csv
 import itertools
+import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -25,12 +29,26 @@ from urllib.parse import quote
 
 from d2v.cli import exit_with
 from d2v.errors import InputError, Interrupted
+from d2v.hub import read_json, write_json
 from d2v.metrics import higher_is_better
-from d2v.pretrained import read_json
 from d2v.training.log import read_log
 
 Combination = tuple[tuple[str, str], ...]
 """Options and their values, such as (("optim.lr", "1e-5"),)."""
+
+OWN = {
+    "mode": "it trains, then evaluates",
+    "run.out": "--out says where all runs are",
+    "run.seed": "--seeds says how many seeds",
+    "run.resume": "what was cut off goes on",
+    "run.max_minutes": "a run that stops early would count as finished; stop the sweep, and the same command goes on",
+}
+"""Options that are the sweep's own, and why."""
+ALIKE = {
+    "run.metric": "combinations are compared by one metric",
+    "data.test_split": "the best combination alone is tested",
+}
+"""Options that all combinations share, and why."""
 
 
 def combinations(grids: Sequence[str]) -> list[Combination]:
@@ -47,8 +65,10 @@ def combinations(grids: Sequence[str]) -> list[Combination]:
             raise InputError(f"--grid {grid}: should be an option and its values, such as optim.lr=1e-5,3e-5")
         if name in options:
             raise InputError(f"--grid {grid}: {name} comes twice; name all of its values at once")
-        if name in ("run.seed", "run.out", "run.resume", "mode"):
-            raise InputError(f"--grid {grid}: {name} is the sweep's own; --seeds says how many seeds")
+        if name in OWN:
+            raise InputError(f"--grid {grid}: {name} is the sweep's own: {OWN[name]}")
+        if name in ALIKE:
+            raise InputError(f"--grid {grid}: {name} has one value: {ALIKE[name]}")
         options[name] = listed
     return [tuple(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
@@ -84,9 +104,12 @@ def run_all(commands: Sequence[list[str]], processes: int) -> None:
     """Run commands, some at a time, one device each.
 
     Raises:
-        InputError: one failed; the others that had begun are waited for.
+        InputError: there are fewer GPUs, or a command failed; the others that had begun are waited for.
         Interrupted: a signal came; it was passed on, and the runs saved.
     """
+    gpus = gpu_ids() if processes > 1 else []
+    if gpus and processes > len(gpus):
+        raise InputError(f"--processes {processes}: each run takes a GPU, and there are {len(gpus)}: {', '.join(gpus)}")
     waiting, running = list(commands), dict[int, tuple[subprocess.Popen, list[str]]]()
     failed: list[list[str]] = []
     stopped: list[int] = []
@@ -102,7 +125,7 @@ def run_all(commands: Sequence[list[str]], processes: int) -> None:
             for slot in range(processes):
                 if slot not in running and waiting and not failed and not stopped:
                     command = waiting.pop(0)
-                    device = {"CUDA_VISIBLE_DEVICES": str(slot)} if processes > 1 and has_devices() else {}
+                    device = {"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {}
                     print("+", " ".join(command), flush=True)
                     running[slot] = subprocess.Popen(command, env=os.environ | device), command
             for slot, (process, command) in list(running.items()):
@@ -122,17 +145,22 @@ def run_all(commands: Sequence[list[str]], processes: int) -> None:
         )
 
 
-def has_devices() -> bool:
-    """Whether there are GPUs to give each process one of."""
+def gpu_ids() -> list[str]:
+    """The GPUs that runs may have, by the ids that `CUDA_VISIBLE_DEVICES` takes."""
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return []
+    ids = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [each.strip() for each in ids.split(",")][: torch.cuda.device_count()]
 
 
 def sweep(
     recipe: Path, grids: Sequence[str], seeds: int, out: Path, options: Sequence[str], processes: int = 1
 ) -> list[dict[str, Any]]:
     """Train every combination with every seed, and score the best combination on test.
+
+    The table is written as soon as all are trained.
 
     Args:
         recipe: its script.
@@ -143,59 +171,137 @@ def sweep(
         processes: runs at a time.
 
     Returns:
-        A row a combination: its options, `metric`, `mean`, `sd`, `min` and `max` over seeds on validation, and of the
-        best `test_mean`, `test_sd` and so on.
+        A row a combination, best first: its options, `metric`, and where the metric is defined `mean`, `sd`, `min` and
+        `max` over seeds on validation; of the best `test_mean`, `test_sd` and so on, where there is a test.
 
     Raises:
-        InputError: a run failed, or the options are the sweep's own.
+        InputError: a run failed, the recipe has nothing to choose by, the options are the sweep's own, or the folder's
+            runs had others.
         Interrupted: a signal came.
     """
-    if own := [each for each in options if each.split("=")[0] in ("--run.out", "--run.seed", "--run.resume", "--mode")]:
-        raise InputError(f"{own[0]} is the sweep's own; --out and --seeds say it")
+    for name in (option.split("=")[0].removeprefix("--") for option in options):
+        if name in OWN:
+            raise InputError(f"--{name} is the sweep's own: {OWN[name]}")
+    if "finish_pretraining(" in recipe.read_text("utf-8"):
+        raise InputError(f"{recipe}: pretraining has no metric that combinations are chosen by; sweep what follows it")
     trained = {
         (combination, seed): folder_of(out, combination, seed)
         for combination in combinations(grids)
         for seed in range(seeds)
     }
+    keep_options(recipe, options, out)
     commands = []
     for (combination, seed), folder in trained.items():
         if not (folder / "results.json").exists():
-            chosen = [f"--{name}={value}" for name, value in combination]
             own = [f"--run.seed={seed}", f"--run.out={folder}", "--run.resume=true", "--data.test_split=null"]
-            commands.append([sys.executable, str(recipe), *options, *chosen, *own])
+            own += ["--run.max_minutes=null"]  # which a file of options may have
+            commands.append([*command_of(recipe, options, combination), *own])
     run_all(commands, processes)
-    scores: dict[Combination, list[float]] = {}
+    found: dict[Combination, list[float | None]] = {}
     for (combination, _), folder in trained.items():
         results = read_json(folder / "results.json")
-        metric = results["metric"]
-        scores.setdefault(combination, []).append(validated(folder, results))
-    best = (max if higher_is_better(metric) else min)(scores, key=lambda each: statistics.fmean(scores[each]))
-    tests = {seed: trained[best, seed] / "test" for seed in range(seeds)}
-    evaluate = [sys.executable, str(recipe), *options, "--mode=evaluate"]  # of two equal options the later one counts
+        metric = results.get("metric", "")
+        found.setdefault(combination, []).append(validated(folder, results))
+    scores = {combination: [each for each in values if each is not None] for combination, values in found.items()}
+    defined = [combination for combination, values in found.items() if None not in values]
+    defined.sort(key=lambda each: statistics.fmean(scores[each]), reverse=higher_is_better(metric))
+    undefined = [combination for combination in found if combination not in defined]
+    for combination in undefined:
+        print(f"{folder_of(out, combination, 0).parent}: {metric} is undefined on validation, so it is not chosen")
+    rows: list[dict[str, Any]] = [dict(each) | {"metric": metric} | spread(scores[each]) for each in defined]
+    rows += [dict(each) | {"metric": metric} for each in undefined]
+    write_table(rows, out)
+    if defined:
+        command, folders = command_of(recipe, options, defined[0]), [trained[defined[0], i] for i in range(seeds)]
+        rows[0] |= score_on_test(command, folders, metric, processes)
+    return rows
+
+
+def keep_options(recipe: Path, options: Sequence[str], out: Path) -> None:
+    """Keep in `sweep.json` what all runs of a folder have in common; InputError if those that it has had others."""
+    file, common = out / "sweep.json", {"recipe": recipe.stem, "options": list(options)}
+    if not file.exists():
+        if earlier := next(out.glob("*/seed-*"), None):
+            raise InputError(f"{earlier}: nothing says what made it ({file}); another --out begins a new sweep")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, common)
+    elif (kept := read_json(file)) != common:
+        had = shlex.join(map(str, [kept.get("recipe"), *kept.get("options", [])]))
+        raise InputError(f"{out}: holds a sweep of {had}; another --out begins a new one")
+
+
+def command_of(recipe: Path, options: Sequence[str], combination: Combination) -> list[str]:
+    """The command of a combination; what stands behind it counts where options are equal."""
+    return [sys.executable, str(recipe), *options, *(f"--{name}={value}" for name, value in combination)]
+
+
+def validated(folder: Path, results: Mapping[str, Any]) -> float | None:
+    """A run's metric on validation, None where it is undefined; of the loss, which only the log has, the best model's.
+
+    Raises:
+        InputError: the run has no such metric.
+    """
+    metric = results.get("metric", "")
+    if metric in results:
+        return results[metric]
+    losses = [entry[f"eval_{metric}"] for entry in read_log(folder / "log.jsonl") if f"eval_{metric}" in entry]
+    if not losses:
+        raise InputError(f"{folder}: neither results.json nor log.jsonl has the {metric} of validation (run.metric)")
+    return min(filter(math.isfinite, losses), default=None)
+
+
+def score_on_test(command: Sequence[str], folders: Sequence[Path], metric: str, processes: int) -> dict[str, Any]:
+    """`test_mean` and so on of a combination; nothing, and a line that says why, where it has no test.
+
+    Args:
+        command: the combination's.
+        folders: of its runs, one a seed.
+        metric: that it was chosen by; where test has none, such as the loss, another is shown and is `test_metric`.
+        processes: runs at a time.
+    """
+    if why := untested(command, folders[0].parent):
+        print(f"no figures of test: {why}")
+        return {}
+    tests = {seed: folder / "test" for seed, folder in enumerate(folders)}
     commands = [
-        [*evaluate, f"--model={folder.parent}/best", f"--run.out={folder}", f"--run.seed={seed}"]
+        [*command, "--mode=evaluate", f"--model={folder.parent}/best", f"--run.out={folder}", f"--run.seed={seed}"]
         for seed, folder in tests.items()
         if not (folder / "results.json").exists()
     ]
     run_all(commands, processes)
-    tested = [read_json(folder / "results.json") for folder in tests.values()]
-    shown = metric if metric in tested[0] else next(iter(tested[0]["intervals"]))  # there is no loss of test
-    rows = []
-    for combination, values in scores.items():
-        row: dict[str, Any] = dict(combination) | {"metric": metric} | spread(values)
-        if combination == best:
-            row |= {"test_metric": shown} if shown != metric else {}
-            row |= {f"test_{name}": value for name, value in spread([each[shown] for each in tested]).items()}
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["mean"], reverse=higher_is_better(metric))
+    results = [read_json(folder / "results.json") for folder in tests.values()]
+    names = [metric, *(results[0].get("intervals") or {})]
+    shown = next((name for name in names if all(each.get(name) is not None for each in results)), None)
+    if shown is None:
+        print(f"no figures of test: {metric} is undefined there")
+        return {}
+    row: dict[str, Any] = {"test_metric": shown} if shown != metric else {}
+    return row | {f"test_{name}": value for name, value in spread([each[shown] for each in results]).items()}
 
 
-def validated(folder: Path, results: Mapping[str, Any]) -> float:
-    """A run's metric on validation; of the loss, which only the log has, the best model's."""
-    metric = results["metric"]
-    if metric in results:
-        return results[metric]
-    return min(entry[f"eval_{metric}"] for entry in read_log(folder / "log.jsonl") if f"eval_{metric}" in entry)
+def untested(command: Sequence[str], folder: Path) -> str | None:
+    """Why a combination cannot be tested, None where it can: asked of the recipe itself, by `--mode prepare`.
+
+    Evaluation alone would take a source's only split for the test, which is what was trained on.
+    """
+    import yaml
+
+    def splits() -> dict[str, Any]:
+        path = folder / "prepare/data.json"
+        facts = read_json(path).get("facts", []) if path.exists() else []
+        return next((each["splits"] for each in facts if each["fact"] == "splits" and "train" in each["splits"]), {})
+
+    if not splits():
+        run_all([[*command, "--mode=prepare", f"--run.out={folder}"]], 1)
+    data, used = yaml.safe_load((folder / "prepare/config.yaml").read_text("utf-8"))["data"], splits()
+    if data["test_split"] is None:
+        return "data.test_split is null"
+    if data["fold"] or data["test_split"] != "test":  # what was asked for
+        return None
+    if "test" not in used:
+        return "the data have no split test with labels (data.test_split)"
+    both = set(used["test"]["of"]) & {part for name in ("train", "validation") for part in used[name]["of"]}
+    return f"{', '.join(sorted(both))} is trained or validated on too (data.test_split)" if both else None
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -224,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", help="name or path of a recipe")
     parser.add_argument("--grid", action="append", default=[], help="an option and its values: optim.lr=1e-5,3e-5")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each combination, from 0 (default 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of all runs (default runs/sweep)")
+    parser.add_argument("--out", type=Path, help="folder of all runs (default runs/sweep/<recipe>)")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one GPU each (default 1)")
     return parser
 
@@ -238,12 +344,14 @@ def main(args: Sequence[str] | None = None) -> None:
         if min(parsed.seeds, parsed.processes) < 1:
             raise InputError("--seeds and --processes should be at least 1")
         recipe = find_recipe(parsed.recipe)
-        rows = sweep(recipe, parsed.grid, parsed.seeds, parsed.out, given[cut + 1 :], parsed.processes)
-    except InputError as error:
+        out = parsed.out or Path("runs/sweep", recipe.stem)
+        rows = sweep(recipe, parsed.grid, parsed.seeds, out, given[cut + 1 :], parsed.processes)
+        table = write_table(rows, out)
+    except (InputError, OSError) as error:
         exit_with(2, f"error: {error}")
     except Interrupted as error:
         exit_with(130, f"interrupted: {error}")
-    print(write_table(rows, parsed.out))
+    print(table)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from d2v.compare import compare, main
+from d2v.errors import InputError
 from d2v.metrics import statistics as s
 from d2v.metrics.intervals import save_statistics
 
@@ -84,3 +85,79 @@ def test_what_cannot_be_compared(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(runs[0])])
     assert "name two runs or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("predictions.jsonl", None, "predictions.jsonl: no such file"),
+        ("predictions.jsonl", lambda content: content[:-9], "line 40: should be a JSON object"),
+        ("predictions.jsonl", lambda content: b'{"label": "a"}\n', "a row has no id, nor enrol and test"),
+        ("predictions.jsonl", lambda content: content[:9] + b"\xc3", "predictions.jsonl: not UTF-8"),
+        ("statistics.npz", lambda content: content[:-99], "statistics.npz: damaged, or not a run's statistics"),
+        ("results.json", lambda content: content[:-1], "results.json: not a readable JSON file"),
+        ("config.yaml", lambda content: b"{", "config.yaml: not readable YAML"),
+    ],
+)
+def test_a_run_that_was_cut_short(runs, capsys, file, spoil, message):
+    path = runs[2] / file
+    path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()
+    with pytest.raises(SystemExit) as error:
+        main([str(runs[0]), str(runs[2])])
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_runs_of_two_kinds_or_of_other_classes(tmp_path):
+    ids, rows = [f"r{i}" for i in range(12)], [{}] * 12
+    scored = {
+        "wer": {"sums": {"wer": np.ones((12, 2))}},
+        "loss": s.mean_statistics(loss=np.ones(12)),
+        "classes": s.class_statistics(["a"] * 12, ["b"] * 12, NAMES),
+        "three": {"overlaps": {"counts": np.ones((12, 3, 3))}},
+        "four": {"overlaps": {"counts": np.ones((12, 3, 4))}},
+    }
+    made = {name: write_run(tmp_path / name, each, ids, rows, {}) for name, each in scored.items()}
+    for one, two, message in (
+        ("wer", "classes", "runs of different kinds; one is scored by wer, the other by classes"),
+        ("wer", "loss", "one is scored by wer, the other by loss"),
+        ("three", "four", "are scored on other classes, 3 and 4 of them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(made[one], made[two])
+
+
+def test_rows_with_other_numbers_of_words(tmp_path):
+    """As of sentences, of which a model with fewer positions reads fewer words."""
+    ids, made = [f"r{i}" for i in range(12)], []
+    for words in (3, 2):
+        statistics = s.class_statistics([["a"] * words] * 12, [["a"] * words] * 11 + [["b"] * words], NAMES)
+        made.append(write_run(tmp_path / str(words), statistics, ids, [{}] * 12, {"accuracy": 11 / 12}))
+    found = compare(*made)
+    assert found["metrics"]["accuracy"]["difference"] == 0 and len(found["rows"]["most"]) == 10
+
+
+def test_trials_of_runs_with_other_clips(tmp_path):
+    """One run lacks the first speaker, so that its numbers of speakers are others: nothing differs all the same."""
+    random, made = np.random.default_rng(0), []
+    clips = [(f"s{i:02}", j) for i in range(14) for j in range(3)]
+    pairs = [(clips[a], clips[b]) for a in range(len(clips)) for b in range(a)]
+    noise = {pair: random.normal() + (pair[0][0] == pair[1][0]) for pair in pairs}
+    for least in (0, 1):
+        used = [clip for clip in clips if clip[0] >= f"s{least:02}"]
+        trials = [pair for pair in pairs if all(clip in used for clip in pair)]
+        numbers = [(int(a[0] == b[0]), used.index(a), used.index(b)) for a, b in trials]
+        scores = [noise[pair] for pair in trials]
+        statistics = s.trial_statistics(numbers, scores, [speaker for speaker, _ in used])
+        rows, names = [{"enrol": str(a), "test": str(b)} for a, b in trials], [f"{a} {b}" for a, b in trials]
+        made.append(write_run(tmp_path / str(least), statistics, names, rows, {"eer": 0.1}))
+    for found in (compare(*made), compare(*reversed(made))):
+        each = found["metrics"]["eer"]
+        assert (each["difference"], each["interval"], each["second_is_better"]) == (0.0, [0.0, 0.0], 0.0)
+    assert found["rows"]["matched"] == 39 * 38 / 2
+
+
+def test_a_picture_that_cannot_be_drawn(runs, capsys, tmp_path):
+    main([str(runs[0]), str(runs[1]), "--json", "--picture", str(runs[0] / "results.json" / "c.png")])
+    said = capsys.readouterr()
+    assert json.loads(said.out) and said.err.startswith("the curves could not be drawn") and said.err.count("\n") == 1

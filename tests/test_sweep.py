@@ -15,17 +15,29 @@ from d2v.sweep import combinations, folder_of, main
 from tests.helpers import ROOT
 
 FAKE = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 options = dict(each[2:].split("=", 1) for each in sys.argv[1:])
-out = pathlib.Path(options["run.out"])
-with open(pathlib.Path(__file__).parent / "calls", "a") as file:
-    file.write(json.dumps(options) + "\\n")
-if (pathlib.Path(__file__).parent / "fails").exists():
+out, here, mode = pathlib.Path(options["run.out"]), pathlib.Path(__file__).parent, options.get("mode", "train")
+with open(here / "calls", "a") as file:
+    file.write(json.dumps(options | {"mode": mode, "device": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\\n")
+if (here / f"{mode}_fails").exists():
     sys.exit(2)
+if mode == "prepare":
+    (out / "prepare").mkdir(parents=True)
+    of = json.loads((here / "of").read_text())
+    found = {name: {"rows": 9, "of": parts} for name, parts in of.items()}
+    facts = [{"fact": "other", "splits": ["train"]}, {"fact": "splits", "splits": found}]
+    (out / "prepare/data.json").write_text(json.dumps({"facts": facts}))
+    named = options.get("data.test_split", "test")
+    data = {"fold": options.get("data.fold"), "test_split": None if named == "null" else named}
+    (out / "prepare/config.yaml").write_text(json.dumps({"data": data}))
+    sys.exit()
 out.mkdir(parents=True, exist_ok=True)
 rate, seed = float(options.get("optim.lr", 0)), int(options.get("run.seed", 0))
-wer = 0.5 - 1000 * rate + 0.01 * seed if options.get("mode") != "evaluate" else 0.25 + 0.1 * seed
-split = "test" if options.get("mode") == "evaluate" else "validation"
+wer = 0.5 - 1000 * rate + 0.01 * seed if mode != "evaluate" else 0.25 + 0.1 * seed
+if (here / f"{mode}_undefined").exists() and seed == 0 and (mode == "evaluate" or rate == 2e-4):
+    wer = None
+split = "test" if mode == "evaluate" else "validation"
 metric = options.get("run.metric", "wer")
 about = {"cer": 0.1, "wer": wer, "metric": metric, "split": split, "intervals": {"wer": None, "cer": None}}
 (out / "results.json").write_text(json.dumps(about))
@@ -37,11 +49,20 @@ log = [{"step": i, "eval_loss": each} for i, each in enumerate([2, rate, 3])]
 @pytest.fixture
 def fake(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
+    (tmp_path / "of").write_text(json.dumps({name: [name] for name in ("train", "validation", "test")}))
     return tmp_path / "fake.py"
 
 
-def calls(fake):
-    return [json.loads(line) for line in (fake.parent / "calls").read_text().splitlines()]
+def calls(fake, *modes):
+    made = [json.loads(line) for line in (fake.parent / "calls").read_text().splitlines()]
+    return [each for each in made if not modes or each["mode"] in modes]
+
+
+def refused(capsys, args, message):
+    with pytest.raises(SystemExit) as error:
+        main(list(map(str, args)))
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and message in said and said.count("\n") == 1
 
 
 def test_combinations():
@@ -54,8 +75,11 @@ def test_combinations():
             combinations([grid])
     with pytest.raises(InputError, match="a comes twice"):
         combinations(["a=1", "a=2"])
-    with pytest.raises(InputError, match="the sweep's own"):
-        combinations(["run.seed=1,2"])
+    for grid in ("run.seed=1,2", "run.max_minutes=1,2"):
+        with pytest.raises(InputError, match="the sweep's own"):
+            combinations([grid])
+    with pytest.raises(InputError, match="compared by one metric"):
+        combinations(["run.metric=wer,cer"])
 
 
 def test_folders_differ_where_values_do(tmp_path):
@@ -67,7 +91,8 @@ def test_the_best_by_validation_is_tested_once(fake, tmp_path, capsys):
     args = [str(fake), "--grid", "optim.lr=1e-4,2e-4", "--seeds", "2", "--out", str(tmp_path / "out"), "--", "--x=y"]
     main(args)
     made = calls(fake)
-    trained, tested = made[:4], made[4:]
+    trained, tested = made[:4], calls(fake, "evaluate")
+    assert [each["mode"] for each in made] == ["train"] * 4 + ["prepare"] + ["evaluate"] * 2
     assert [each["run.seed"] for each in trained] == ["0", "1"] * 2
     assert all((each["data.test_split"], each["run.resume"], each["x"]) == ("null", "true", "y") for each in trained)
     assert len(tested) == 2 and all(each["mode"] == "evaluate" and "data.test_split" not in each for each in tested)
@@ -91,20 +116,97 @@ def test_a_sweep_by_the_validation_loss_takes_the_best_model_s_and_shows_a_metri
 
 def test_a_failed_run_ends_the_sweep_and_is_tried_again(fake, tmp_path, capsys):
     args = [str(fake), "--grid", "optim.lr=1e-4,2e-4", "--out", str(tmp_path / "out")]
-    (tmp_path / "fails").touch()
+    (tmp_path / "train_fails").touch()
     with pytest.raises(SystemExit) as error:
         main(args)
     assert error.value.code == 2 and "a run failed" in capsys.readouterr().err and len(calls(fake)) == 1
-    (tmp_path / "fails").unlink()
+    (tmp_path / "train_fails").unlink()
     main(args)
-    assert len(calls(fake)) == 4
+    assert len(calls(fake, "train")) == 3
+
+
+@pytest.mark.parametrize(
+    ("of", "options", "why"),
+    [
+        ({"test": None}, [], "the data have no split test with labels"),
+        ({"validation": ["test"]}, [], "test is trained or validated on too"),
+        ({}, ["--data.test_split=null"], "data.test_split is null"),
+        ({"test": ["train"], "validation": ["train"]}, ["--data.fold=1/5"], None),
+        ({"validation": ["dev"], "test": ["dev"]}, ["--data.test_split=dev"], None),
+    ],
+)
+def test_a_test_is_not_what_was_trained_on(fake, tmp_path, capsys, of, options, why):
+    splits = {name: [name] for name in ("train", "validation", "test")} | of
+    (tmp_path / "of").write_text(json.dumps({name: parts for name, parts in splits.items() if parts}))
+    main([str(fake), "--grid", "optim.lr=1e-4,2e-4", "--out", str(tmp_path / "out"), "--", *options])
+    best, _ = csv.DictReader((tmp_path / "out/sweep.csv").open())
+    assert best["mean"] == "0.3000" and best.get("test_mean") == (None if why else "0.2500")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no figures of test")]
+    assert len(said) == (why is not None) and all(why in line for line in said)
+    assert len(calls(fake, "evaluate")) == (why is None)
+
+
+def test_the_table_is_there_before_the_test(fake, tmp_path):
+    (tmp_path / "evaluate_fails").touch()
+    with pytest.raises(SystemExit):
+        main([str(fake), "--out", str(tmp_path / "out")])
+    assert "0.5000" in (tmp_path / "out/sweep.md").read_text()
+
+
+def test_a_folder_takes_one_recipe_and_its_options(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([str(fake), "--grid", "optim.lr=1e-4", "--", "--x=a b"])
+    main([str(fake), "--grid", "optim.lr=1e-4,2e-4", "--seeds", "2", "--", "--x=a b"])  # more of the same
+    out = tmp_path / "runs/sweep/fake"
+    assert len(calls(fake, "train")) == 4 and (out / "sweep.md").is_file()
+    message = "holds a sweep of fake '--x=a b'; another --out begins a new one"
+    refused(capsys, [fake, "--", "--x=c"], f"runs/sweep/fake: {message}")
+    (tmp_path / "other.py").write_text(FAKE)
+    refused(capsys, [tmp_path / "other.py", "--out", out, "--", "--x=a b"], message)
+    (out / "sweep.json").unlink()
+    refused(capsys, [fake, "--out", out], "nothing says what made it")
+    assert len(calls(fake, "train")) == 4
+
+
+def test_runs_get_the_devices_that_the_sweep_has(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for visible, ids in (("5,GPU-7", {"5", "GPU-7"}), (None, {"0", "1"})):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        args = [str(fake), "--grid", "optim.lr=1e-4,2e-4", "--out", str(tmp_path / str(visible)), "--processes"]
+        main([*args, "2"])
+        assert {each["device"] for each in calls(fake, "train")} == ids
+    refused(capsys, [*args, "3"], "--processes 3: each run takes a GPU, and there are 2: 0, 1")
+
+
+def test_what_is_undefined_is_not_chosen(fake, tmp_path, capsys):
+    args = [str(fake), "--grid", "optim.lr=1e-4,2e-4", "--seeds", "2"]
+    (tmp_path / "train_undefined").touch()
+    (tmp_path / "evaluate_undefined").touch()
+    main([*args, "--out", str(tmp_path / "out")])
+    best, other = csv.DictReader((tmp_path / "out/sweep.csv").open())
+    assert (best["optim.lr"], best["mean"], other["mean"]) == ("1e-4", "0.4050", "")
+    assert (best["test_metric"], best["test_mean"]) == ("cer", "0.1000")  # wer is undefined of a seed
+    assert "wer is undefined on validation, so it is not chosen" in capsys.readouterr().out
+    main([*args[:2], "optim.lr=2e-4", "--out", str(tmp_path / "none")])
+    assert len((tmp_path / "none/sweep.csv").read_text().splitlines()) == 2
+
+
+def test_a_metric_that_no_run_has(fake, tmp_path, capsys):
+    (tmp_path / "fake.py").write_text(FAKE.replace("eval_loss", "loss"))
+    refused(capsys, [fake, "--out", tmp_path / "out", "--", "--run.metric=loss"], "has the loss of validation")
 
 
 def test_bad_input(fake, tmp_path, capsys):
     for args, message in (
         (["nowhere"], "nowhere: no such recipe; looked for"),
         ([str(fake), "--seeds", "0"], "--seeds and --processes should be at least 1"),
-        ([str(fake), "--", "--run.out=x"], "--run.out=x is the sweep's own"),
+        ([str(fake), "--", "--run.out=x"], "--run.out is the sweep's own: --out says where"),
+        ([str(fake), "--", "--run.max_minutes", "5"], "--run.max_minutes is the sweep's own: a run that stops early"),
+        (["pretrain_text"], "pretrain_text.py: pretraining has no metric that combinations are chosen by"),
     ):
         with pytest.raises(SystemExit) as error:
             main([*args[:1], "--out", str(tmp_path / "out"), *args[1:]])
@@ -132,3 +234,16 @@ def test_a_killed_sweep_ends_with_the_same_table(tmp_path):
     tables = [(tmp_path / out / "sweep.csv").read_text() for out in ("killed", "whole")]
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 3
     assert len(list(tmp_path.glob("whole/*/seed-*/test/results.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_single_file_has_no_test(tmp_path):
+    """Rows of one file are trained and validated on, and evaluation would take them all for the test."""
+    rows = [f"the {name} film number {i},{label}" for i in range(30) for name, label in (("good", 1), ("bad", 0))]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    options = [f"--data.path={tmp_path / 'reviews.csv'}", "--run.epochs=1", "--arch.num_hidden_layers=1"]
+    options += ["--data.vocab_size=300"]
+    command = [sys.executable, "-m", "d2v.sweep", "text_classification", "--out", str(tmp_path / "out"), "--", *options]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "no figures of test: the data have no split test" in done.stdout
+    assert "test" not in (tmp_path / "out/sweep.csv").read_text()

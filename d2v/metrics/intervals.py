@@ -16,14 +16,17 @@ Shapes: M items, N rows, K clusters, R replications, C classes.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from d2v.data.cores import granted_cores
+from d2v.errors import InputError
 
 Statistics = dict[str, dict[str, np.ndarray]]
 
@@ -60,7 +63,10 @@ def resample(
         The number of clusters, and the metrics; of fewer than `FEWEST` clusters those of all rows alone.
     """
     if "trials" in sides[0]:
-        clusters = sides[0]["trials"]["clusters"]
+        # The rows are the same, and so are their speakers, which each side counts in a way of its own.
+        speakers = {name: sides[0]["trials"][name] for name in ("clusters", "first", "second")}
+        sides = [side | {"trials": side["trials"] | speakers} for side in sides]
+        clusters = speakers["clusters"]
     _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(numbers.max(initial=-1)) + 1
     parts = [[metrics_of(side, np.ones((1, count)), numbers)] for side in sides]
@@ -119,8 +125,12 @@ def select_rows(statistics: Statistics, rows: Sequence[int]) -> Statistics:
             selected[kind] = {name: array[items] for name, array in arrays.items() if name != "row"}
             selected[kind]["row"] = np.repeat(np.arange(len(rows)), lengths)
         else:
-            whole = {"clusters"}  # of trials, which are the rows there
-            selected[kind] = {n: array if n in whole else array[np.asarray(rows)] for n, array in arrays.items()}
+            selected[kind] = {n: array[np.asarray(rows)] for n, array in arrays.items() if n != "clusters"}
+            if kind == "trials":  # which are the rows there; of speakers those stay that they have
+                pairs = np.stack([selected[kind][name] for name in ("first", "second")])
+                kept, numbers = np.unique(pairs, return_inverse=True)
+                first, second = numbers.reshape(pairs.shape)
+                selected[kind] |= {"first": first, "second": second, "clusters": arrays["clusters"][kept]}
     return selected
 
 
@@ -318,11 +328,14 @@ def save_statistics(path: Path, statistics: Statistics, ids: Sequence[str], clus
 
 
 def load_statistics(path: Path) -> tuple[Statistics, list[str], list[str]]:
-    """Statistics, ids and clusters of `statistics.npz`."""
+    """Statistics, ids and clusters of `statistics.npz`; InputError if it is none."""
     statistics: Statistics = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            kind, _, name = key.partition("/")
-            if name:
-                statistics.setdefault(kind, {})[name] = arrays[key]
-        return statistics, arrays["ids"].tolist(), arrays["clusters"].tolist()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                kind, _, name = key.partition("/")
+                if name:
+                    statistics.setdefault(kind, {})[name] = arrays[key]
+            return statistics, arrays["ids"].tolist(), arrays["clusters"].tolist()
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: damaged, or not a run's statistics ({error})") from error
