@@ -115,13 +115,22 @@ def unlabelled(split: Split, columns: Mapping[str, str]) -> str | None:
         if column not in split.table.column_names:
             return f"there is no column {column!r}"
         values = split.table.select_columns([column]).with_format("arrow")[:][column]
-        while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-            values = pc.list_flatten(values)
+        lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+        while (listed := any(check(values.type) for check in lists)) or pa.types.is_struct(values.type):
+            if listed:
+                values = pc.list_flatten(values)
+            elif values.type.get_field_index("text") >= 0:  # SQuAD's answers, of which a hidden test has none
+                values = pc.struct_field(values, "text")
+            else:
+                break
         kind = values.type
         if len(split) and values.null_count == len(values):
             return f"{column!r} is empty"
-        if (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and pc.all(pc.equal(values, "")).as_py():
-            return f"{column!r} is empty"
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            plain = pc.utf8_trim_whitespace(values)
+            none = pc.equal(plain, "-1")
+            if pc.all(pc.or_(none, pc.equal(plain, ""))).as_py():
+                return f"{column!r} is {'-1 in all rows' if pc.any(none).as_py() else 'empty'}"
         if pa.types.is_integer(kind) and (pc.max(values).as_py() or 0) < 0:
             return f"{column!r} is {pc.max(values).as_py()} in all rows"
     return None

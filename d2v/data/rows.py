@@ -178,11 +178,12 @@ class Rows:
         return range(len(self)) if len(self.split) == len(self) else None
 
     def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Predictions as they are written down: the row's id, its group, what was predicted, its reference."""
+        """Predictions as they are written down: the row's id, its group if any, what was predicted, its reference."""
         first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
         if self.split.group and (sources := self.sources()) is not None:
             groups = self.split.column(self.split.group)
-            first = [one | {"group": groups[source]} for one, source in zip(first, sources, strict=True)]
+            own = [groups[source] for source in sources]
+            first = [one if it in (None, "") else one | {"group": it} for one, it in zip(first, own, strict=True)]
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 

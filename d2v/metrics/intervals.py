@@ -46,7 +46,7 @@ def intervals(
 
     Args:
         statistics: of a split's rows.
-        clusters: (N,) what each row belongs to: itself, or its speaker, patient, document.
+        clusters: (N,) what each row belongs to: itself, or its speaker, patient, document; None or "" is itself too.
         replications: R; 0 gives no interval.
         seed: of the resampling.
     """
@@ -67,6 +67,8 @@ def resample(
         speakers = {name: sides[0]["trials"][name] for name in ("clusters", "first", "second")}
         sides = [side | {"trials": side["trials"] | speakers} for side in sides]
         clusters = speakers["clusters"]
+    if any(each is None or each == "" for each in clusters):
+        clusters = [f"\0{i}" if each in (None, "") else str(each) for i, each in enumerate(clusters)]
     _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(numbers.max(initial=-1)) + 1
     parts = [[metrics_of(side, np.ones((1, count)), numbers)] for side in sides]

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.recipe import load_recipe
 from d2v.config import Data
 from d2v.data.audio import AudioData
+from d2v.data.columns import unlabelled
 from d2v.data.image import ImageData
 from d2v.data.labels import LabelData
 from d2v.data.load import choose_splits, read
@@ -14,7 +15,7 @@ from d2v.data.token_classification import TokenData
 from d2v.data.verification import TrialData
 from d2v.errors import InputError
 from d2v.processors.audio import load_audio
-from tests.helpers import make_job
+from tests.helpers import make_job, make_split
 from tests.tiny import flac, tones
 
 
@@ -223,3 +224,23 @@ def test_a_metadata_file_that_names_nothing_there_says_so(folder):
         InputError, match=r"metadata.csv: none of the files that it names is there, such as 'other/a.wav'"
     ):
         read(AudioData(path=str(folder)))
+
+
+NONE, SOME = {"text": [], "answer_start": []}, {"text": ["a"], "answer_start": [0]}
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (["-1", " -1", ""], "'label' is -1 in all rows"),
+        (["", " "], "'label' is empty"),
+        (["-1", "1"], None),
+        ([-1, -1], "'label' is -1 in all rows"),
+        ([NONE, NONE], "'label' is empty"),
+        ([NONE, SOME], None),
+        ([["a"], ["-1"]], None),
+        ([{"speaker": "a"}], None),
+    ],
+)
+def test_splits_without_labels_are_known(values, why):
+    assert unlabelled(make_split("test", label=values), {"label": "label"}) == why

@@ -15,6 +15,7 @@ from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
+from d2v.metrics.intervals import resample
 from tests.helpers import make_job, make_split
 
 
@@ -106,6 +107,15 @@ def test_groups_of_windows_are_those_of_their_rows():
     assert [row["group"] for row in rows.records([(i, {}) for i in range(3)])] == ["z", "x", "x"]
     running = Rows(split, ["0", "1"], [1, 1], items=[{"first": 0}, {"first": 1}])  # windows of all of a text
     assert running.records([(0, {})]) == [{"id": "0"}]
+
+
+def test_a_row_without_a_group_says_none_and_is_a_cluster_of_its_own():
+    split = replace(make_split(text=list("abc"), speaker=["x", None, ""]), group="speaker")
+    records = Rows(split, list("abc"), [1] * 3).records([(i, {}) for i in range(3)])
+    assert records == [{"id": "a", "group": "x"}, {"id": "b"}, {"id": "c"}]
+    side = {"sums": {"wer": np.array([[1.0, 2.0]] * 20)}}
+    for none in (None, ""):
+        assert resample([side], ["s1"] * 10 + [none] * 10, 2, 0)[0] == 11
 
 
 def test_groups_stand_in_the_records():
