@@ -35,7 +35,7 @@ class Run:
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         replications: resampled sets that a metric's 95 % interval is taken from; 0 gives no interval.
         push: hub id that the best model is pushed to in the end, with its processor, card and adapter; by default none.
-        private: create a repository that others do not see.
+        private: create the repository of push as private; by default it is public.
         tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
         project: project that the tracker has the run in; TensorBoard's files are in a folder of this name in out.
     """
@@ -112,6 +112,11 @@ class Optim:
         at_least(1, "optim", self, ("batches",))
         scales = ("hold", "start_scale", "final_scale", "layer_decay", "ema")
         at_least(0, "optim", self, ("lr", "eps", "weight_decay", "clip", "warmup", "freeze_encoder_steps", *scales))
+        if self.schedule == "tri_stage" and self.final_scale <= 0:
+            raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
+        if self.schedule == "tri_stage" and self.warmup < 1 < self.warmup + self.hold:
+            both = self.warmup + self.hold
+            raise InputError(f"optim.warmup and optim.hold should be at most 1 together, not {both:g}")
         if self.ema >= 1:
             raise InputError(f"optim.ema should be below 1, such as 0.9999, not {self.ema:g}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -145,7 +150,8 @@ class Data:
     """The data; without a path the recipe's embedded demo.
 
     Attributes:
-        path: hub id, with a revision as in owner/name@main, or folder or file as `datasets.load_dataset` takes it.
+        path: hub id, with a revision as in owner/name@main, or folder or file, see recipes/README.md; by default the
+            demo, with the options of configs/<recipe>/demo.yaml.
         name: configuration of the data set, such as cola of glue.
         train_split: split to train on; train+other joins two.
         validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.
@@ -230,10 +236,11 @@ class Recipe:
         mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch
             data and model and keep what is found out of every row, so that the same command trains without a network.
         model: hub id, with a revision as in owner/name@main, or folder of the model to start from, or small, the
-            pretrained model of this modality that comes with d2v (a folder of this name is ./small); without it, or
-            with none, training starts from random weights.
+            pretrained model of this modality that comes with d2v (a folder of this name is ./small); by default the
+            demo's, and with own data, or with none, random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
-        freeze: part that is not trained: nothing, what lies before the Transformer's blocks, or all but the head.
+        freeze: part that is not trained: nothing; feature_encoder, the waveform convolutions, or the embeddings of text
+            and images; or encoder, all but the head.
         lora: low-rank adapters.
         data: the data.
         optim: optimisation by AdamW.

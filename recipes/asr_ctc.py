@@ -7,7 +7,7 @@
     accelerate launch recipes/asr_ctc.py --mode predict --model runs/asr_ctc/best --data.path recordings \
         --data.chunk_seconds 30 --run.out predicted
 
-Without a data option it learns number words from synthesised speech, in a few minutes on a CPU.
+Without a data option it fine-tunes d2v's small model on number words of synthesised speech, in minutes on a CPU.
 """
 
 import math
@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     if data.chunk_seconds:
         windowed = windowed_logits(settings, rate, data.chunk_seconds, data.stride_seconds, data.batch_seconds)
     rows = speech_rows(job, splits, extractor, tokenizer, settings)
-    batch_of = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
+    collate_rows = partial(collate, extractor=extractor, tokenizer=tokenizer, data=data)
 
     def forward(model, batch):
         return frame_logits(model, batch, settings, windowed)  # (B, T, C), (B,)
@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
         return transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate, search=search)
 
     def predict_split(model, split, search=None):
-        batches = eval_loader(job, rows[split], partial(batch_of, longest=data.chunk_seconds or math.inf))
+        batches = eval_loader(job, rows[split], partial(collate_rows, longest=data.chunk_seconds or math.inf))
         return predict(job, model, batches, partial(predict_fn, search=search))
 
     # Metrics: errors of words and characters
@@ -124,7 +124,7 @@ def main(config: Config) -> dict[str, Any]:
         return compute_metrics(predict_split(model, "validation"))
 
     if job.training:
-        batches, keep = train_loader(job, rows["train"], batch_of), [extractor, tokenizer]
+        batches, keep = train_loader(job, rows["train"], collate_rows), [extractor, tokenizer]
         model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="wer")
 
     # Test: word errors, on a split that was not used to choose the checkpoint

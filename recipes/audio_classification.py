@@ -1,11 +1,12 @@
-"""Audio classification: `Data2VecAudioForSequenceClassification`, accuracy and macro F1, or mAP of several labels.
+"""Audio classification: `Data2VecAudioForSequenceClassification`, accuracy and macro F1, or mAP for multi-label.
 
     accelerate launch recipes/audio_classification.py
     accelerate launch recipes/audio_classification.py --config recipes/configs/audio_classification/superb_ks.yaml
-    accelerate launch recipes/audio_classification.py --mode evaluate --model runs/ks/best --run.out rerun
-    accelerate launch recipes/audio_classification.py --mode predict --model runs/ks/best --data.path clips
+    accelerate launch recipes/audio_classification.py --mode evaluate --model runs/audio_classification/best
+    accelerate launch recipes/audio_classification.py --mode predict --model runs/audio_classification/best \
+        --data.path clips --run.out predicted
 
-Without a data option it learns twelve keywords from synthesised speech, in a few minutes on a CPU.
+Without a data option it fine-tunes d2v's small model on twelve keywords of synthesised speech, in minutes on a CPU.
 """
 
 import math

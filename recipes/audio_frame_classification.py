@@ -153,7 +153,7 @@ def main(config: Config) -> dict[str, Any]:
         statistics = diarization_statistics(references, predictions, probabilities, hop, free_names=diarization)
     if job.labelled and diarization:
         errors = baselines(references, by_recording(split, rows[split].lengths))
-        notes |= {f"der_{name}": None if error != error else round(error, 4) for name, error in errors.items()}
+        notes |= {f"der_{name}": None if math.isnan(error) else round(error, 4) for name, error in errors.items()}
     if job.is_main:
         write_rttm(job.out / "hypothesis.rttm", predictions)
         write_arrays(job.out / "probabilities", probabilities)

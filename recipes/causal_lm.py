@@ -21,7 +21,6 @@ from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.text import tokenizer_for
 from d2v.decode.causal_lm import Sampling, continue_texts, show_samples, window_losses
 from d2v.demo.text import docs_text
-from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForCausalLM
@@ -60,10 +59,10 @@ class Config(Recipe):
 def collate(rows: list[dict], *, tokenizer, stream) -> dict[str, Any]:
     """A batch of windows, with the token that follows each token as its label; a stream's may end before others."""
     ids = pad_labels([cut(row.get("text", stream).ids, row, more=1) for row in rows])  # (B, T + 1)
-    labels, ids = ids[:, 1:].clone(), ids.where(ids != IGNORE, tokenizer.pad_token_id)
-    labels[labels == tokenizer.bos_token_id] = IGNORE  # where a text begins there is nothing to predict
+    labels, ids = ids[:, 1:].clone(), ids.where(ids != losses.IGNORE, tokenizer.pad_token_id)
+    labels[labels == tokenizer.bos_token_id] = losses.IGNORE  # where a text begins there is nothing to predict
     for label, row in zip(labels, rows, strict=True):
-        label[: row["first"] - row["start"]] = IGNORE  # scored in the window before
+        label[: row["first"] - row["start"]] = losses.IGNORE  # scored in the window before
     lengths = [labels.shape[1]] * len(rows)
     return {"input_ids": ids[:, :-1], "labels": labels, "lengths": lengths, "size": labels.numel()}
 
@@ -91,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
             collates[name] = partial(prompt_batch, tokenizer=tokenizer)
 
     def forward(model, batch):
-        scored = batch["labels"] != IGNORE  # (B, T)
+        scored = batch["labels"] != losses.IGNORE  # (B, T)
         logits = model(batch["input_ids"], logits_at=scored, use_cache=False).logits  # (n, C)
         return logits[:, : len(tokenizer)], batch["labels"][scored], scored  # what is no token takes no probability
 

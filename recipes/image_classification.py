@@ -6,10 +6,11 @@
         --data.path imagenet --data.match order --data.crop_ratio 0.875 --data.real real.json --run.out runs/real
     accelerate launch recipes/image_classification.py --mode evaluate --model facebook/data2vec-vision-base-ft1k \
         --data.path imagenetv2-matched-frequency-format-val --data.match number --run.out runs/v2
-    accelerate launch recipes/image_classification.py --mode predict --model runs/imagenet/best --data.path photos
+    accelerate launch recipes/image_classification.py --mode predict --model runs/image_classification/best \
+        --data.path photos --run.out predicted
 
 Data are a hub id, parquet files, a folder with a folder of images a class (`train/<class>/x.jpg`), or WebDataset's
-archives. Without a data option it learns scikit-learn's handwritten digits, in a few minutes on a CPU.
+archives. Without a data option it fine-tunes d2v's small model on handwritten digits, in minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -133,8 +134,8 @@ def main(config: Config) -> dict[str, Any]:
     statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
     records = rows[split].records(predictions)
     if data.real:
-        seen = read_real(data.real, [row["id"] for row in records], len(labels.names))
-        results["accuracy_real"] = real_accuracy(seen, [labels.numbers[row["label"]] for row in records])
+        real_labels = read_real(data.real, [row["id"] for row in records], len(labels.names))
+        results["accuracy_real"] = real_accuracy(real_labels, [labels.numbers[row["label"]] for row in records])
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None

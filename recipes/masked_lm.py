@@ -24,7 +24,6 @@ from d2v.data.text import token_batch, tokenizer_for
 from d2v.decode.masked_lm import fill_texts
 from d2v.demo.text import docs_text
 from d2v.errors import InputError
-from d2v.losses import IGNORE
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
@@ -69,7 +68,7 @@ def collate(rows: list[dict], *, tokenizer, stream, mask) -> dict[str, Any]:
         context, ids = np.split(ids, [row["first"] - row["start"]])  # what the window before scores
         masked, hidden = mask(ids, starts[len(context) :], row.get("seed", (EVALUATION, row["first"])))
         inputs.append([tokenizer.bos_token_id, *context, *masked, tokenizer.eos_token_id])
-        labels.append([IGNORE] * (1 + len(context)) + [*np.where(hidden, ids, IGNORE), IGNORE])
+        labels.append([losses.IGNORE] * (1 + len(context)) + [*np.where(hidden, ids, losses.IGNORE), losses.IGNORE])
     return token_batch(tokenizer, inputs) | {"labels": pad_labels(labels)}
 
 
@@ -96,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
             collates[name] = partial(gap_batch, tokenizer=tokenizer)
 
     def forward(model, batch):
-        masked = batch["labels"] != IGNORE  # (B, T)
+        masked = batch["labels"] != losses.IGNORE  # (B, T)
         logits = model(batch["input_ids"], batch["attention_mask"], logits_at=masked).logits  # (n, C)
         return logits[:, : len(tokenizer)], batch["labels"][masked], masked  # what is no token takes no probability
 

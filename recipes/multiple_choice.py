@@ -3,7 +3,7 @@
     accelerate launch recipes/multiple_choice.py
     accelerate launch recipes/multiple_choice.py --config recipes/configs/multiple_choice/swag.yaml
     accelerate launch recipes/multiple_choice.py --model facebook/data2vec-text-base --data.path exam.jsonl \
-        --data.prompt_column question --data.choice_columns '[answers]' --lora.rank 8 --optim.lr 3e-4
+        --data.prompt_column question --data.start_column null --data.choice_columns '[answers]' --lora.rank 8
     accelerate launch recipes/multiple_choice.py --mode evaluate --model runs/multiple_choice/best --run.out again
     accelerate launch recipes/multiple_choice.py --mode predict --model runs/multiple_choice/best --data.path new.csv
 

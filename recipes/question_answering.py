@@ -2,10 +2,11 @@
 
     accelerate launch recipes/question_answering.py
     accelerate launch recipes/question_answering.py --config recipes/configs/question_answering/squad_v2.yaml
-    accelerate launch recipes/question_answering.py --mode evaluate --model runs/squad/best --run.out runs/again
-    accelerate launch recipes/question_answering.py --mode predict --model runs/squad/best --data.path asked.jsonl
+    accelerate launch recipes/question_answering.py --mode evaluate --model runs/question_answering/best
+    accelerate launch recipes/question_answering.py --mode predict --model runs/question_answering/best \
+        --data.path asked.jsonl --run.out predicted
 
-Without a data option it learns to read Python's docstrings, in a few minutes on a CPU.
+Without a data option it fine-tunes d2v's small model on questions about Python's docstrings, in minutes on a CPU.
 """
 
 from dataclasses import dataclass, field

@@ -2,9 +2,9 @@
 
     accelerate launch recipes/semantic_segmentation.py
     accelerate launch recipes/semantic_segmentation.py \
-        --config recipes/configs/semantic_segmentation/ade20k_512.yaml --data.path ADEChallengeData2016
+        --config recipes/configs/semantic_segmentation/ade20k_512.yaml --data.path ade20k --run.out runs/ade
     accelerate launch recipes/semantic_segmentation.py \
-        --config recipes/configs/semantic_segmentation/ade20k_512.yaml --data.path ADEChallengeData2016 \
+        --config recipes/configs/semantic_segmentation/ade20k_512.yaml --data.path ade20k \
         --data.test_split validation --mode evaluate --model runs/ade/best --scales "[0.75, 1.0, 1.25]" --flip true
     accelerate launch recipes/semantic_segmentation.py --mode predict --model runs/ade/best --data.path photos
 

@@ -1,15 +1,15 @@
-"""Text classification: `Data2VecTextForSequenceClassification`, a class, several, or a value of a text or two; GLUE.
+"""Text classification: `Data2VecTextForSequenceClassification`, a class, several, or a value of a text or a pair; GLUE.
 
     accelerate launch recipes/text_classification.py
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml
     accelerate launch recipes/text_classification.py --model facebook/data2vec-text-base --lora.rank 8 --optim.lr 3e-4 \
         --data.path reviews.csv
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml \
-        --mode evaluate --model runs/mnli/best --run.out runs/mnli_again
+        --mode evaluate --model runs/text_classification/best --run.out again
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml \
-        --mode predict --model runs/mnli/best --data.test_split test_matched --run.out runs/mnli_m
+        --mode predict --model runs/text_classification/best --data.test_split test_matched --run.out mnli_m
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml \
-        --mode predict --model runs/mnli/best --data.name ax --data.test_split test --run.out runs/ax
+        --mode predict --model runs/text_classification/best --data.name ax --data.test_split test --run.out ax
 
 `python -m d2v.leaderboards glue` packs such predictions for GLUE's server. Without a data option it learns which area
 of Python's standard library a paragraph documents, in a few minutes on a CPU.
@@ -78,10 +78,8 @@ def main(config: Config) -> dict[str, Any]:
     inputs = {"text": data.text_column, "pair": data.pair_column}
     splits = load(job, docs_classification, inputs=inputs, targets=data.targets)
     for ending, name in data.also.items() if job.labelled else ():
-        other = replace(config, mode="evaluate", data=replace(data, test_split=name))
-        splits[ending] = load(replace(job, config=other), docs_classification, inputs=inputs, targets=data.targets)[
-            "test"
-        ]
+        other = replace(job, config=replace(config, mode="evaluate", data=replace(data, test_split=name)))
+        splits[ending] = load(other, docs_classification, inputs=inputs, targets=data.targets)["test"]
     labels, references = read_labels(job, splits)
     metrics = choose_metrics(data.metrics, labels.problem_type)
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
@@ -89,11 +87,10 @@ def main(config: Config) -> dict[str, Any]:
 
     # Model: a head on the first token
     model = build(job, Data2VecTextForSequenceClassification, tokenizer=tokenizer, **labels.head)
-    settings, rows = model.config, {}
+    settings, rows, cut = model.config, {}, (labels.problem, data.truncation, data.stride)
+    longest = min(data.max_length, settings.max_tokens)
     for name, each in splits.items():
-        most = min(data.max_length, settings.max_tokens)
-        known = references.get(name)
-        rows[name] = text_rows(job, tokenizer, each, texts, most, known, labels.problem, data.truncation, data.stride)
+        rows[name] = text_rows(job, tokenizer, each, texts, longest, references.get(name), *cut)
     collate_rows = partial(collate, tokenizer=tokenizer, labels=labels)
 
     # Loss: cross-entropy of classes, or squared error of values

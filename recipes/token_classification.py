@@ -2,10 +2,12 @@
 
     accelerate launch recipes/token_classification.py
     accelerate launch recipes/token_classification.py --config recipes/configs/token_classification/conll2003.yaml
-    accelerate launch recipes/token_classification.py --mode evaluate --model runs/ner/best --run.out runs/again
-    accelerate launch recipes/token_classification.py --mode predict --model runs/ner/best --data.path words.jsonl
+    accelerate launch recipes/token_classification.py --mode evaluate --model runs/token_classification/best
+    accelerate launch recipes/token_classification.py --mode predict --model runs/token_classification/best \
+        --data.path words.jsonl --run.out predicted
 
-Without a data option it learns to put capitals and punctuation back into Python's documentation, in minutes on a CPU.
+Without a data option it fine-tunes d2v's small model to put capitals and punctuation back into Python's documentation,
+in minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +33,6 @@ from d2v.data.token_classification import (
 )
 from d2v.decode.token_classification import join_windows, write_conll
 from d2v.demo.text import docs_tagging
-from d2v.losses import IGNORE
 from d2v.metrics.classification import plot_confusion, write_classes
 from d2v.metrics.statistics import word_statistics
 from d2v.metrics.token_classification import are_chunks, token_classification_metrics
@@ -52,7 +53,7 @@ def collate(rows: list[dict], *, tokenizer, numbers, inside) -> dict[str, Any]:
     batch = token_batch(tokenizer, [row["ids"] for row in rows])
     batch["firsts"] = [firsts(row["words"]) for row in rows]
     if "reference" in rows[0]:
-        labels = [np.array([numbers.get(name, IGNORE) for name in row["reference"]]) for row in rows]
+        labels = [np.array([numbers.get(name, losses.IGNORE) for name in row["reference"]]) for row in rows]
         pieces = [piece_labels(row["words"], label, inside) for row, label in zip(rows, labels, strict=True)]
         batch["labels"] = pad_labels(pieces)
     return batch

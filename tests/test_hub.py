@@ -145,6 +145,19 @@ def test_a_run_is_pushed_with_all_that_its_model_needs(hub, folder, tmp_path, ca
     assert list(hub[-1][1]) == names
 
 
+def test_whatever_the_client_raises_is_one_line(monkeypatch, folder):
+    class ConnectError(Exception):
+        """Of a library of its own, and no OSError."""
+
+    def unreachable(*args, **options):
+        raise ConnectError("Temporary failure\nin name resolution")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"cannot be pushed to the hub \(Temporary failure in name resolution\)"):
+        push_folder(folder, "me/model")
+
+
 def test_a_push_that_fails_says_how_to_try_again_and_tells_no_token(monkeypatch, folder):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     (folder / "tokenizer.json").write_text("{}")

@@ -26,12 +26,12 @@ class Augment:
     Attributes:
         crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.
         flip: share of the images that are mirrored.
-        rand_augment: magnitude of RandAugment's two operations, 1 to 10.
+        rand_augment: magnitude of RandAugment's two operations, 1 to 10; 0 leaves it out.
         color_jitter: maximum change of brightness, contrast and saturation. timm, and so BEiT, has it only without
             RandAugment.
         erasing: share of the images that have a rectangle replaced by noise.
-        mixup: alpha of MixUp's share of the other image, such as 0.8.
-        cutmix: alpha of CutMix's share of the other image; with both, each batch has one of them.
+        mixup: alpha of MixUp, such as 0.8; 0 leaves it out.
+        cutmix: alpha of CutMix; 0 leaves it out; with both, each batch has one of them.
         smoothing: label smoothing of single labels, unless data.label_smoothing is given.
     """
 

@@ -32,7 +32,7 @@ class PartData(Data):
 
     Attributes:
         start_column: column of the seconds at which the part begins that a row means; auto looks for the usual names,
-            such as start, begin_time or offset, and null hears recordings whole.
+            such as start, begin_time or offset, and null reads recordings whole.
         end_column: column of the seconds at which the part ends; auto likewise.
         duration_column: column of the seconds that the part lasts, where no column has its end; auto likewise, beside a
             column of starts.

@@ -35,9 +35,9 @@ class Decoding:
             among its words is one of characters, and writes any word; every other is one of words.
         lexicon: the words that may be written, a line each with its characters: `the t h e |`. By default all that an
             ARPA file lists.
-        weight: of the model's log10 probabilities, beside the frames' natural logarithms.
-        word_score: added for every word; not with a model of characters.
-        beam: hypotheses that are kept from frame to frame.
+        weight: weight of the language model's log10 probability beside the frames' natural-log probability.
+        word_score: score added for each word; unused with a language model of characters.
+        beam: number of hypotheses kept from frame to frame.
     """
 
     path: str | None = None

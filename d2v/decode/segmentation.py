@@ -133,11 +133,6 @@ def images_loss(
     return total, items
 
 
-def colours_of(image: Picture) -> np.ndarray:
-    """The image as (H, W, 3)."""
-    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-
-
 def draw_overlays(
     rows: Iterable[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
 ) -> None:

@@ -44,7 +44,7 @@ class Moments:
         from accelerate.utils import gather_object
 
         values, moments = {}, {}
-        processes = gather_object([{name: total.double().cpu() for name, total in self.products.items()}])
+        processes = gather_object([{name: total.cpu().double() for name, total in self.products.items()}])
         for name in {name: None for each in processes for name in each}:
             total = torch.stack([each[name] for each in processes if name in each]).sum(0)
             count = max(float(total[-1, -1]), 1.0)

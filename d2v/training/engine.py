@@ -54,6 +54,11 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return send_to_device(batch, device, non_blocking=device.type == "cuda", skip_keys=list(HOST))
 
 
+def host_of_sums(device: torch.device) -> torch.device:
+    """Where sums in float64 are kept: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def keeping_casts(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
     """Within, weights that autocast has cast to 16 bits for one batch are not cast again for the next.
 
@@ -187,10 +192,16 @@ def unsharded(job: Job, model: Module, empty: Module) -> Module:
     return empty
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's buffers of a sharded model, such as batch statistics, as DDP does by itself."""
-    for buffer in model.buffers() if is_sharded(model) else ():
-        torch.distributed.broadcast(buffer, 0)
+def share_buffers(*models: nn.Module | None) -> None:
+    """Give all processes the main one's batch statistics: after an update each has those of its own rows.
+
+    DDP does so at the next forward pass in training, which is too late for an evaluation.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for buffer in (buffer for model in models if model is not None for buffer in model.buffers()):
+        if buffer.is_floating_point():
+            torch.distributed.broadcast(buffer, 0)
 
 
 class Captured(Exception):

@@ -22,6 +22,7 @@ RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker project push 
 OPTIM_MAY = "lr betas eps weight_decay clip schedule warmup hold start_scale final_scale layer_decay"
 OPTIM_MAY += " freeze_encoder_steps ema"
 DATA_MAY = "path workers test_split max_test_samples also submission"  # another path to the same files
+UNGROUPED = {"optim.weight_decay": 0.0, "optim.layer_decay": 1.0}  # with which there are fewer groups of parameters
 ALARM_MAY = "rank unexplained deviation patience"  # of pretraining
 FREE = {
     *(f"run.{name}" for name in RUN_MAY.split()),
@@ -160,6 +161,8 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
         free = name in FREE or name.partition(".")[0] in FREE_GROUPS or (name == "run.metric" and not best)
         if name == "optim.ema" and not (was and value):
             free = False  # an average begins with the run
+        if name in UNGROUPED and UNGROUPED[name] in (was, value):
+            free = False  # the optimiser's groups of parameters are others
         (changed if free else refused).append(f"{name} {value} (was {was})")
     if refused:
         raise InputError(

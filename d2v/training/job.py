@@ -60,6 +60,11 @@ def start(config: Any) -> Job:
         if config.mode != "predict":
             raise InputError("data.submission is what --mode predict fills in")
     check_engine()
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes, of which each would be a run of its own in "
+            f"{config.run.out}; start one a node, with accelerate launch (recipes/README.md, Slurm)"
+        )
     beside = config.mode != "train" and (config.run.out == type(config)().run.out or holds_training(config.run.out))
     beside = beside or config.mode == "prepare"  # and so the folder is free for the run that follows
     if beside:  # never over a run
@@ -122,9 +127,12 @@ def start(config: Any) -> Job:
         print(to_yaml(config))
         (out / "config.yaml").write_text(to_yaml(config), "utf-8")
         precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        file = out / "environment.json"
+        before = read_json(file).get("precision", precision) if goes_on and file.is_file() else precision
+        changed += [f"precision {precision} (was {before})"] * (before != precision)
         made_of = {"data": data, "model": checkpoint_fingerprint(config.model) if config.model else None}
         world = {"precision": precision, "processes": accelerator.num_processes}
-        write_json(out / "environment.json", environment() | world | made_of | {"run": begun})
+        write_json(file, environment() | world | made_of | {"run": begun})
         for line in [f"goes on with {', '.join(changed)}"] * bool(changed) + [f"results are in {out}"] * beside:
             print(line)
     check_disk(job, begun)

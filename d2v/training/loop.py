@@ -24,9 +24,19 @@ from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
-from d2v.models.sharded import local, whole
+from d2v.models.sharded import is_sharded, local, whole
 from d2v.models.transformer import skip_layers
-from d2v.training.engine import blank, keeping_casts, shard, sharding, share_buffers, to_device, unsharded, wrap
+from d2v.training.engine import (
+    blank,
+    host_of_sums,
+    keeping_casts,
+    shard,
+    sharding,
+    share_buffers,
+    to_device,
+    unsharded,
+    wrap,
+)
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
 from d2v.training.memory import out_of_memory
@@ -241,6 +251,7 @@ def fit(
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or (out_of_time and not progress.evaluated)
             if due or now % save_every == 0 or any(asked_for):  # before the evaluation, which may be long or fail
+                share_buffers(model, average)
                 save_checkpoint(out, now, states, accelerator, run.keep_last, own, made_of)
                 saved = time.monotonic()
             if interrupt:
@@ -359,8 +370,9 @@ def accumulate(
     Returns:
         Loss, items, size and the extra numbers, summed over batches and processes.
     """
-    share_buffers(model)
-    host = "cpu" if accelerator.device.type == "mps" else accelerator.device  # Apple's GPUs have no float64
+    if is_sharded(model):
+        share_buffers(model)  # of others DDP does
+    host = host_of_sums(accelerator.device)
     sums = torch.zeros(3, dtype=torch.float64, device=host)
     with keeping_casts(model, accelerator.device):
         for i, batch in enumerate(update):

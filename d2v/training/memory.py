@@ -27,8 +27,9 @@ def out_of_memory(job: Job, batches: Sequence[dict[str, Any]], source: Any, doin
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises a RuntimeError that only its words tell
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "you tried to allocate" in str(error)
-        if not known:
+        words = str(error).lower()  # "you tried to allocate" on a CPU, "backend out of memory" on Apple's GPUs
+        known = "tried to allocate" in words or "out of memory" in words
+        if not (known or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         raise InputError(explain(job, batches, source, doing)) from error
 

@@ -65,6 +65,10 @@ def build(
     settings = model.config
     if job.training and config.model and isinstance(tokenizer, Tokenizer) and config.data.add_tokens:
         start_tokens(model, tokenizer, len(Tokenizer.from_pretrained(config.model)))
+        if config.lora.rank or config.freeze != "nothing":
+            option = "lora.rank" if config.lora.rank else f"freeze {config.freeze}"
+            line = f"tokens added: they stay the mean of the others, since with --{option} embeddings are not trained"
+            note(job, "tokens not trained", line, tokens=config.data.add_tokens)
     if tokenizer and isinstance(settings, Data2VecTextConfig) and len(tokenizer) > settings.vocab_size:
         tokens = f"{len(tokenizer)} tokens, its model {settings.vocab_size}"
         raise InputError(f"{config.model}: the tokenizer has {tokens}; they do not belong together")
@@ -104,6 +108,8 @@ def load_checkpoint(
             raise InputError(
                 f"{source}: lacks {shorten(needed, 4)}, without which it cannot {job.config.mode}; train it first"
             )
+        if other := [each for each in sorted(report.resized) if not TRAINING_ONLY.fullmatch(each.partition(" ")[0])]:
+            raise InputError(f"{source}: its weights have other shapes than its config.json says: {shorten(other, 4)}")
     else:
         names, old, pairs = head_rows(job, model, tokenizer)
         report = load_weights(model, source, row_axes(model, tokenizer), pairs)

@@ -11,7 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2v.config import Job, Optim
 from d2v.data.facts import note
-from d2v.errors import InputError
 from d2v.models.base import PreTrainedModel
 from d2v.models.sharded import local
 
@@ -116,8 +115,6 @@ def lr_scale(step: int, total: int, optim: Optim) -> float:
         total: updates of the whole run.
         optim: schedule, warm-up, and so on.
     """
-    if optim.schedule == "tri_stage" and optim.final_scale <= 0:
-        raise InputError("optim.final_scale should be above 0 with optim.schedule tri_stage, such as 0.05")
     warmup = warm_up(optim, total)
     if step < warmup:
         # fairseq's tri-stage begins at its start scale, its other schedules one step up from it.

@@ -24,7 +24,7 @@ from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
 from d2v.models.transformer import skip_layers
 from d2v.pretrained import push_folder, write_json
-from d2v.training.engine import blank, in_step, shard, sharding, to_device, unsharded
+from d2v.training.engine import blank, host_of_sums, in_step, shard, sharding, to_device, unsharded
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log, read_log
 from d2v.training.loop import (
@@ -166,7 +166,7 @@ def pretrain(
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         student.eval()
-        seen, sums = Moments(), torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        seen, sums = Moments(), torch.zeros(3, dtype=torch.float64, device=host_of_sums(accelerator.device))
         decoded: list[Any] = []
 
         def look(batch: dict[str, Any]) -> None:
@@ -211,14 +211,14 @@ def pretrain(
 
     metrics: dict[str, float] = {}
     with hold_signals(), interrupted_run(out), closing(log):
-        if progress.evaluated < progress.step and progress.step >= total:
+        if progress.evaluated < progress.step and (progress.step % eval_every == 0 or progress.step >= total):
             metrics = evaluate_and_keep()  # the evaluation that was cut off
         changing = changing_gradients(student, optim, progress.step)
         changing += ["the auxiliary loss fades out"] * (config.auxiliary.until is not None)
         first_loss = partial(loss_fn, weight=config.auxiliary.at(progress.step, total))
         over = progress.step >= total
         prepared, updates = wrap_for(job, student, iter(batches), first_loss, changing, over)
-        moments = Moments()
+        moments, resumed = Moments(), progress.step
         while progress.step < total:
             skip_layers(student, run.seed, progress.step)
             update, waited = next_update(job, updates)
@@ -247,7 +247,8 @@ def pretrain(
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 values |= {"half_life": half_life(decay), "auxiliary_weight": weight}
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
-                vigil.check(figures, now, ready=now > warm_up(optim, total))
+                whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
+                vigil.check(figures, now, ready=whole and now > warm_up(optim, total))
             check_finite(run, progress, "optim.lr or raise optim.warmup")
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or out_of_time

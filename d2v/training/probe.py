@@ -57,7 +57,7 @@ def build_probe(job: Job, splits: dict[str, Split], read: Read) -> Callable[[Any
             for i in range(len(found)):  # one at a time: nothing is padded
                 inputs = {key: value.to(device) for key, value in read([found[i] | {"row": i}]).items()}
                 layers = model(**inputs, output_hidden_states=True).hidden_states
-                states.append(torch.stack([layer[0].double().mean(0).cpu() for layer in layers]))
+                states.append(torch.stack([layer[0].cpu().double().mean(0) for layer in layers]))
             features[name] = torch.stack(states, 1)  # (layers, N, D)
         scores = [
             ridge_accuracy(*pair, targets["train"], targets["validation"])

@@ -106,7 +106,7 @@ def finish(
             "peak_memory_mb": peak_memory_mb(),
         }
     )
-    if statistics and job.is_main:  # who alone writes and shows them
+    if statistics and job.is_main:  # the main process alone writes them
         ids = list(map(row_id, predictions))
         clusters = [row.get("group", name) for row, name in zip(predictions, ids, strict=True)]
         run = job.config.run
@@ -194,7 +194,7 @@ def from_scratch(job: Job) -> dict[str, str]:
         return {}
     with figures.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["recipe"], row["config"]) == (job.recipe, "demo")]
-    lines = [f"{row['metric']} {row['scratch']} (--model none)" for row in rows if row["scratch"]]
+    lines = [f"{row['metric']} {float(row['scratch']) / 100:.4f} (--model none)" for row in rows if row["scratch"]]
     return {"from scratch": lines[0]} if lines else {}
 
 
@@ -330,6 +330,8 @@ FILES = {
     "masks": "label maps, a class number a pixel",
     "hypothesis.rttm": "the same as RTTM",
     "annotations": "the same, as Praat and players read them",
+    "scores.txt": "scores of trials, as VoxSRC takes them",
+    "det.png": "miss and false alarm rates over thresholds",
     "timeline.png": "predictions below their references",
     "probabilities": "probabilities of each frame",
     "best": "best model",

@@ -56,7 +56,8 @@ class RandomState:
             "python": random.getstate(),
             "numpy": (kind, keys.tolist(), *rest),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
+            "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -65,8 +66,10 @@ class RandomState:
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         torch.set_rng_state(state["torch"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all(state["cuda"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"][0])
+        if state.get("mps") and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state["mps"][0])
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -20,8 +20,8 @@ class Teaching:
         layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
         target_norm: normalisation of the mean of these outputs, likewise.
         half_life: share of the run's updates in which the teacher forgets half of what it was, at the first update.
-        final_half_life: that share once it has risen.
-        rise: share of the run's updates in which it rises.
+        final_half_life: the same share at the end of the rise.
+        rise: share of the run's updates in which the decay rises linearly from the first half-life to the final one.
         beta: difference from which the loss grows linearly; 0 for the squared difference.
         reduction: a position's loss is the sum over the channels, that over the root of their number, or their mean.
         head_layers: number of linear layers from the student's states to the targets.
@@ -60,7 +60,7 @@ class Auxiliary:
     """A target that needs no teacher: log-mel bins of all frames of sound, pixels or tokens at masked places.
 
     Attributes:
-        weight: weight of its loss, summed over these places, at the first update; 0 for none.
+        weight: weight of its loss, summed over the predicted positions, at the first update; 0 for none.
         until: share of the run's updates in which the weight falls to 0; by default it stays.
     """
 
@@ -81,7 +81,7 @@ class Alarm:
 
     Attributes:
         rank: effective rank of the targets below which they may have collapsed.
-        unexplained: share of the targets' variance that the student leaves unexplained, below which they then have.
+        unexplained: share of the targets' variance left unexplained below which targets of low rank count as collapsed.
         deviation: standard deviation of the targets or predictions below which they have collapsed in any case.
         patience: number of lines of the log in a row that have to say so; 0 never stops a run.
     """

@@ -19,7 +19,16 @@ from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.transformer import skip_layers, skipped_layers
 from d2v.training import loop
-from d2v.training.engine import blank, check_engine, in_step, shard, unsharded, wants, without_gradient
+from d2v.training.engine import (
+    blank,
+    check_engine,
+    in_step,
+    shard,
+    share_buffers,
+    unsharded,
+    wants,
+    without_gradient,
+)
 from d2v.training.job import start
 from d2v.training.loop import changing_gradients
 from d2v.training.optim import averaged, build_average
@@ -186,6 +195,19 @@ def test_parameters_without_a_gradient_are_found():
     one.freeze_base_model()
     loss = one(batch["input_values"], batch["attention_mask"]).logits.sum()
     assert without_gradient(one, loss) == []  # what is not trained is not waited for
+
+
+def test_batch_statistics_are_the_main_processes_before_they_are_saved_and_evaluated(tmp_path, monkeypatch):
+    """DDP shares them at the next forward pass in training alone, so each process would validate another model."""
+    norm, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    share_buffers(norm)  # a single process has nobody to ask
+    shared = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: shared.append((tensor, source)))
+    share_buffers(norm, None, average)
+    wanted = [norm.running_mean, norm.running_var, average.running_mean, average.running_var]
+    assert all(mine is other for (mine, _), other in zip(shared, wanted, strict=True))
+    assert {source for _, source in shared} == {0}
 
 
 def test_what_changes_from_update_to_update_is_known_beforehand():

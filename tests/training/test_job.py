@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2v.config import Data, Recipe, Run
+from d2v.config import Data, Optim, Recipe, Run
 from d2v.data import cores as granted
 from d2v.errors import InputError
 from d2v.training import engine, identity, job
@@ -61,6 +61,26 @@ def test_engines_that_are_not_supported_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"accelerate is configured for {engine.OTHERS[name]}, which d2v does not"):
         begin(tmp_path)
+
+
+def test_processes_that_srun_starts_are_no_run_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(InputError, match="srun started 4 processes, of which each would be a run of its own"):
+        begin(tmp_path)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    begin(tmp_path)
+
+
+def test_another_precision_than_before_is_said(tmp_path, capsys):
+    begin(tmp_path)
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000001" / RUN).write_text(json.dumps({"config": {}}))
+    file = tmp_path / "environment.json"
+    begin(tmp_path, resume=True)
+    assert "precision" not in capsys.readouterr().out.partition("goes on with")[2]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"precision": "bf16"}))
+    begin(tmp_path, resume=True)
+    assert "goes on with precision fp32 (was bf16)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -186,6 +206,13 @@ def test_options_are_compared_by_what_they_do(tmp_path):
     ):
         with pytest.raises(InputError) as caught:
             check_config(other, folder)
+        assert f"here is {line}; give the old values" in str(caught.value)
+    for optim, line in (
+        (Optim(weight_decay=0.01), "optim.weight_decay 0.01 (was 0.0)"),  # with other groups of parameters
+        (Optim(layer_decay=0.75), "optim.layer_decay 0.75 (was 1.0)"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_config(replace(config, optim=optim), folder)
         assert f"here is {line}; give the old values" in str(caught.value)
     # The metric that chooses can be mended while nothing was chosen.
     by_cer = replace(config, run=Run(metric="cer"))

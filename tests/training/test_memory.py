@@ -19,10 +19,12 @@ def too_much(kind):
     """Raise what a GPU's allocator raises, or really ask the CPU's for a petabyte."""
     if kind == "gpu":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if kind == "mps":
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 17 GB). Tried to allocate 2.00 GB.")
     torch.empty(2**50, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+@pytest.mark.parametrize("kind", ["gpu", "cpu", "mps"])
 def test_an_update_that_is_too_large_says_so_and_goes_on_in_pieces(tmp_path, kind):
     computed = []
 

@@ -1,5 +1,6 @@
 """The model that a run starts from: loaded or new, changed in training alone, frozen or with adapters."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,26 @@ def test_what_only_training_uses_may_be_missing(tmp_path):
         save_file({key: value for key, value in kept.items() if key != gone}, f"{folder}/model.safetensors")
         with pytest.raises(InputError, match=f"lacks {gone}, without which it cannot evaluate"):
             build(job(folder, "evaluate"), cls)
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "predict"])
+def test_weights_that_do_not_fit_their_configuration_are_not_evaluated(mode, tmp_path):
+    folder, _ = saved(tmp_path / "model", Data2VecVisionForImageClassification, TINY_VISION, num_labels=3)
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": {str(i): str(i) for i in range(5)}}))
+    with pytest.raises(InputError, match=r"other shapes than its config.json says: classifier.bias \(3,\) instead of"):
+        build(job(folder, mode), Data2VecVisionForImageClassification)
+
+
+@pytest.mark.parametrize(("cls", "arch"), TASKS)
+def test_a_frozen_encoder_leaves_the_head_and_its_pooler(cls, arch):
+    model = build(job(freeze="encoder", arch=arch), cls)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    base = f"{model.base_model_prefix}."
+    assert {name for name in trained if name.startswith(base)} == {
+        name for name, _ in model.named_parameters() if name.startswith(f"{base}pooler.")
+    }
+    assert trained >= {name for name, _ in model.named_parameters() if not name.startswith(base)}
 
 
 NAMES = {0: "cat", 1: "dog", 2: "eel"}
