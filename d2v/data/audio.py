@@ -11,7 +11,7 @@ import numpy as np
 from d2v.config import Job, at_least
 from d2v.data.cache import map_rows
 from d2v.data.facts import Decoded, note
-from d2v.data.parts import PartData, part_name, read_parts, seconds_of
+from d2v.data.parts import PartData, in_samples, part_name, read_parts, seconds_of
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.data.streams import rows_of
 from d2v.errors import InputError
@@ -35,7 +35,8 @@ class AudioData(PartData):
         batch_seconds: maximum seconds of sound in a batch, padding counted.
         max_seconds: length of the longest clip that may be in train, in seconds; by default 30, and any where crops of
             the clips are heard.
-        seconds_column: column of the seconds that each recording lasts; by default the header of each is read.
+        seconds_column: column of the seconds that each recording lasts; by default, and where columns count the samples
+            of parts, the header of each is read.
     """
 
     modality: ClassVar[str] = "audio"
@@ -101,9 +102,14 @@ def clip_rows(
         training = name == "train"
         most = crop_seconds if training else math.inf
         longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
-        infos = told_seconds(split, data.seconds_column, rate) if data.seconds_column else read_headers(job, split)
+        told = data.seconds_column
+        if told and in_samples(split, data):  # whose rate the headers alone say
+            note(job, "headers are read", f"{name}: parts are in samples; headers are read, not {told}", split=name)
+            told = None
+        infos = told_seconds(split, told, rate) if told else read_headers(job, split)
         parts: list[Any] | None = read_parts(job, split, infos)
-        seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, data.channel)
+        channel = None if told else data.channel  # what was not read is checked where it is decoded
+        seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, channel)
         targets, done = references.get(name), []
         if targets is not None and settle is not None:
             settled = [settle(*each) for each in zip(targets, seconds, parts or [None] * len(split), strict=True)]

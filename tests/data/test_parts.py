@@ -177,3 +177,16 @@ def test_crops_are_of_the_part():
     row = rows[0] | {"row": 0, "seed": (0, 0, 0)}
     _, batch = clip_batch([row], AudioFeatureExtractor(do_normalize=False), job.config.data, crop_seconds=0.2)
     assert set((batch["input_values"][0] * 20).round().int().tolist()) <= {6, 7, 8, 9} and batch["lengths"] == [3200]
+
+
+def test_seconds_from_a_column_leave_rates_and_channels_to_the_files():
+    """22 050 samples are half a second at 44.1 kHz, whatever the model's rate is."""
+    told = {"seconds_column": "length"}
+    clip = np.zeros(44_100, np.float32)
+    rows, job = rows_of(clips=[clip], rate=44_100, data=told, start_sample=[0], end_sample=[22_050], length=[1.0])
+    assert rows.parts == [(0.0, 0.5)] and "headers are read" in {fact["fact"] for fact in job.facts}
+    stereo = [np.stack((STAIRS, STAIRS), axis=1)]
+    rows, job = rows_of(clips=stereo, data=told | {"channel": 2}, start=[0.2], end=[0.5], length=[1.0])
+    assert rows.parts == [(0.2, 0.5)] and heard(rows, channel=2)[1] == 4800
+    with pytest.raises(InputError, match=r"train, row 0: .*has no channel 3; it has 2"):
+        heard(rows, channel=3)
