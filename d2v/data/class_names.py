@@ -17,6 +17,10 @@ from d2v.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\]]+""")
+ARRAY = re.compile(rf"\[\s*(?:{ITEM.pattern})(?:\s+(?:{ITEM.pattern}))+\s*\]")
+"""What NumPy writes, and so pandas of arrays into a CSV file: items with white space between them, ['a' 'b']."""
+
 
 @dataclass(frozen=True)
 class Named:
@@ -78,7 +82,7 @@ def read_indicators(split: Split, columns: Sequence[str]) -> Named:
 
 
 def as_list(value: Any, separator: str | None) -> Any:
-    """The labels of a row: of a text with a separator its parts, of one such as "['a', 'b']" what it lists."""
+    """The labels of a row: of a text with a separator its parts, of "['a', 'b']" or "['a' 'b']" what it lists."""
     if not isinstance(value, str):
         return value
     if separator is not None:
@@ -87,6 +91,9 @@ def as_list(value: Any, separator: str | None) -> Any:
         return []
     if value.strip().startswith("["):
         try:
+            if ARRAY.fullmatch(value.strip()):
+                items = [ast.literal_eval(item) for item in ITEM.findall(value.strip()[1:-1])]
+                return value if ... in items else items  # an array is not written whole if it is long
             return list(ast.literal_eval(value.strip()))
         except (ValueError, SyntaxError):
             return value

@@ -78,7 +78,8 @@ def sentences_of(data: Any, files: list[Path]) -> "Dataset":
 def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The words and the labels of each sentence.
 
-    Comments, `-DOCSTART-`, and of CoNLL-U words that are several or none (1-2, 1.1) are passed over.
+    Comments, `-DOCSTART-`, and of CoNLL-U words that are several or none (1-2, 1.1) are passed over. A comment begins
+    with # and, but in CoNLL-U, has not the columns of the file's words, of which one may be a #.
 
     Raises:
         InputError: it is not UTF-8, or a line has more or fewer columns than those before it.
@@ -86,11 +87,13 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     universal = file.suffix.lower() == ".conllu"
     words: list[str] = []
     tags: list[str] = []
-    width = 0
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
+    rows = (line.split() for line in lines if not line.startswith(("#", "-DOCSTART-")))
+    likely = next((row for row in rows if row), [])  # the first that is a word for sure
+    width, chunks = 0 if universal else len(likely), bool(likely and TAG.fullmatch(likely[-1]))
     for number, line in enumerate([*lines, ""], 1):
         fields = line.split("\t") if universal else line.split()
         if not line.strip() or fields[0] == "-DOCSTART-":
@@ -98,7 +101,9 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
                 yield words, tags
             words, tags = [], []
             continue
-        if line.startswith("# ") or (universal and (line.startswith("#") or not fields[0].isdigit())):
+        if universal and (line.startswith("#") or not fields[0].isdigit()):
+            continue
+        if line.startswith("# ") and (len(fields) != width or (chunks and not TAG.fullmatch(fields[-1]))):
             continue
         width = width or len(fields)
         if len(fields) != width or (universal and width < 4):

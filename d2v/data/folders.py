@@ -163,30 +163,52 @@ def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[Pur
 
 
 def listed_files(
-    root: Path, files: Sequence[PurePath], media: Sequence[PurePath]
-) -> dict[str, tuple[PurePath, list[PurePath]]]:
+    root: Path, files: Sequence[PurePath], media: Sequence[PurePath], remarks: list[Remark], first: str = ""
+) -> dict[str, list[PurePath]]:
     """The files of splits that text files name, such as `testing_list.txt` and `ImageSets/Segmentation/val.txt`.
+
+    A name is a whole line if such a file is there, else what comes before its first space.
 
     Args:
         root: the folder.
         files: all of it, relative to it.
         media: those that may be named, with their endings and all of their folders or without.
-
-    Returns:
-        Split -> the list, and what it names.
+        remarks: gets which lists are used, and what they name that is not there.
+        first: a folder whose lists count before others.
     """
-    counts = Counter(path.stem for path in media)
-    short = {path.stem: path for path in media if counts[path.stem] == 1}
-    short |= {"/".join(path.with_suffix("").parts[-2:]): path for path in media}
-    found = {}
-    for path in files:
+    stems = [path.with_suffix("") for path in media]
+    counts, beside = Counter(stem.name for stem in stems), set(stems)
+    places = {stem.name: path for stem, path in zip(stems, media, strict=True) if counts[stem.name] == 1}
+    places |= {"/".join(stem.parts[-2:]): path for stem, path in zip(stems, media, strict=True)}
+    places |= {stem.as_posix(): path for stem, path in zip(stems, media, strict=True)}
+
+    def named(name: str) -> PurePath | None:
+        name = name.replace("\\", "/").removeprefix("./")
+        keys = [each for stem in (name, re.sub(r"\.\w+$", "", name)) for each in (stem, "/".join(stem.split("/")[-2:]))]
+        return next((places[key] for key in keys if key in places), None)
+
+    texts = [path for path in files if path.suffix.lower() == ".txt" and path.with_suffix("") not in beside]
+    found: dict[str, list[PurePath]] = {}
+    others: list[PurePath] = []
+    # `train.txt` comes before `cat_train.txt`.
+    for path in sorted(texts, key=lambda path: (first not in path.parts, usual(path.stem) is None)):
         split = usual_file(path.stem)
-        if path.suffix.lower() != ".txt" or split is None or split in found:
+        if split is None or split in found:
             continue
-        names = read_text(root / path).split()
-        named = [short.get("/".join(PurePath(name).with_suffix("").parts[-2:])) for name in names]
-        if named and all(named):
-            found[split] = (path, [each for each in named if each])
+        lines = [line.strip() for line in read_text(root / path).splitlines() if line.strip()]
+        there = [named(line) or named(line.split()[0]) for line in lines]
+        if not any(there):
+            others.append(path)
+            continue
+        found[split] = list(dict.fromkeys(each for each in there if each))
+        missing = [line for line, each in zip(lines, there, strict=True) if each is None]
+        line = f"{split}: the {len(found[split])} files that {path} names"
+        line += f"; {len(missing)} others are not there, the first is {missing[0]:.80}" if missing else ""
+        remarks.append(("files", line, {"split": split, "list": str(path), "missing": len(missing)}))
+    if others:
+        line = f"{root}: {others[0]} names none of the files and is no list of a split"
+        line += f"; nor are {len(others) - 1} others" if others[1:] else ""
+        remarks.append(("files", line, {"files": len(others), "first": str(others[0])}))
     return found
 
 
@@ -285,10 +307,12 @@ def place_files(
     elif not known:
         endings += sorted(AUDIO | PICTURES)
     best, most = None, 0
-    forms = ["", *(() if all(map(str.isascii, values)) else ("NFC", "NFD"))]
+    forms = ["", *(each for each in ("NFC", "NFD") if any(unicodedata.normalize(each, it) != it for it in values))]
     for form, place, end in product(forms, dict.fromkeys([folder, *near, folder.parent]), endings):
-        names = [unicodedata.normalize(form, value) if form else value for value in values]
-        hits = sum((place / (name.replace("\\", "/") + end)).is_file() for name in names)
+        names = [(unicodedata.normalize(form, value) if form else value).replace("\\", "/") + end for value in values]
+        if not ((place / names[0]).is_file() or (place / names[-1]).is_file()):
+            continue  # a column of words is looked for in many places, perhaps over a network
+        hits = sum((place / name).is_file() for name in names)
         if hits > most:
             best, most = (place, end, form), hits
         if hits == len(values):

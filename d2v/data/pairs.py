@@ -3,18 +3,22 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from d2v.config import Data
 from d2v.data.files import PICTURES, split_level, walk
 from d2v.data.folders import listed_files
-from d2v.data.sources import Source, asked_splits, read
+from d2v.data.sources import Source, asked_splits, left_out, read
 from d2v.data.tables import Remark
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Key = tuple[str, ...]
+"""Folders and the name without its suffix."""
 
 IMAGES = re.compile(r"images?|imgs?|jpegimages|leftimg8bit|photos|pictures|rgb|inputs?", re.IGNORECASE)
 MASKS = re.compile(
@@ -27,64 +31,103 @@ ENDING = re.compile(
     r"_(leftImg8bit|gt(Fine|Coarse)_label(Train)?Ids|L|mask|label|labels|seg|segmentation|gt)$", re.IGNORECASE
 )
 OTHER_MAPS = re.compile(r"_(color|instance(Train)?Ids)$")
-"""Label maps of other kinds beside those of classes, as Cityscapes has them."""
+OTHER_FOLDERS = re.compile(r"segmentation(object|class.)\w*", re.IGNORECASE)
+"""Label maps of other kinds beside those of classes, as Cityscapes and Pascal VOC have them."""
 
 
 def read_pairs(data: Data) -> Mapping[str, "Dataset"]:
     """All splits of a source; a folder of images with their label maps is read here, anything else by `read`.
 
-    A label map has the path of its image but for a folder's name, such as `annotations` in place of `images`, and the
-    ending: `images/training/x.jpg` and `annotations/training/x.png` as in ADE20K, `train/images/x.jpg` and
-    `train/masks/x_mask.png`, `leftImg8bit/val/a/x_leftImg8bit.png` and `gtFine/val/a/x_gtFine_labelIds.png`.
+    A label map has the path of its image but for a folder's name, such as `annotations` in place of `images`, and for
+    what its name ends in where no other image has this very name: `images/training/x.jpg` and
+    `annotations/training/x.png` as in ADE20K, `train/images/x.jpg` and `train/masks/x_mask.png`,
+    `leftImg8bit/val/a/x_leftImg8bit.png` and `gtFine/val/a/x_gtFine_labelIds.png`.
 
     Raises:
-        InputError: an image of a split with label maps has none, or as in `read`.
+        InputError: an image of a split with label maps has none or two, or as in `read`.
     """
     root = Path(data.path or "")
     files = walk(root) if root.is_dir() else []
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
-    maps = {key: path for path in pictures if (key := map_key(path)) and not OTHER_MAPS.search(path.stem)}
+    pictures = [path for path in pictures if not any(map(OTHER_FOLDERS.fullmatch, path.parts[:-1]))]
+    maps = {path: key for path in pictures if (key := map_key(path)) and not OTHER_MAPS.search(path.stem)}
     images = {path: image_key(path) for path in pictures if map_key(path) is None}
-    if not maps or not images.keys():
+    if not maps or not images:
         return read(data)
-    listed = listed_files(root, files, list(images))
-    places = [PurePath(*key) for key in images.values()]
-    level = None if listed else split_level(places, asked_splits(data))
-    split_of = {path: name for name, (_, paths) in listed.items() for path in paths}
-    splits: dict[str, list[PurePath]] = {}
-    for path, place in zip(images, places, strict=True):
-        inside = level is not None and len(place.parts) > level + 1
-        splits.setdefault(place.parts[level] if inside else split_of.get(path, "train"), []).append(path)  # type: ignore[index]
-    if listed:  # what no list names is in no split
-        splits = {name: paths for name, (_, paths) in listed.items()}
     remarks: list[Remark] = []
+    splits = listed_files(root, files, list(images), remarks, "Segmentation")  # what no list names is in no split
+    if not splits:
+        level = split_level([PurePath(*key) for key in images.values()], asked_splits(data))
+        for path, place in images.items():
+            inside = level is not None and len(place) > level + 1
+            splits.setdefault(place[level] if inside else "train", []).append(path)  # type: ignore[index]
+    map_of = match_maps(root, images, maps)
+    if others := sorted(maps.keys() - map_of.values()):
+        remarks.append(left_out(root, others, "not read: {}, label maps of no image, or of one that has another"))
     readers = {
-        name: partial(pair_up, root, paths, [maps.get(images[path]) for path in paths], data, remarks)
+        name: partial(pair_up, root, paths, [map_of.get(path) for path in paths], data, remarks)
         for name, paths in splits.items()
     }
     return Source(readers, remarks)
 
 
-def image_key(path: PurePath) -> tuple[str, ...]:
-    """What an image and its label map have in common: the path without the folder of all images, and the ending."""
+def match_maps(root: Path, images: Mapping[PurePath, Key], maps: Mapping[PurePath, Key]) -> dict[PurePath, PurePath]:
+    """The label map of each image that has one: that of its very name first, then of a name but for its ending.
+
+    Args:
+        root: of all paths.
+        images, maps: files, and their keys.
+
+    Raises:
+        InputError: an image has two.
+    """
+    map_of: dict[PurePath, PurePath] = {}
+    free = {path for path in maps if not (path.stem.endswith("labelIds") and trained(path) in maps)}
+    for short_image, short_map in product((False, True), repeat=2):
+        found: dict[Key, list[PurePath]] = {}
+        for path in maps:
+            if path in free:
+                found.setdefault(shortened(maps[path]) if short_map else maps[path], []).append(path)
+        for image, key in images.items():
+            same = found.get(shortened(key) if short_image else key, []) if image not in map_of else []
+            if len(same) > 1:
+                raise InputError(f"{root / image}: has two label maps, {same[0]} and {same[1]}; should have one")
+            if same:
+                map_of[image] = same[0]
+        free -= set(map_of.values())
+    return map_of
+
+
+def trained(path: PurePath) -> PurePath:
+    """Cityscapes' map of the numbers to train with, beside that of all."""
+    return path.with_name(path.name.replace("labelIds", "labelTrainIds"))
+
+
+def shortened(key: Key) -> Key:
+    """A key without what the names of images and label maps end in."""
+    return (*key[:-1], ENDING.sub("", key[-1]))
+
+
+def image_key(path: PurePath) -> Key:
+    """What an image and its label map have in common: the path without the folder of all images."""
     folders = list(path.parts[:-1])
     for i, folder in enumerate(folders):
         if IMAGES.fullmatch(folder):
             del folders[i]
             break
-    return (*folders, ENDING.sub("", path.stem))
+    return (*folders, path.stem)
 
 
-def map_key(path: PurePath) -> tuple[str, ...] | None:
+def map_key(path: PurePath) -> Key | None:
     """The same of a label map; None for other images."""
     folders = list(path.parts[:-1])
     for i, folder in enumerate(folders):
         if MASKS.fullmatch(folder):
             del folders[i]
-            return (*folders, ENDING.sub("", path.stem))
+            return (*folders, path.stem)
         if match := re.fullmatch(r"(.+?)_?(annot|masks?|labels?)", folder, re.IGNORECASE):
             folders[i] = match[1]
-            return (*folders, ENDING.sub("", path.stem))
+            return (*folders, path.stem)
     return None
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 
 from d2v.config import Data
 from d2v.data.cache import cache_folder, states
+from d2v.data.facts import shorten
 from d2v.data.files import (
     AUDIO,
     OTHERS,
@@ -202,7 +204,7 @@ def read_file(path: Path, data: Data, remarks: list[Remark]) -> Source:
     if ending(path) not in TABLES:
         raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(TABLES)}")
     whole = undecoded(read_named([path], data, "", None, remarks))
-    return Source(divided(whole, data) or {"train": lambda: whole}, remarks)
+    return Source(divided(whole, data, remarks) or {"train": lambda: whole}, remarks)
 
 
 def read_named(files: Sequence[Path], data: Data, split: str, media: Media | None, remarks: list[Remark]) -> "Dataset":
@@ -254,7 +256,7 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
         readers[name] = partial(read_named, [folder / path for path in kept], data, name, media, remarks)
     if list(readers) == ["train"] and not any(usual(part) or usual_file(part) for part in names_of(splits["train"])):
         whole = undecoded(readers["train"]())
-        parts = divided(whole, data, media) or {"train": lambda: whole}
+        parts = divided(whole, data, remarks, media) or {"train": lambda: whole}
         named_files = set(whole[media.column][:]) if media and media.column in whole.column_names else set()
         return Source(parts | unnamed_test(media, tables, parts, named_files), remarks)
     return Source(readers | unnamed_test(media, tables, readers), remarks)
@@ -357,42 +359,52 @@ def read_loose(media: Media, files: Sequence[PurePath], data: Data, remarks: lis
         read_transcripts(media.root, files, media.files) if media.column == getattr(data, "audio_column", "") else {}
     )
     classes = any(hasattr(data, f"{kind}_column") for kind in ("label", "speaker"))
-    listed = listed_files(media.root, files, media.files)
-    for split, (path, found) in listed.items():
-        line = f"{split}: the {len(found)} files that {path} names"
-        remarks.append(("files", line, {"split": split, "list": str(path)}))
-    lists = {split: found for split, (_, found) in listed.items()}
+    lists = listed_files(media.root, files, media.files, remarks)
     readers = read_media(media, texts, asked_splits(data), lists, classes=classes)
     return Source(readers, remarks)
 
 
-def divided(table: "Dataset", data: Data, media: Media | None = None) -> dict[str, Callable[[], "Dataset"]]:
+def divided(
+    table: "Dataset", data: Data, remarks: list[Remark], media: Media | None = None
+) -> dict[str, Callable[[], "Dataset"]]:
     """The splits that the rows of one table say they are of: in a column `split`, or by the folders of their files.
 
     Args:
         table: of all rows.
         data: its columns are not looked at.
+        remarks: gets how many rows are of no split.
         media: the files that it names, if any.
     """
     used = {value for name, value in vars(data).items() if name.endswith("_column")}
-    for name in ("split", "set", "subset", "partition"):
-        if name in table.column_names and name not in used and getattr(table.features[name], "dtype", "") == "string":
-            values = np.array(table[name][:], dtype=object)
-            found = set(values)
-            if len(found) > 1 and all(isinstance(value, str) and usual(value) for value in found):
-                return {
-                    value: partial(table.select, np.flatnonzero(values == value)) for value in dict.fromkeys(values)
-                }
+    asked = {name.lower() for name in asked_splits(data)}
+    names = {name.strip().lower(): name for name in table.column_names if name not in used}
+    for name in [names[each] for each in ("split", "set", "subset", "partition") if each in names]:
+        if getattr(table.features[name], "dtype", "") not in ("string", "large_string"):
+            continue
+        values = np.array([(value or "").strip().lower() for value in table[name][:]], dtype=object)
+        counts = Counter(values.tolist())
+        splits = [value for value in counts if usual(value) or value in asked]
+        if len(splits) < 2:
+            if splits and len(counts) > 1:
+                line = f"column {name!r}: is not used; of its values only {splits[0]!r} is a usual split"
+                remarks.append(("column", line, {"column": name}))
+            continue
+        if others := {value: count for value, count in counts.items() if value not in splits}:
+            listed = shorten(f"{value or 'none'} ({count})" for value, count in others.items())
+            rows = sum(others.values())
+            line = f"column {name!r}: {rows} rows are of no usual split and are left out: {listed}"
+            remarks.append(("rows left out", line, {"column": name, "rows": rows}))
+        return {value: partial(table.select, np.flatnonzero(values == value)) for value in splits}
     if media is None or (level := split_level(media.files, asked_splits(data))) is None:
         return {}
-    names = []
+    folders = []
     for value in table[media.column][:] if media.column in table.column_names else ():
         parts = PurePath(value or "").parts[len(media.root.parts) :]
-        names.append(parts[level] if len(parts) > level + 1 else "elsewhere")
-    places = np.array(names, dtype=object)
-    if len(set(names)) < 2:
+        folders.append(parts[level] if len(parts) > level + 1 else "elsewhere")
+    places = np.array(folders, dtype=object)
+    if len(set(folders)) < 2:
         return {}
-    return {name: partial(table.select, np.flatnonzero(places == name)) for name in dict.fromkeys(names)}
+    return {name: partial(table.select, np.flatnonzero(places == name)) for name in dict.fromkeys(folders)}
 
 
 def undecoded(split: "Dataset") -> "Dataset":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.data.class_names import check_classes, distinct
+from d2v.data.class_names import as_list, check_classes, distinct
 from d2v.data.labels import LabelData, Labels, match_classes, read_labels
 from d2v.data.rows import Split
 from d2v.errors import InputError
@@ -29,6 +29,23 @@ def read_job(values, other=None, feature=None, mode="train", model=None, **optio
             splits[name] = Split(name, table, np.arange(len(table)), ((name, len(table)),))
     job = make_job(LabelData(**options), mode=mode, model=model)
     return job, read_labels(job, splits)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("['EU', 'rejects']", ["EU", "rejects"]),
+        ("['EU' 'rejects'\n \"don't\"]", ["EU", "rejects", "don't"]),
+        ("['B-ORG']", ["B-ORG"]),
+        ("[1 2 3]", [1, 2, 3]),
+        ("[1. 0. 1.]", [1.0, 0.0, 1.0]),
+        ("['a' 'b' ... 'z']", "['a' 'b' ... 'z']"),
+        ("[1 2 ... 9]", "[1 2 ... 9]"),
+        ("[laughs softly]", "[laughs softly]"),
+    ],
+)
+def test_lists_as_text(text, expected):
+    assert as_list(text, None) == expected
 
 
 def test_classes_are_those_that_occur_in_train_in_order():

@@ -2,14 +2,15 @@
 
 import io
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import pytest
 from PIL import Image
 
 from benchmarks.recipe import load_recipe
 from d2v.data.conll import read_words
-from d2v.data.files import walk
+from d2v.data.files import AUDIO, PICTURES, walk
+from d2v.data.folders import place_files
 from d2v.data.load import choose_splits, read
 from d2v.data.multiple_choice import read_exams
 from d2v.data.pairs import read_pairs
@@ -211,6 +212,18 @@ READ = {
         {"train": ["no", "no", "train", "train", "yes", "yes"], "validation": ["yes"], "test": ["no"]},
         {},
     ),
+    "lists of files that are not all there, and of names with spaces": (
+        "audio_classification",
+        {
+            **{f"{word}/take {{}}.wav": SOUND for word in ("yes", "no")},
+            "maybe/{}.wav": SOUND,
+            "yes/3.wav": SOUND,
+            "validation_list.txt": "yes/take 1.wav\nmaybe/2.wav 7\nno/take 9.wav\n\n",
+            "testing_list.txt": ".\\yes\\take 2.wav\nno/take 9.wav\n",
+        },
+        {"train": ["maybe", "no", "no", "yes"], "validation": ["maybe", "yes"], "test": ["yes"]},
+        {},
+    ),
     "sounds in folders of classes": (
         "audio_classification",
         {f"{split}/{word}/{{}}.wav": SOUND for split in ("train", "Validation", "test") for word in ("a", "b")},
@@ -328,6 +341,23 @@ READ = {
         {"train": 1, "validation": 1},
         {},
     ),
+    "Pascal VOC as unpacked": (
+        "semantic_segmentation",
+        {
+            "JPEGImages/{}.jpg": PICTURE,
+            "JPEGImages/3.jpg": PICTURE,
+            "SegmentationClass/{}.png": PICTURE,
+            "SegmentationObject/{}.png": PICTURE,
+            "ImageSets/Action/jumping_train.txt": "3  1\n",
+            "ImageSets/Main/train.txt": "1\n3\n",
+            "ImageSets/Main/val.txt": "2\n",
+            "ImageSets/Main/cat_train.txt": "1 -1\n3  1\n",
+            "ImageSets/Segmentation/train.txt": "1\n",
+            "ImageSets/Segmentation/val.txt": "2\n9\n",
+        },
+        {"train": 1, "validation": 1},
+        {},
+    ),
     "CamVid as SegNet has it": (
         "semantic_segmentation",
         {f"{split}{end}/{{}}.png": PICTURE for split in ("train", "val", "test") for end in ("", "annot")},
@@ -368,6 +398,12 @@ READ = {
     "a column that says the split": (
         "text_classification",
         {"rows.csv": "text,label,split\na,x,train\nb,y,train\nc,x,val\nd,y,test\n"},
+        {"train": ["x", "y"], "validation": ["x"], "test": ["y"]},
+        {"path": "rows.csv"},
+    ),
+    "a column that says the split in its own way": (
+        "text_classification",
+        {"rows.csv": "text,label,Split\na,x, train\nb,y,Train\nc,x,val\nd,y,test \ne,z,exclude\nf,z,\n"},
         {"train": ["x", "y"], "validation": ["x"], "test": ["y"]},
         {"path": "rows.csv"},
     ),
@@ -553,6 +589,37 @@ def test_layouts_are_read(tmp_path, name):
         found[split] = feature.int2str(values) if named else values
     assert found == expected
     assert [fact["fact"] for fact in facts].count("splits") == 1
+
+
+def test_what_lists_and_columns_of_splits_leave_out_is_said(tmp_path):
+    for name in (
+        "lists of files that are not all there, and of names with spaces",
+        "a column that says the split in its own way",
+    ):
+        recipe, files, _, options = READ[name]
+        write(tmp_path / recipe, files | {"dev_notes.txt": "about"})
+        path = tmp_path / recipe / options.get("path", "")
+        said = " | ".join(line for _, line, _ in read(load_recipe(recipe).ClassificationData(path=str(path))).remarks)
+        if recipe == "text_classification":
+            assert "column 'Split': 2 rows are of no usual split and are left out: exclude (1), none (1)" in said
+        else:
+            assert "test: the 1 files that testing_list.txt names; 1 others are not there, the first is no/t" in said
+            assert "validation: the 2 files that validation_list.txt names; 1 others are not there" in said
+
+
+def test_a_list_that_names_nothing_is_said(tmp_path):
+    write(tmp_path, {"a/{}.wav": SOUND, "b/{}.wav": SOUND, "testing_list.txt": "c/1.wav\n"})
+    ((_, line, _),) = read(load_recipe("audio_classification").ClassificationData(path=str(tmp_path))).remarks
+    assert "testing_list.txt names none of the files and is no list of a split" in line
+
+
+@pytest.mark.parametrize("text", ["some words of a text {}", "sömé words {}"])
+def test_words_are_soon_known_to_be_no_files(tmp_path, monkeypatch, text):
+    calls = []
+    write(tmp_path, {f"{i}/1.wav": SOUND for i in range(20)})
+    monkeypatch.setattr(Path, "is_file", lambda self: calls.append(self))
+    assert place_files([text.format(i) for i in range(20)], tmp_path) is None
+    assert len(calls) <= 4 * 22 * (1 + len(AUDIO | PICTURES))
 
 
 def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,33 @@ def test_a_folder_of_pairs(tmp_path):
     (tmp_path / "annotations/validation/a.png").unlink()
     splits = read_pairs(SegmentationData(path=str(tmp_path)))
     assert len(splits["training"]) == 1 and splits["validation"].column_names == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("images", "maps", "expected"),
+    [
+        ("eye1 eye1_L", "eye1 eye1_L", "eye1 eye1_L"),
+        ("eye1 eye1_L", "eye1_mask eye1_L_mask", "eye1_mask eye1_L_mask"),
+        ("a b", "a a_mask b", "a b"),
+        ("a_leftImg8bit", "a_gtFine_labelIds a_gtFine_labelTrainIds", "a_gtFine_labelTrainIds"),
+        ("a", "a_L a_mask", "a.png: has two label maps, masks/a_L.png and masks/a_mask.png"),
+        ("eye1 eye1_L", "eye1_L", "eye1.png: has no label map in masks; 1 of 2"),
+    ],
+)
+def test_label_maps_of_names_that_are_alike(images, maps, expected, tmp_path):
+    for part, names in (("images", images), ("masks", maps)):
+        (tmp_path / part).mkdir()
+        for name in names.split():
+            Image.new("L", (4, 4)).save(tmp_path / part / f"{name}.png")
+    try:
+        source = read_pairs(SegmentationData(path=str(tmp_path)))
+        found = " ".join(Path(name).stem for name in source["train"]["annotation"])
+    except InputError as error:
+        assert expected in str(error)
+        return
+    assert found == expected
+    left = len(maps.split()) - len(expected.split())
+    assert [values["files"] for _, _, values in source.remarks] == [left] * bool(left)
 
 
 @pytest.mark.parametrize(

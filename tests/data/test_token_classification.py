@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2v.data.conll import sentences
 from d2v.data.token_classification import (
     TokenData,
     encode_words,
@@ -22,6 +23,21 @@ from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split
+
+HASHES = {
+    "It PRP B-NP\n# # B-NP\n1.5 CD I-NP\n": ["It", "#", "1.5"],
+    "# # B-NP\n1.5 CD I-NP\n": ["#", "1.5"],
+    "# sent_id = 1\n# newdoc id\nIt PRP B-NP\n": ["It"],
+    "# newdoc\nIt O\n# B-NP\n": ["It", "#"],
+    "It\n# text\n#\n": ["It", "#"],
+}
+
+
+@pytest.mark.parametrize("text", HASHES)
+def test_a_hash_is_a_word_where_it_has_the_columns_of_one(text, tmp_path):
+    (tmp_path / "a.conll").write_text(text)
+    assert [words for words, _ in sentences(tmp_path / "a.conll")] == [HASHES[text]]
+
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
 WORDS = ["the", "unbelievable", "cat", "—", "naïve", "🦄🦄", "x", "\u200d", "don't", "<mask>"]
