@@ -62,6 +62,8 @@ def build(
     else:
         changes = text_sizes(job, tokenizer, changes) if isinstance(tokenizer, Tokenizer) else changes
         model = cls(cls.config_class.from_dict({}, **changes))
+        if job.config.data.path is not None:
+            note(job, "random weights", "model: new, with random weights; --model starts from a checkpoint")
     settings = model.config
     if job.training and config.model and isinstance(tokenizer, Tokenizer) and config.data.add_tokens:
         start_tokens(model, tokenizer, len(Tokenizer.from_pretrained(config.model)))

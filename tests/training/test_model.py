@@ -41,6 +41,14 @@ def job(model=None, mode="train", arch=TINY_TEXT, freeze="nothing", **lora):
     return replace(made, config=replace(made.config, arch=dict(arch), freeze=freeze, lora=Lora(**lora)))
 
 
+def test_own_data_and_random_weights_are_said(tokenizer):
+    for path, said in (("mine", ["model: new, with random weights; --model starts from a checkpoint"]), (None, [])):
+        made = make_job(TextData(path=path, max_length=12))
+        made = replace(made, config=replace(made.config, arch=TINY_TEXT))
+        build(made, Data2VecTextForSequenceClassification, tokenizer=tokenizer)
+        assert [fact["line"] for fact in made.facts] == said
+
+
 def test_a_new_model_has_room_for_the_longest_text(tokenizer):
     model = build(job(), Data2VecTextForSequenceClassification, tokenizer=tokenizer, id2label={0: "a", 1: "b"})
     assert (model.config.max_tokens, model.config.vocab_size) == (12, len(tokenizer))
