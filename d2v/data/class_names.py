@@ -6,13 +6,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from d2v.config import Job
-from d2v.data.facts import note
+from d2v.data.facts import note, shorten
 from d2v.data.rows import Split
 from d2v.errors import InputError
+from d2v.processors.ctc import INVISIBLE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\]]+""")
 ARRAY = re.compile(rf"\[\s*(?:{ITEM.pattern})(?:\s+(?:{ITEM.pattern}))+\s*\]")
 """What NumPy writes, and so pandas of arrays into a CSV file: items with white space between them, ['a' 'b']."""
+
+
+UNSEEN = dict.fromkeys(map(ord, INVISIBLE))
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Named:
         labels: of each row a name, or a list of them; what cannot be named stays.
         classes: of the whole table, in order.
         numbered: they are known by number alone: rows have a 0 or 1 for each.
+        tidied: what `name_of` changed in texts, as written -> name.
     """
 
     labels: list[Any]
     classes: list[str]
     numbered: bool = False
+    tidied: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_values(split: Split, column: str, values: Sequence[Any], ignored: Sequence[Any] = ()) -> Named:
@@ -66,7 +72,9 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     if str in kinds and len(kinds) > 1:
         raise InputError(f"{split.name}: {column} has text and numbers; should be one of the two")
     found = {label for label in names.values() if isinstance(label, str)}
-    return Named([whole[i] for i in split.index], listed or in_order(found))
+    written = {value: label for (kind, value), label in names.items() if kind is str and label is not None}
+    tidied = {value: label for value, label in written.items() if label != value.strip()}
+    return Named([whole[i] for i in split.index], listed or in_order(found), tidied=tidied)
 
 
 def read_indicators(split: Split, columns: Sequence[str]) -> Named:
@@ -136,14 +144,16 @@ def listed_names(table: "Dataset", column: str) -> list[str] | None:
 
 
 def name_of(value: Any, listed: Sequence[str] | None) -> Any:
-    """The name of a label: text without white space around it, or a whole number; others stay, None if there is none.
+    """The name of a label: text, or a whole number; others stay, None if there is none.
+
+    Of text accents are composed, and what nobody sees is dropped: characters without width, white space around it.
 
     Args:
         value: the label.
         listed: the names of numbered classes; there a negative number stands for no label, as in the hub's tests.
     """
     if isinstance(value, str):
-        return value.strip() or None
+        return unicodedata.normalize("NFC", value).translate(UNSEEN).strip() or None
     if isinstance(value, float) and value.is_integer():  # as pandas makes whole numbers where one is missing
         value = int(value)
     if isinstance(value, bool) or (isinstance(value, int) and listed is None):
@@ -217,6 +227,17 @@ def note_absent(job: Job, train: Named, column: str) -> None:
         note(job, "classes absent", line, split="train", classes=absent)
 
 
+def note_tidied(job: Job, columns: Mapping[str, Named], column: str) -> None:
+    """Note of each split which texts `name_of` changed, of which two may have become one class."""
+    for split, named in columns.items():
+        if named.tidied:
+            shown = shorten((f"{written!a} is {name!r}" for written, name in named.tidied.items()), 4)
+            line = (
+                f"{split}: {len(named.tidied)} labels of {column}, accents composed and unseen signs dropped: {shown}"
+            )
+            note(job, "labels tidied", line, split=split, labels=len(named.tidied))
+
+
 def check_classes(names: list[str], column: str) -> list[str]:
     """The classes; InputError unless there are two or more."""
     if len(names) < 2:
@@ -226,8 +247,8 @@ def check_classes(names: list[str], column: str) -> list[str]:
 
 
 def plain_text(name: str) -> str:
-    """A name in small letters, accents composed."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A name in small letters, accents composed, without what nobody sees."""
+    return unicodedata.normalize("NFC", name).translate(UNSEEN).casefold()
 
 
 def plain_number(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 AUDIO = {
     ".wav",
+    ".wave",
     ".flac",
     ".mp3",
     ".ogg",
@@ -26,7 +27,9 @@ AUDIO = {
     ".voc",
 }
 """Endings of the sound files that libsndfile reads; what is in them decides."""
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".jp2"}
+PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
+PICTURES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
+"""Endings of the pictures that are read, see `d2v.processors.image.FORMATS`; what is in them decides."""
 OTHERS = {
     ".m4a",
     ".aac",
@@ -48,6 +51,7 @@ OTHERS = {
     ".svg",
     ".dcm",
 }
+OTHERS |= {".avif", ".jxl", ".tga", ".psd", ".ico", ".exr", ".hdr", ".pcx", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 """Endings of sounds and pictures that are not read, which are counted."""
 
 JUNK = {

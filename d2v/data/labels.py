@@ -25,6 +25,7 @@ from d2v.data.class_names import (
     name_reader,
     name_values,
     note_absent,
+    note_tidied,
     plain_number,
     plain_text,
     read_indicators,
@@ -258,11 +259,11 @@ def settle_classes(
     named = {name: each.labels for name, each in columns.items()}
     split = "train" if "train" in columns else next(iter(columns))
     first, column = columns[split], labels.column
-    if job.training:
-        note_absent(job, columns["train"], column)
+    note_tidied(job, columns, column)
     if negative := [name for name in first.classes if re.fullmatch(r"-\d+", name)]:
         note(job, "negative labels", f"{split}: {column} {', '.join(negative)} is a class like the others")
     if job.training:
+        note_absent(job, columns["train"], column)
         check_classes(first.classes, column)
         fewer = len(first.classes) != len(labels.names)
         if labels.unnamed or (fewer and (first.numbered or match == "order")):

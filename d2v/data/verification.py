@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from d2v.config import Job, at_least
 from d2v.data.audio import AudioData
-from d2v.data.class_names import check_classes, name_values
+from d2v.data.class_names import check_classes, name_values, note_tidied
 from d2v.data.columns import read_columns
 from d2v.data.facts import note
 from d2v.data.rows import Rows, Split
@@ -70,7 +70,9 @@ def read_speakers(job: Job, splits: Mapping[str, Split]) -> tuple[dict[str, Spli
     if not job.labelled or (data.trials and not job.training):
         return dict(splits), {}
     column = data.speaker_column
-    speakers = {name: name_values(split, column, split.table[column][:]).labels for name, split in splits.items()}
+    named = {name: name_values(split, column, split.table[column][:]) for name, split in splits.items()}
+    note_tidied(job, named, column)
+    speakers = {name: each.labels for name, each in named.items()}
     held = set(data.held_out_speakers)
     if not held:
         return dict(splits), speakers

@@ -57,6 +57,16 @@ def test_classes_are_those_that_occur_in_train_in_order():
     assert (labels.names, references["train"]) == (["0", "1", "2"], [["1", "0"], [], ["2"]])
 
 
+def test_names_that_look_the_same_are_one_class():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    job, (labels, references) = read_job([composed, apart, "tea", "tea\u200b", "tea "])
+    assert labels.names == [composed, "tea"] and references["train"] == [composed] * 2 + ["tea"] * 3
+    (fact,) = job.facts
+    line = r"train: 2 labels of label, accents composed and unseen signs dropped: 'cafe\u0301'"
+    assert fact["line"].startswith(line)
+    assert match_classes("name", ["tea\u200b", "x"], ["tea"]) == {"tea": 0}
+
+
 def test_classes_that_the_column_lists():
     feature = datasets.ClassLabel(names=["positive", "negative", "other"])
     labels, references = read([1, 0, 2, -1], feature=feature)

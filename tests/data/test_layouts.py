@@ -11,6 +11,10 @@ from benchmarks.recipe import load_recipe
 from d2v.data.conll import read_words
 from d2v.data.files import AUDIO, PICTURES, walk
 from d2v.data.folders import place_files
+
+
+from d2v.data.files import walk
+from d2v.data.image import ImageData
 from d2v.data.load import choose_splits, read
 from d2v.data.multiple_choice import read_exams
 from d2v.data.pairs import read_pairs
@@ -706,3 +710,11 @@ def test_other_layouts_are_named(tmp_path, name):
     with pytest.raises(InputError, match=message) as caught:
         chosen(tmp_path, recipe)
     assert "\n" not in str(caught.value)
+
+
+def test_rarer_endings_are_read_or_counted(tmp_path):
+    write(tmp_path, {"cat/{}.jfif": PICTURE, "dog/{}.jpe": PICTURE, "dog/3.avif": b"x"})
+    source = read(ImageData(path=str(tmp_path)))
+    assert len(source["train"]) == 4 and any("not read: 1 .avif" in line for _, line, _ in source.remarks)
+    write(tmp_path / "sounds", {"a/{}.wave": SOUND})
+    assert sum(map(len, chosen(tmp_path / "sounds", "audio_classification", "predict")[0].values())) == 2
