@@ -11,9 +11,6 @@ from benchmarks.recipe import load_recipe
 from d2v.data.conll import read_words
 from d2v.data.files import AUDIO, PICTURES, walk
 from d2v.data.folders import place_files
-
-
-from d2v.data.files import walk
 from d2v.data.image import ImageData
 from d2v.data.load import choose_splits, read
 from d2v.data.multiple_choice import read_exams
