@@ -5,12 +5,10 @@ frames, C speakers.
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,12 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2v.config import Job, at_least
 from d2v.data.audio import AudioData, clip_rows
-from d2v.data.columns import read_columns
 from d2v.data.facts import note
 from d2v.data.files import AUDIO, walk
 from d2v.data.frame_classes import Segment, matched_segments, segment_classes
 from d2v.data.labels import Match, label_problem
 from d2v.data.rows import Rows, Split
+from d2v.data.rttm import Recordings, nearest_folders, read_rttm_folders
 from d2v.data.tables import TABLES, ending
 from d2v.errors import InputError
 from d2v.losses import IGNORE
@@ -72,7 +70,8 @@ class SegmentData(AudioData):
         at_least(0.1, "data", self, ("crop_seconds",))
         if self.rttm is None and self.path and Path(self.path).is_dir():
             endings = set(map(ending, walk(Path(self.path))))
-            self.rttm = self.path if ".rttm" in endings and endings.isdisjoint(TABLES) else None
+            tables = {each for each in endings if TABLES.get(each, "text") != "text"}
+            self.rttm = self.path if ".rttm" in endings and not tables else None
 
 
 def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[Segment] | str]]:
@@ -96,14 +95,20 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
             name: [parse_segments(value, column, key) for value in split.column(column)]
             for name, split in splits.items()
         }
-    recordings, segments = read_rttm(data.rttm, job), {}
+    recordings, segments = read_rttm_folders(data.rttm, job, data.channel), {}
+    of: dict[tuple[str, str], dict[str, None]] = {}  # name and folder of its segments -> recordings that it means
     for name, split in splits.items():
         clips = split.ids(data.audio_column)
+        files = [file or clip for file, clip in zip(split.files(data.audio_column), clips, strict=True)]
+        for clip, file in zip(clips, files, strict=True):
+            for folder in nearest_folders(list(recordings.get(recording_name(clip), ())), file):
+                of.setdefault((recording_name(clip), str(folder)), {})[file] = None
+        rows = list(zip(clips, files, strict=True))
         silent = [i for i, clip in enumerate(clips) if recording_name(clip) not in recordings]
         if len(silent) == len(clips):  # silence alone is less likely than names that differ
-            segments[name] = [segments_of(recordings, clip, key) for clip in clips]
+            segments[name] = [segments_of(recordings, clip, file, key) for clip, file in rows]
             continue
-        segments[name] = [segments_of(recordings, clip, key, silence=True) for clip in clips]
+        segments[name] = [segments_of(recordings, clip, file, key, silence=True) for clip, file in rows]
         if silent:
             line = f"{name}: {len(silent)} of {len(clips)} recordings have no line in {data.rttm} and count as silence"
             first = f"{split.where(silent[0])}: {recording_name(clips[silent[0]])}"
@@ -116,6 +121,11 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
                 of=len(clips),
                 first=first,
             )
+    if several := {name: list(files) for (name, _), files in of.items() if len(files) > 1}:
+        name, files = next(iter(several.items()))
+        line = f"{data.rttm}: {len(several)} names are of several recordings each, which all have the same segments"
+        line += f"; the first is {name}, of {files[0]} and {files[1]}"
+        note(job, "recordings of one name", line, names=len(several), first=name)
     return segments
 
 
@@ -139,13 +149,14 @@ def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segme
 
 
 def segments_of(
-    recordings: Mapping[str, Sequence[Segment]], clip: str, label_key: str | None, *, silence: bool = False
+    recordings: Recordings, clip: str, file: str | None, label_key: str | None, *, silence: bool = False
 ) -> list[Segment] | str:
-    """The segments of a clip, or that the file has none of it.
+    """The segments of a clip, from the file nearest to it, or that none has any of it, or several have.
 
     Args:
-        recordings: from `read_rttm`.
+        recordings: from `read_rttm_folders`.
         clip: its id or file.
+        file: of the sound.
         label_key: None calls all segments `UNNAMED`.
         silence: a clip that the file does not have is one without segments.
     """
@@ -154,7 +165,10 @@ def segments_of(
         return []
     if name not in recordings:
         return f"data.rttm has no recording {name!r}; it has {', '.join(list(recordings)[:5])}, ..."
-    return [(start, end, label if label_key else UNNAMED) for start, end, label in recordings[name]]
+    nearest = nearest_folders(list(recordings[name]), file)
+    if len(nearest) > 1:
+        return f"data.rttm has {name!r} in {nearest[0]} and in {nearest[1]}, and neither is nearer to {file}"
+    return [(start, end, label if label_key else UNNAMED) for start, end, label in recordings[name][nearest[0]]]
 
 
 def frame_head(segments: Iterable[list[Segment] | str] | None = None) -> dict[str, Any]:
@@ -218,72 +232,6 @@ def segment_problem(
     if most is not None and (count := len(set(labels))) > most:
         return f"{count} speakers; the model has {most} (arch.num_labels)"
     return check_segments(segments, seconds)
-
-
-OTHERS = {
-    "SEGMENT",
-    "NOSCORE",
-    "NO_RT_METADATA",
-    "LEXEME",
-    "NON-LEX",
-    "NON-SPEECH",
-    "FILLER",
-    "EDIT",
-    "IP",
-    "CB",
-    "A/P",
-}
-OTHERS |= {"SU", "SPKR-INFO"}
-"""Types of lines that an RTTM file may have besides SPEAKER."""
-
-
-def read_rttm(path: str | os.PathLike, job: Job | None = None) -> dict[str, list[Segment]]:
-    """The segments of each recording in a Rich Transcription Time Marked file (NIST RT-09, appendix A).
-
-    Comments and lines of other types are passed over, and so are segments without a length.
-
-    Args:
-        path: of the file, or of a folder with such files; lines may lack the last two fields.
-        job: where to note how many lines were passed over, if anywhere.
-
-    Raises:
-        InputError: a line that is none; the message names file and line.
-    """
-    recordings: dict[str, list[Segment]] = {}
-    passed: Counter[str] = Counter()
-    folder = Path(path)
-    files = [folder / file for file in walk(folder) if file.suffix.lower() == ".rttm"] if folder.is_dir() else [folder]
-    if not files:
-        raise InputError(f"{path}: no .rttm file in this folder (data.rttm)")
-    for where, fields in chain.from_iterable(map(read_columns, files)):
-        fields[0] = fields[0].upper()
-        if fields[0].startswith((";;", "#")):
-            continue
-        if fields[0] in OTHERS:
-            passed[f"lines of type {fields[0]}"] += fields[0] != "SPKR-INFO"  # which says who speakers are
-            if len(fields) > 1 and fields[0] != "SPKR-INFO":
-                recordings.setdefault(fields[1], [])
-            continue
-        if fields[0] != "SPEAKER" or len(fields) < 8:
-            raise InputError(
-                f"{where}: should be SPEAKER <recording> 1 <onset> <duration> <NA> <NA> <speaker> <NA> <NA>"
-            )
-        try:
-            onset, duration = float(fields[3]), float(fields[4])
-        except ValueError:
-            onset = duration = math.nan
-        if not (0 <= onset < math.inf and 0 <= duration < math.inf):
-            raise InputError(f"{where}: onset {fields[3]}, duration {fields[4]}; should be seconds, 0 or more")
-        segments = recordings.setdefault(fields[1], [])
-        if duration:
-            # Rounded, so that segments which touch in the file also do in binary.
-            segments.append((onset, round(onset + duration, 6), fields[7]))
-        else:
-            passed["segments without a length"] += 1
-    for what, count in passed.items() if job else ():
-        if count and job:
-            note(job, f"{what} passed over", f"{path}: {count} {what} passed over", rows=count)
-    return recordings
 
 
 def settle_segments(

@@ -1,6 +1,7 @@
 """Segments from rows and from RTTM files, and the frames that a model learns."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from d2v.data.diarization import (
     frame_labels,
     one_word,
     parse_segments,
-    read_rttm,
     read_segments,
     recording_name,
     recording_names,
@@ -26,6 +26,7 @@ from d2v.data.diarization import (
     settle_segments,
 )
 from d2v.data.frame_classes import matched_segments, segment_classes
+from d2v.data.rttm import read_rttm
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from tests.helpers import make_job, make_split
@@ -61,11 +62,11 @@ def test_what_is_no_list_of_segments(segments, message):
 
 
 def test_an_rttm_file_is_looked_up_by_id_or_file():
-    recordings = {"rec.1": [(0.0, 1.0, "anna")], "b": []}
-    assert segments_of(recordings, "rec.1", "speaker") == [(0.0, 1.0, "anna")]
-    assert segments_of(recordings, "folder/rec.1.WAV", "speaker") == [(0.0, 1.0, "anna")]
-    assert segments_of(recordings, "folder/rec.1.flac", None) == [(0.0, 1.0, "speech")]
-    assert segments_of(recordings, "c.wav", None) == "data.rttm has no recording 'c'; it has rec.1, b, ..."
+    recordings = {"rec.1": {Path("x"): [(0.0, 1.0, "anna")]}, "b": {Path("x"): []}}
+    assert segments_of(recordings, "rec.1", None, "speaker") == [(0.0, 1.0, "anna")]
+    assert segments_of(recordings, "folder/rec.1.WAV", "folder/rec.1.WAV", "speaker") == [(0.0, 1.0, "anna")]
+    assert segments_of(recordings, "folder/rec.1.flac", None, None) == [(0.0, 1.0, "speech")]
+    assert segments_of(recordings, "c.wav", None, None) == "data.rttm has no recording 'c'; it has rec.1, b, ..."
 
 
 def test_segments_are_read_split_by_split(tmp_path):
@@ -79,7 +80,8 @@ def test_segments_are_read_split_by_split(tmp_path):
     (tmp_path / "a.rttm").write_text("SPEAKER one 1 0 1 <NA> <NA> carl <NA>\nSPEAKER two 1 0 3 <NA> <NA> carl <NA>\n")
     job = make_job(SegmentData(rttm=str(tmp_path / "a.rttm")))
     assert read_segments(job, splits) == {"train": [[], [(0.0, 3.0, "carl")]], "test": [[(0.0, 3.0, "carl")]]}
-    (line,) = [fact["line"] for fact in job.facts]
+    line, other = [fact["line"] for fact in job.facts]
+    assert other.endswith("the first is two, of x/two.wav and x/one.wav")
     assert line.startswith(f"train: 1 of 2 recordings have no line in {tmp_path / 'a.rttm'} and count as silence")
     assert line.endswith("; the first is train, row 2: gone")
     (tmp_path / "a.rttm").write_text("SPEAKER other 1 0 1 <NA> <NA> carl <NA>\n")
@@ -262,6 +264,49 @@ def test_read_rttm(tmp_path):
     # 0.1 + 0.2 is more than 0.3 in binary, but these segments do not overlap
     expected = {"rec1": [(0.1, 0.3, "anna"), (0.3, 0.75, "anna")], "rec2": [(0.0, 0.5, "carl")]}
     assert read_rttm(tmp_path / "a.rttm") == expected
+
+
+# files, who they say speaks -> whom each sound has
+NEAR = [
+    ({"train/all": "A", "dev/all": "B"}, {"train/m.wav": "A", "dev/m.wav": "B"}),
+    ({"rttm/train/m": "A", "rttm/dev/m": "B"}, {"wav/train/m.wav": "A", "wav/dev/m.wav": "B"}),
+    ({"all": "A", "dev/all": "B"}, {"train/m.wav": "A", "dev/m.wav": "B"}),
+    ({"all": "A"}, {"x/m.wav": "A", "y/m.wav": "A"}),
+    ({"one/m": "A", "two/m": "B"}, {"wav/m.wav": None}),
+]
+
+
+@pytest.mark.parametrize(("files", "expected"), NEAR)
+def test_an_rttm_file_is_first_of_the_sounds_near_it(files, expected, tmp_path):
+    for name, speaker in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.rttm").write_text(f"SPEAKER m 1 0 1 <NA> <NA> {speaker} <NA> <NA>\n")
+    for name in [*expected, "README.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    job = make_job(SegmentData(path=str(tmp_path)))
+    segments = read_segments(job, {"train": make_split(audio=[str(tmp_path / name) for name in expected])})["train"]
+    for found, speaker in zip(segments, expected.values(), strict=True):
+        if speaker is None:
+            assert "has 'm' in" in found and "neither is nearer" in found
+        else:
+            assert found == [(0.0, 1.0, speaker)]
+    twice = len(set(expected.values())) < len(expected)
+    assert [fact["fact"] for fact in job.facts] == ["recordings of one name"] * twice
+
+
+@pytest.mark.parametrize(("channel", "said"), [(None, "AB"), (1, "A"), (2, "B")])
+def test_segments_of_other_channels_do_not_count(channel, said, tmp_path):
+    lines = [f"SPEAKER call {i} 0 1 <NA> <NA> {speaker} <NA> <NA>\n" for i, speaker in ((1, "A"), (2, "B"))]
+    (tmp_path / "a.rttm").write_text("".join(lines))
+    job = make_job(SegmentData(rttm=str(tmp_path / "a.rttm"), channel=channel))
+    (segments,) = read_segments(job, {"train": make_split(audio=["call.wav"])})["train"]
+    assert "".join(speaker for *_, speaker in segments) == said
+    assert [fact["line"].partition(": ")[2] for fact in job.facts] == (
+        ["1 segments of other channels passed over"] if channel else []
+    )
+    (tmp_path / "a.rttm").write_text(lines[0])  # of what has one channel all lines say 1, whatever was recorded
+    assert read_segments(job, {"train": make_split(audio=["call.wav"])})["train"] == [[(0.0, 1.0, "A")]]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

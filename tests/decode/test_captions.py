@@ -3,8 +3,8 @@
 import pytest
 
 from d2v.data.annotations import read_annotations
-from d2v.data.diarization import read_rttm
 from d2v.data.rows import Rows
+from d2v.data.rttm import read_rttm
 from d2v.decode.captions import clock, cues, segment_tiers, subtitles, text_grid, transcript_tiers, write_intervals
 from tests.helpers import make_split
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from d2v.data.diarization import SegmentData, check_segments, read_rttm, segments_to_frames
+from d2v.data.diarization import SegmentData, check_segments, segments_to_frames
+from d2v.data.rttm import read_rttm
 from d2v.decode.diarization import (
     DECISION,
     binarise,

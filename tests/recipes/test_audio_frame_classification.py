@@ -8,7 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from d2v.data.diarization import SegmentData, read_rttm, segments_to_frames
+from d2v.data.diarization import SegmentData, segments_to_frames
+from d2v.data.rttm import read_rttm
 from d2v.errors import InputError
 from d2v.metrics.diarization import diarization_error
 from tests.helpers import tiny_listener
