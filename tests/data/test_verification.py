@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from d2v.data.rows import Rows
 from d2v.data.verification import (
     TrialData,
+    all_trials,
     choose_trials,
     cohort_clips,
     embedded_trials,
@@ -247,3 +248,8 @@ def test_the_trials_of_a_test(tmp_path):
     assert named == [(1, "a", "x/2.wav"), (0, "x/2.wav", "y/1.wav"), (0, "b", "d")]
     with pytest.raises(InputError, match="data.sampled_trials should be at least 2, not 1"):
         TrialData(sampled_trials=1)
+
+
+def test_all_pairs_of_many_clips_are_refused():
+    with pytest.raises(InputError, match=r"^20000 clips make 199990000 trials, more than .*; data.trials should list"):
+        all_trials(20_000)
