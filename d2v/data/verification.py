@@ -268,7 +268,7 @@ def number_clips(names: Sequence[str]) -> dict[str, int]:
 
 
 MOST_TRIALS = 10_000_000
-"""Of all pairs, as 4472 clips have: they take 1.5 GB, by number and by name, before they are scored and written down."""
+"""Of all pairs, as 4472 clips have: by number and by name they take 1.5 GB, before they are scored."""
 
 
 def all_trials(clips: int) -> list[Trial]:
