@@ -5,7 +5,6 @@ Shapes: T tokens, C tokens of the text.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from d2v.config import Data, Job, at_least
 from d2v.data.files import table_splits, walk
 from d2v.data.rows import CHUNK, Rows, Split, check_rows
 from d2v.data.sources import asked_splits, read
-from d2v.data.text import TextData
+from d2v.data.text import TextData, encode_each
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
 from d2v.losses import IGNORE
@@ -205,7 +204,10 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
         max_length: most tokens, of question and window.
     """
     data: QuestionData = job.config.data
-    windows = question_windows(split, tokenizer, data, max_length)
+    windows, reasons = question_windows(split, tokenizer, data, max_length)
+    good = check_rows(job, split, reasons)
+    split, numbers = split.select(good), {source: i for i, source in enumerate(good.tolist())}
+    windows = [window | {"source": numbers[window["source"]]} for window in windows]
     if not job.labelled:
         return window_rows(split, windows)
     answers = list(map(as_lists, split.column(data.answers_column)))
@@ -219,7 +221,9 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
     return window_rows(split, windows, [right["text"] for right in answers])
 
 
-def question_windows(split: Split, tokenizer: Tokenizer, data: QuestionData, max_length: int) -> list[dict[str, Any]]:
+def question_windows(
+    split: Split, tokenizer: Tokenizer, data: QuestionData, max_length: int
+) -> tuple[list[dict[str, Any]], list[str | None]]:
     """Questions with the windows of their texts, as `<s> question </s></s> window </s>`.
 
     Args:
@@ -230,28 +234,26 @@ def question_windows(split: Split, tokenizer: Tokenizer, data: QuestionData, max
 
     Returns:
         For each window `source`, the number of its question, `question` and `context`, `ids` (T,) int32, `first`, its
-        text's first token, and `offsets` (C, 2) int32, from which to before which character of the text each token is.
-
-    Raises:
-        InputError: a question leaves no room for a window.
+        text's first token, and `offsets` (C, 2) int32, from which to before which character of the text each token is;
+        and of each question why it leaves no room for a window, or None.
     """
     questions, contexts = split.column(data.question_column), split.column(data.context_column)
     encode = partial(tokenizer, max_length=max_length, truncation="only_second", stride=data.stride)
-    windows = []
+    windows, reasons = [], list[str | None]()
     for done in range(0, len(questions), CHUNK):
         part = slice(done, done + CHUNK)
-        try:
-            encodings = encode([text.strip() for text in questions[part]], contexts[part])
-        except InputError as error:
-            message = re.sub(r"^row (\d+)", lambda match: split.where(done + int(match[1])), str(error))  # noqa: B023
-            raise InputError(f"{message} (data.max_length, data.stride)") from error
+        texts = [text.strip() for text in questions[part]], contexts[part]
+        encodings, problems = encode_each(encode, texts, "data.max_length, data.stride")
+        reasons += problems
         for source, encoding in enumerate(encodings, done):
+            if encoding is None:
+                continue
             row = {"source": source, "question": questions[source], "context": contexts[source]}
             for window in (encoding, *encoding.overflowing):
                 first = window.sequence_ids.index(1)
                 offsets = np.array(window.offsets[first:-1], np.int32)
                 windows.append(row | {"ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
-    return windows
+    return windows, reasons
 
 
 def answer_tokens(window: dict[str, Any], text: str, start: int) -> Span:

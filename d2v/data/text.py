@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from tokenizers import Encoding
 
 from d2v.config import Data, Job, at_least
 from d2v.data.cache import FORMAT, WORTH, cache_folder, first_on_its_node, map_rows
@@ -147,11 +148,14 @@ def text_rows(
     reasons = text_problems(split, columns)
     if references is not None:
         reasons = [reason or problem(reference) for reason, reference in zip(reasons, references, strict=True)]
-    good = check_rows(job, split, reasons)
+    good = check_rows(job, split, reasons) if truncation != "windows" else np.arange(len(split))
     encode = partial(encode_table, tokenizer=tokenizer, columns=list(columns), max_length=max_length)
     if truncation != "head":
         encode = partial(encode, truncation=truncation, stride=stride)
     found, rows = map_rows(job, split, list(dict.fromkeys(columns)), encode, "making tokens", parallel=False)
+    if truncation == "windows":
+        problems = found.data.table.column("problem").take(rows).to_pylist()
+        good = check_rows(job, split, [each or other for each, other in zip(reasons, problems, strict=True)])
     ids, kept = TokenRows(found, rows[good]), split.select(good)
     references = None if references is None else [references[i] for i in good]
     if truncation == "windows":
@@ -250,17 +254,44 @@ def encode_table(
     texts = [[text if isinstance(text, str) else "" for text in table[column].to_pylist()] for column in columns]
     kind = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
     if truncation == "windows":
-        try:
-            strategy = "longest_first" if len(columns) == 1 else "only_second"
-            encodings = tokenizer(*texts, max_length=max_length, truncation=strategy, stride=stride)
-        except InputError as error:
-            raise InputError(f"{error} (data.truncation windows, data.stride, data.max_length)") from error
-        windows = [[each.ids for each in (encoding, *encoding.overflowing)] for encoding in encodings]
-        ids = pa.array(windows, pa.list_(pa.list_(kind)))
-        return pa.table({"ids": ids, "cut": [len(each) > 1 for each in windows]})
+        strategy = "longest_first" if len(columns) == 1 else "only_second"
+        encode = partial(tokenizer, max_length=max_length, truncation=strategy, stride=stride)
+        encodings, problems = encode_each(encode, texts, "data.truncation windows, data.stride, data.max_length")
+        windows = [[one.ids for one in (each, *each.overflowing)] if each else [] for each in encodings]
+        ids, why = pa.array(windows, pa.list_(pa.list_(kind))), pa.array(problems, pa.string())
+        return pa.table({"ids": ids, "cut": [len(each) > 1 for each in windows], "problem": why})
     encodings = tokenizer(*texts, max_length=max_length, side="left" if truncation == "tail" else "right")
     ids = pa.array([encoding.ids for encoding in encodings], pa.list_(kind))
     return pa.table({"ids": ids, "cut": [bool(encoding.overflowing) for encoding in encodings]})
+
+
+def encode_each(
+    encode: Callable[..., list[Encoding]], texts: Sequence[Sequence[str]], options: str
+) -> tuple[Sequence[Encoding | None], list[str | None]]:
+    """Texts, or pairs of them, as tokens; None where a pair leaves no room for a window, and why.
+
+    Args:
+        encode: `Tokenizer` with its options.
+        texts: one list, or two of one length.
+        options: that the message names.
+
+    Raises:
+        InputError: the options fit no text.
+    """
+    none: list[str | None] = [None] * len(texts[0])
+    try:
+        return encode(*texts), none
+    except InputError as error:
+        if not str(error).startswith("row "):
+            raise InputError(f"{error} ({options})") from error
+    encodings: list[Encoding | None] = []
+    for i, row in enumerate(zip(*texts, strict=True)):
+        try:
+            encodings += encode(*([text] for text in row))
+        except InputError as error:
+            encodings.append(None)
+            none[i] = f"{str(error).removeprefix('row 0: ')} ({options})"
+    return encodings, none
 
 
 def text_problems(split: Split, columns: Sequence[str]) -> list[str | None]:

@@ -36,7 +36,7 @@ def tokenizer():
 
 def cut(tokenizer, context, question="what?", max_length=24, stride=4):
     split = make_split("test", question=[question], context=[context])
-    return question_windows(split, tokenizer, QuestionData(stride=stride), max_length)
+    return question_windows(split, tokenizer, QuestionData(stride=stride), max_length)[0]
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=15).map(" ".join), st.data())
@@ -95,7 +95,7 @@ def test_windows_hold_every_token_and_share_some(tokenizer):
 def test_rows_keep_their_windows(tokenizer):
     contexts = ["cat", "the cat sat on the mat " * 4, "mat"]
     split = make_split("test", question=["a", "b", "c"], context=contexts)
-    windows = question_windows(split, tokenizer, QuestionData(stride=2), 20)
+    windows, _ = question_windows(split, tokenizer, QuestionData(stride=2), 20)
     sources = [window["source"] for window in windows]
     assert sources == sorted(sources) and sources.count(0) == sources.count(2) == 1 and sources.count(1) >= 2
     assert all(window["context"] == contexts[window["source"]] for window in windows)
@@ -124,8 +124,12 @@ def test_windows_of_train_know_the_answer(tokenizer):
 def test_a_question_without_room(tokenizer):
     questions = ["who?", "the cat sat on the mat " * 3]
     split = make_split("test", question=questions, context=["the cat sat " * 20] * 2).select([1, 0])
-    with pytest.raises(InputError, match=r"test, row 1: the text that .* \(data.max_length, data.stride\)"):
-        question_windows(split, tokenizer, QuestionData(stride=4), 24)
+    with pytest.raises(InputError, match=r"test, row 1: the text that .* \(data.max_length, data.stride\) \(--data"):
+        question_rows(make_job(QuestionData(stride=4), "predict"), split, tokenizer, 24)
+    job = make_job(QuestionData(stride=4, bad_rows="skip"), "predict")
+    rows = question_rows(job, split, tokenizer, 24)
+    assert set(rows.ids) == {"0"} and {rows[i]["source"] for i in range(len(rows))} == {0}
+    assert "1 of 2 rows left out; the first is test, row 1" in job.facts[0]["line"]
 
 
 OFFICIAL = {

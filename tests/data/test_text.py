@@ -210,6 +210,19 @@ def test_long_texts_keep_their_head_their_tail_or_all_in_windows(tokenizer):
         text_rows(make_job(), tokenizer, split, ["text"], 8, truncation="windows", stride=6)
 
 
+def test_a_pair_without_room_is_named_or_left_out(tokenizer):
+    long = "the red cat sees the old dog " * 3
+    split = make_split("validation", text=[*["the cat"] * 1500, long, "a dog"], pair=[long] * 1502)
+    with pytest.raises(InputError, match=r"^validation, row 1500: the .* \(data.truncation windows, .*bad"):
+        text_rows(make_job(), tokenizer, split, ["text", "pair"], 16, truncation="windows", stride=2)
+    job = make_job(TextData(bad_rows="skip"))
+    rows = text_rows(
+        job, tokenizer, split.select([0, 1500, 1501]), ["text", "pair"], 16, truncation="windows", stride=2
+    )
+    assert set(rows.ids) == {"0", "1501"} and len(rows.split) == 2
+    assert [rows[0]["source"], rows[len(rows) - 1]["source"]] == [0, 1]
+
+
 def test_the_logits_of_a_text_s_windows_are_averaged(tokenizer):
     split = make_split("validation", text=["the cat", "the red cat sees the old dog and the blue bird"])
     rows = text_rows(make_job(), tokenizer, split, ["text"], 8, ["a", "b"], truncation="windows", stride=2)
