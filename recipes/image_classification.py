@@ -97,8 +97,6 @@ def main(config: Config) -> dict[str, Any]:
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio, settings.num_channels)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
-    if data.real:  # is refused now rather than after training
-        read_real(data.real, rows["test" if "test" in rows else "validation"].ids, len(labels.names))
     augmented, mixed = augmenter(config.augment, processor, size), mixer(config.augment, labels)
     collate_rows = partial(collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, data=data)
 

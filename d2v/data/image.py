@@ -107,8 +107,10 @@ def image_rows(job: Job, split: Split, labels: Labels, references: Any) -> Any:
         references: of each row; None in prediction; of a stream a function that returns those of a block.
 
     Raises:
-        InputError: a label is none of the model's, unless `data.bad_rows` skips such rows.
+        InputError: a label is none of the model's, unless `data.bad_rows` skips such rows; or no file `data.real`.
     """
+    if (real := getattr(job.config.data, "real", None)) and split.name != "train":  # refused now, not after training
+        read_real(real, [], len(labels.names))
     if split.stream is not None:
         return rows_of(split, lambda part: image_rows(job, part, labels, references(part)))
     good = check_rows(job, split, [labels.problem(reference) for reference in references or ()] or [None] * len(split))
@@ -172,6 +174,6 @@ def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:
     found = [re.search(r"_val_(\d{8})", image) for image in images]
     numbers = [int(match[1]) - 1 for match in found if match]
     rows = numbers if all(found) else list(range(len(images)))
-    if max(rows) >= len(seen) or (not all(found) and len(images) != len(seen)):
+    if max(rows, default=-1) >= len(seen) or (not all(found) and len(images) != len(seen)):
         raise InputError(f"{path}: has labels of {len(seen)} images, not of these {len(images)}, such as {images[0]}")
     return [seen[row] for row in rows]

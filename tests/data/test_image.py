@@ -173,3 +173,14 @@ def test_real_labels_that_do_not_fit(tmp_path, content, images, message):
         read_real(real(tmp_path, content), images, 3)
     with pytest.raises(InputError, match="nowhere.json: not a readable JSON file"):
         read_real(str(tmp_path / "nowhere.json"), images, 3)
+
+
+def test_a_file_of_real_labels_is_looked_for_before_training(tmp_path):
+    job, labels = make_job(ImageData()), Labels(["a", "b"], "single_label")
+    job.config.data.real = str(tmp_path / "real.json")
+    rows = {name: make_split(name, image=["0.png"]) for name in ("train", "validation")}
+    image_rows(job, rows["train"], labels, ["a"])
+    with pytest.raises(InputError, match="real.json"):
+        image_rows(job, rows["validation"], labels, ["a"])
+    (tmp_path / "real.json").write_text("[[0], [1]]")
+    assert image_rows(job, rows["validation"], labels, ["a"]).ids == ["0.png"]
