@@ -80,10 +80,11 @@ def load_audio(
             with file:
                 rate = info.rate
                 first, last = _frames_of(part, name, info)
-                if first and file.format != "MP3":  # whose frames need those before them: seeking gives zeros
-                    file.seek(first)
-                samples = file.read(last - file.tell() if part else -1, dtype="float32", always_2d=True)
-                samples = samples[first:] if file.format == "MP3" else samples
+                # The frames of MP3 need those before them: seeking gives zeros. GSM 6.10 cannot seek.
+                start = first if file.seekable() and file.format != "MP3" else 0
+                if start:
+                    file.seek(start)
+                samples = file.read(last - start, dtype="float32", always_2d=True)[first - start :]
         except InputError:
             raise
         except Exception as error:  # nearly anything can come of a damaged file
