@@ -31,10 +31,10 @@ class AudioData(PartData):
 
     Attributes:
         audio_column: column of the sound, as `datasets` stores it, or of its paths.
-        channel: number of the channel to hear of sound that has several, from 1; by default their mean.
+        channel: number of the channel to read, from 1; by default the mean of all.
         batch_seconds: maximum seconds of sound in a batch, padding counted.
-        max_seconds: length of the longest clip that may be in train, in seconds; by default 30, and any where crops of
-            the clips are heard.
+        max_seconds: length of the longest clip that may be in train, in seconds; by default 30, or no limit where clips
+            are cropped.
         seconds_column: column of the seconds that each recording lasts; by default, and where columns count the samples
             of parts, the header of each is read.
     """

@@ -55,8 +55,6 @@ class PreTrainedModel(Storable):
     def freeze_base_model(self) -> None:
         """Train the head alone, for good; what lies before it computes as in evaluation, without dropout and masks."""
         self.base_model.requires_grad_(False)
-        if (pooler := getattr(self.base_model, "pooler", None)) is not None:
-            pooler.requires_grad_(True)  # new with the head: pretrained checkpoints have none
         self.base_model_frozen = True
         self.train(self.training)
 

@@ -211,6 +211,12 @@ class Data2VecTextForMultipleChoice(TextPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
+    def freeze_base_model(self) -> None:
+        """Train the head alone, and the pooler with it: pretrained checkpoints have none, so it begins at random."""
+        super().freeze_base_model()
+        if self.data2vec_text.pooler is not None:
+            self.data2vec_text.pooler.requires_grad_(True)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
