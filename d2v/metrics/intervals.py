@@ -62,11 +62,14 @@ def resample(
     Returns:
         The number of clusters, and the metrics; of fewer than `FEWEST` clusters those of all rows alone.
     """
+    sides = [dict(side) for side in sides]
     if "trials" in sides[0]:
         # The rows are the same, and so are their speakers, which each side counts in a way of its own.
         speakers = {name: sides[0]["trials"][name] for name in ("clusters", "first", "second")}
         sides = [side | {"trials": side["trials"] | speakers} for side in sides]
         clusters = speakers["clusters"]
+    for side in (side for side in sides if "overlaps" in side):  # once, not for each part of the replications
+        side["overlaps"] = {"counts": side["overlaps"]["counts"].astype(float)}
     if any(each is None or each == "" for each in clusters):
         clusters = [f"\0{i}" if each in (None, "") else str(each) for i, each in enumerate(clusters)]
     _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
@@ -213,7 +216,7 @@ def of_classes(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[st
 
 def of_overlaps(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
     """`mean_iou`, `mean_accuracy` and `overall_accuracy`, as `d2v.metrics.segmentation` defines them."""
-    counts = arrays["counts"].astype(float)
+    counts = np.asarray(arrays["counts"], float)
     right, predicted, referred = (
         (weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:]).swapaxes(0, 1)
     )
