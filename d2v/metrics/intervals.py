@@ -165,7 +165,9 @@ def metrics_of(statistics: Statistics, counts: np.ndarray, clusters: np.ndarray)
             arrays = {name: array[order] for name, array in arrays.items() if name != "clusters"}
             weights = pair_weights(counts, clusters[arrays["first"]], clusters[arrays["second"]])
         else:
-            weights = counts[:, clusters[arrays["row"]] if "row" in arrays else clusters]  # (R, M)
+            rows = clusters[arrays["row"]] if "row" in arrays else clusters
+            alone = np.array_equal(rows, np.arange(counts.shape[1]))  # each row is a cluster of its own
+            weights = counts if alone else counts[:, rows]  # (R, M)
         with np.errstate(invalid="ignore", divide="ignore"):
             found |= KINDS[kind]({name: array for name, array in arrays.items() if name != "row"}, weights)
     return found
