@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from d2v.config import recipe_file
+from d2v.config import demo_file
 from d2v.errors import InputError, Interrupted, Prepared
 from d2v.training.signals import interrupt_at_signals, watch_launcher
 
@@ -163,12 +163,10 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
         main: the recipe's.
         config_class: the recipe's `Config`; `configs/<recipe>/demo.yaml` beside its file is the demo's configuration.
     """
-    recipe = recipe_file(config_class) or Path()
-    demo = recipe.parent / f"configs/{recipe.stem}/demo.yaml"
     interrupt_at_signals()
     watch_launcher()
     try:
-        main(parse(config_class, demo=demo if demo.is_file() else None))
+        main(parse(config_class, demo=demo_file(config_class)))
     except Prepared as done:
         if str(done):  # on the process that speaks for all
             print(done)

@@ -305,6 +305,13 @@ def recipe_file(config: type) -> Path | None:
     return Path(source) if source else None
 
 
+def demo_file(config: type) -> Path | None:
+    """`configs/<recipe>/demo.yaml` beside the recipe whose configuration this class is, where there is one."""
+    source = recipe_file(config)
+    file = source and source.parent / f"configs/{source.stem}/demo.yaml"
+    return file if file and file.is_file() else None
+
+
 def named_model(model: str | None, data: Data) -> str | None:
     """The model that the option `model` means, small being one for each modality."""
     return {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,11 +89,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all: to a temporary file first, which then takes the place of the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, path)
+    """Write JSON, whole or not at all."""
+    with in_place_of(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def load_config(source: str | Path) -> dict[str, Any]:

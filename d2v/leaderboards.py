@@ -11,7 +11,6 @@ A run is the folder of a recipe. What a server would not find, or would take for
 import io
 import json
 import math
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from PIL import Image
 
 from d2v.cli import exit_with
 from d2v.errors import InputError
-from d2v.pretrained import read_json
+from d2v.hub import in_place_of, read_json
 from d2v.processors.image import load_mask
 from d2v.training.report import write_jsonl
 
@@ -273,17 +272,6 @@ def ade20k(*, run: str, out: str = "ade20k.zip") -> None:
             Image.fromarray((labels + 1).astype(np.uint8)).save(buffer, "PNG")
             archive.writestr(f"{name}.png", buffer.getvalue())
     print(f"{out}: {len(wanted)} label maps")
-
-
-@contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
-    """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Our parameter names differ from Hugging Face's inside the Transformer blocks, si
 weights; the tests check every model's.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from d2v.hub import (
     Renames,
     Report,
     fetch_file,
+    in_place_of,
     legacy,
     load_config,
     read_json,
@@ -140,12 +140,10 @@ def load_weights(
 
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file({key: value.contiguous() for key, value in weights.items()}, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        with in_place_of(path) as beside:
+            save_file({key: value.contiguous() for key, value in weights.items()}, beside, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error}); what was saved before is untouched") from error
 
 

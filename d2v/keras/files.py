@@ -4,7 +4,6 @@ A weight goes by the same name as everywhere; inside it lies as Keras has it, (i
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from d2v.errors import InputError
-from d2v.hub import KERAS, WEIGHTS, WEIGHTS_INDEX, Report, fetch_file, read_h5, shards, write_json
+from d2v.hub import KERAS, WEIGHTS, WEIGHTS_INDEX, Report, fetch_file, in_place_of, read_h5, shards, write_json
 from d2v.keras.layers import resize_positions
 from d2v.models.configuration import Data2VecVisionConfig
 from d2v.models.tables import offset_grid, resize_table
@@ -136,12 +135,11 @@ def save(model, folder: str | Path) -> None:
         narrow = "int64" if name.endswith("num_batches_tracked") else "float32"  # numpy has no bf16
         value = value.astype(narrow) if value.dtype not in ("float16", "float32", "float64") else value
         weights[name] = np.ascontiguousarray(value).reshape(value.shape)
-    path, temporary = folder / WEIGHTS, folder / f"{WEIGHTS}.tmp"
-    try:  # whole or not at all
-        save_file(weights, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+    path = folder / WEIGHTS
+    try:
+        with in_place_of(path) as beside:
+            save_file(weights, beside, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error}); what was saved before is untouched") from error
     name = type(model).__name__.removeprefix("TF")
     write_json(

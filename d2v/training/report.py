@@ -15,7 +15,7 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from d2v.config import Job, Recipe, named_model, recipe_file
+from d2v.config import Job, Recipe, demo_file, named_model, recipe_file
 from d2v.data.facts import say_decoded
 from d2v.errors import InputError, Prepared
 from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
@@ -202,9 +202,7 @@ def is_demo(config: Recipe) -> bool:
     """Whether a run is that of `configs/<recipe>/demo.yaml`, but for options that its result does not depend on."""
     import yaml
 
-    source = recipe_file(type(config))
-    demo = source and source.parent / f"configs/{source.stem}/demo.yaml"
-    if demo is None or not demo.is_file():
+    if (demo := demo_file(type(config))) is None:
         return False
     options = dict(flat(yaml.safe_load(demo.read_text("utf-8"))))
     wanted = dict(flat(plain(type(config)()))) | options | {"model": named_model(options.get("model"), config.data)}
