@@ -2,18 +2,21 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
+from d2v.data.cache import cache_folder
 from d2v.errors import InputError
+from d2v.hub import in_place_of, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,6 +26,8 @@ TABLES |= {".ndjson": "json", ".txt": "text"}
 """What files of these endings are, with `.gz` behind it too."""
 Remark = tuple[str, str, dict[str, Any]]
 """A fact that is worth noting, its line and its values, see `d2v.data.facts.note`."""
+LARGE = 1 << 26
+"""Bytes of CSV files above which their rows are not held in memory."""
 SAMPLE = 20
 """Rows that say where the files are that a table names."""
 
@@ -48,14 +53,15 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
     kind = TABLES[ending(files[0])]
     try:
         if kind == "csv" or (kind == "text" and data.delimiter):
-            return in_memory([whole_rows(file, data, remarks) for file in files], files)
+            large = sum(file.stat().st_size for file in files) > LARGE
+            return joined([(kept_rows if large else whole_rows)(file, data, remarks) for file in files], files)
         names = [str(file) for file in files]
         options = {"encoding": "utf-8-sig"} if kind == "text" else {}
         table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
         if kind == "json":
             table.data.validate(full=True)  # whose reader does not look at what strings are made of
             if dated(table.features):
-                return in_memory([read_json_rows(file) for file in files], files)
+                return joined([in_memory(read_json_rows(file)) for file in files], files)
         return table
     except InputError:
         raise
@@ -63,17 +69,43 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
 
 
-def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
+def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
     """A CSV file's rows that have a field for each column; for others `data.bad_rows` says what to do."""
     table, bad = read_csv(file, data)
+    remarks += ragged_rows(file, data, bad)
+    return in_memory(table)
+
+
+def kept_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
+    """The same, of a file in the cache that is mapped into memory: all processes share it, and the next start."""
+    import datasets
+    import pyarrow as pa
+    from filelock import FileLock
+
+    state = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns} {data.delimiter} {data.header}"
+    place = cache_folder() / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.rows"
+    with FileLock(f"{place}.lock"):
+        if not place.is_file():
+            bad: list[str] = []
+            schema, batches = open_csv(file, data, bad)
+            with in_place_of(place) as beside, pa.ipc.new_stream(str(beside), schema) as stream:
+                for batch in batches:
+                    stream.write_batch(batch)
+                write_json(place.with_suffix(".json"), {"bad": bad})
+    remarks += ragged_rows(file, data, read_json(place.with_suffix(".json"))["bad"])
+    return datasets.Dataset.from_file(str(place))
+
+
+def ragged_rows(file: Path, data: Data, bad: Sequence[str]) -> list[Remark]:
+    """What is said of rows that have other than a field for each column; InputError where they are refused."""
     if bad:
         count = f"{len(bad)} such rows" if len(bad) > 1 else "one such row"
         if data.bad_rows == "refuse":
             advice = "(data.delimiter, data.header; --data.bad_rows skip leaves such rows out)"
             raise InputError(f"{file}: {bad[0]}; {count}, should be as many {advice}")
         line = f"{file}: {count} left out; the first is {bad[0]}"
-        remarks.append(("rows left out", line, {"file": str(file), "rows": len(bad), "first": bad[0]}))
-    return table
+        return [("rows left out", line, {"file": str(file), "rows": len(bad), "first": bad[0]})]
+    return []
 
 
 def reason(error: BaseException) -> str:
@@ -81,28 +113,43 @@ def reason(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error.__cause__ or error))
 
 
-def in_memory(tables: list[Any], files: Sequence[Path]) -> "Dataset":
-    """A data set of pyarrow tables of the same columns."""
+def in_memory(table: Any) -> "Dataset":
+    """A data set of a pyarrow table."""
     import datasets
-    import pyarrow as pa
+
+    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
+
+
+def joined(tables: list["Dataset"], files: Sequence[Path]) -> "Dataset":
+    """The rows of files of the same columns."""
+    import datasets
 
     for table, file in zip(tables, files, strict=True):
         if table.column_names != tables[0].column_names:
             columns = f"{', '.join(table.column_names)}; {files[0].name} has {', '.join(tables[0].column_names)}"
             raise InputError(f"{file}: has the columns {columns}; files of a split should have the same")
-    whole = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
-    return datasets.Dataset(whole, fingerprint=datasets.fingerprint.generate_random_fingerprint())
+    return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
 
 
-def read_csv(file: Path, data: Data, most: int | None = None) -> tuple[Any, list[str]]:
-    """A pyarrow table whose columns are all text, an empty field the empty text, and what is wrong with rows left out.
+def read_csv(file: Path, data: Data) -> tuple[Any, list[str]]:
+    """A pyarrow table of all of a CSV file, see `open_csv`, and what is wrong with rows left out."""
+    import pyarrow as pa
+
+    bad: list[str] = []
+    schema, batches = open_csv(file, data, bad)
+    return pa.Table.from_batches(batches, schema), bad
+
+
+def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tuple[Any, Iterator[Any]]:
+    """The pyarrow schema of a CSV file, whose columns are all text, an empty field the empty text, and its batches.
 
     Fields are quoted by `"` where the delimiter is a comma or semicolon; after tabs and bars a `"` is a character.
 
     Args:
         file: CSV or TSV, of which the first line names the columns unless `data.header` does.
         data: has `delimiter` and `header`.
-        most: read the first rows only, so many or more; by default all.
+        bad: gets what is wrong with rows left out.
+        block: bytes of a batch.
 
     Raises:
         InputError: it is not text in UTF-8, or its header cannot be used.
@@ -113,7 +160,7 @@ def read_csv(file: Path, data: Data, most: int | None = None) -> tuple[Any, list
     delimiter = data.delimiter or ("," if ending(file) == ".csv" else "\t")
     quoted = delimiter in ",;"
     names, skip = (data.header, 0) if data.header else read_header(file, delimiter, quoted=quoted, data=data)
-    bad: list[str] = []
+    schema = pa.schema([(name, pa.string()) for name in names])
 
     def ragged(row: Any) -> str:
         fields = f"{row.actual_columns} fields, there are {row.expected_columns} columns"
@@ -130,18 +177,17 @@ def read_csv(file: Path, data: Data, most: int | None = None) -> tuple[Any, list
     convert = arrow.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, quoted_strings_can_be_null=False
     )
-    read = arrow.ReadOptions(
-        column_names=names, skip_rows=skip, block_size=1 << 20 if most else 1 << 24, use_threads=False
-    )
-    try:
-        with open_binary(file) as stream:
-            if most:
-                return pa.Table.from_batches([arrow.open_csv(stream, read, parse, convert).read_next_batch()]), bad
-            return arrow.read_csv(stream, read, parse, convert), bad
-    except (pa.ArrowInvalid, EOFError, StopIteration) as error:
-        if "Empty CSV file" in str(error) or isinstance(error, StopIteration):
-            return pa.table({name: pa.array([], pa.string()) for name in names}), bad
-        raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
+    read = arrow.ReadOptions(column_names=names, skip_rows=skip, block_size=block, use_threads=False)
+
+    def batches() -> Iterator[Any]:
+        try:
+            with open_binary(file) as stream:
+                yield from arrow.open_csv(stream, read, parse, convert)
+        except (pa.ArrowInvalid, EOFError) as error:
+            if "Empty CSV file" not in str(error):
+                raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
+
+    return schema, batches()
 
 
 def open_binary(file: Path) -> Any:
@@ -202,7 +248,8 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
     kind = TABLES[ending(file)]
     try:
         if kind == "csv":
-            return read_csv(file, data, most=SAMPLE)[0].slice(0, SAMPLE).to_pylist()
+            first = next(open_csv(file, data, [], block=1 << 20)[1], pa.RecordBatch.from_pylist([]))
+            return first.slice(0, SAMPLE).to_pylist()
         if kind == "parquet":
             with parquet.ParquetFile(file) as source:
                 small = [field.name for field in source.schema_arrow if not pa.types.is_nested(field.type)]

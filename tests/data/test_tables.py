@@ -1,6 +1,7 @@
 """Tables: CSV and TSV are text as written, JSON keeps its types, and what cannot be read is named."""
 
 import gzip
+import pickle
 
 import pytest
 
@@ -61,6 +62,14 @@ AS_WRITTEN = {
 }
 
 
+@pytest.fixture(params=["held", "kept"])
+def size(request, monkeypatch):
+    """Every table counts as small, or as large."""
+    if request.param == "kept":
+        monkeypatch.setattr("d2v.data.tables.LARGE", -1)
+
+
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("case", AS_WRITTEN)
 def test_tables_as_written(tmp_path, case):
     name, content, options, expected = AS_WRITTEN[case]
@@ -108,6 +117,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_table_is_named(tmp_path, case):
     name, content, message = REFUSED[case]
@@ -115,6 +125,23 @@ def test_what_is_no_table_is_named(tmp_path, case):
         rows(tmp_path, name, content)
 
 
+def test_a_large_table_is_mapped_and_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2v.data.tables.LARGE", 100)
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "1,x\n" * 100 + "2\n")
+    data = Data(path=str(path), bad_rows="skip")
+    first, opened = read(data), []
+    with monkeypatch.context() as patch:
+        patch.setattr("d2v.data.tables.open_csv", lambda *args: opened.append(args))
+        again = read(data)
+    assert not opened and again.remarks == first.remarks and "one such row left out" in again.remarks[0][1]
+    assert first["train"].cache_files and first["train"]._fingerprint == again["train"]._fingerprint
+    assert len(pickle.dumps(again["train"])) < 5000 and again["train"].to_list() == 100 * [{"a": "1", "b": "x"}]
+    path.write_text("a,b\n" + "3,y\n" * 100)
+    assert read(data)["train"]["a"][:] == 100 * ["3"]
+
+
+@pytest.mark.usefixtures("size")
 def test_rows_of_another_width_are_left_out_if_asked(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,x\n1,x,y\n2,z\n3\n")
     source = read(Data(path=str(tmp_path / "a.csv"), bad_rows="skip"))
