@@ -24,7 +24,7 @@ from d2v.metrics.intervals import Statistics, load_statistics, paired_difference
 from d2v.pretrained import read_json
 from d2v.training.identity import flat
 from d2v.training.log import read_log
-from d2v.training.report import row_id
+from d2v.training.submission import row_id
 
 SHOWN = 10
 """Rows that are shown: those on which two runs differ most."""

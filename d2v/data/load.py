@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from d2v.data.cache import first_on_its_node
 from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
-from d2v.data.rows import Split
+from d2v.data.rows import Split, group_name
 from d2v.data.shards import check_stream, open_shards, train_shards
 from d2v.data.sources import read
 from d2v.data.splits import hold_out, parse_fold, parts, shared_groups
+from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def choose_splits(
     data, seed, training = job.config.data, job.config.run.seed, job.training
     labels = {purpose: column for purpose, column in (targets or {}).items() if column and job.labelled}
     columns = {purpose: column for purpose, column in inputs.items() if column} | labels
+    known = columns | ({purpose: column for purpose, column in (targets or {}).items() if column} if data.fold else {})
     roles: tuple[str, ...] = SPLITS if training else ("test",)
     if data.fold:
         roles = ("train", "validation") if training else ("train",)
@@ -105,7 +108,7 @@ def choose_splits(
             continue
         only = len(source) == 1 and not fitting(getattr(data, f"{name}_split"), source)
         called = [name] if only else names
-        tables = [known_columns(job, source[part], columns) for part in names]
+        tables = [sample_ids(job, known_columns(job, source[part], known)) for part in names]
         table, rows = join(tables), [len(table) for table in tables]
         split = Split(name, table, np.arange(len(table)), tuple(zip(called, rows, strict=True)), data.group_column)
         if training and name != "train" and (why := unlabelled(split, labels)):
@@ -116,7 +119,7 @@ def choose_splits(
         splits[name] = check_split(split, data, columns)
     how = {}
     if data.fold:
-        splits, how["test"] = fold(splits, data, seed, labels)
+        splits, how["test"] = fold(splits, data, seed, known)  # by class in all modes, for the parts to be the same
     if streams is not None and "validation" not in splits:
         raise InputError(
             f"{data.path}: no validation split, and of a stream, whose rows are not counted, no share can be held out "
@@ -134,14 +137,37 @@ def choose_splits(
             splits[name] = split.select(order[:most])
     say_splits(job, source, splits, how)
     if data.group_column:
-        groups = {name: split.column(data.group_column) for name, split in splits.items() if split.stream is None}
-        if nameless := sum(value in (None, "") for values in groups.values() for value in values):
+        groups = {name: split.groups() for name, split in splits.items() if split.stream is None}
+        if nameless := sum(values.count(None) for values in groups.values()):
             line = f"{data.group_column}: {nameless} rows have none, and are held out each by itself"
             note(job, "no group", line, rows=nameless)
+        texts = [splits[name].column(data.group_column) for name in groups]
+        written = {value for values in texts for value in values if isinstance(value, str) and group_name(value)}
+        if others := len(written) - len({group_name(value) for value in written}):
+            line = (
+                f"{data.group_column}: {others} groups differ from others in white space or accents, and are the same"
+            )
+            note(job, "groups alike", line, groups=others)
         for one, two, both in shared_groups(groups):
             line = f"{data.group_column}: {len(both)} groups are in {one} and in {two}; the first is {both[0]!r}"
             note(job, "groups on both sides", line, splits=[one, two], groups=len(both), first=both[0])
     return splits
+
+
+def sample_ids(job: Job, table: "Dataset") -> "Dataset":
+    """The table with those ids that a sample submission has, where a column is called as the sample's first is."""
+    if not (sample := job.config.data.submission) or job.labelled:
+        return table
+    wanted = read_sample(Path(sample))[0][0].strip().casefold()
+    found = [name for name in table.column_names if name.strip().casefold() == wanted]
+    kinds = [getattr(table.features[name], "dtype", "") for name in found]
+    plain = [name for name, kind in zip(found, kinds, strict=True) if kind in ("string", "large_string", "int64")]
+    if len(plain) != 1 or plain == ["id"]:
+        return table
+    line = f"column {plain[0]!r} has the rows' ids, as in {sample}"
+    note(job, "column", line, column=plain[0], **{"as": "id"})
+    ids = table.select_columns(plain).with_format("arrow")[:][plain[0]]
+    return table.remove_columns([name for name in table.column_names if name == "id"]).add_column("id", ids)
 
 
 def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, training: bool) -> list[str]:
@@ -198,9 +224,7 @@ def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[An
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None
-    groups = split.column(data.group_column) if data.group_column else None
-    if groups is not None:
-        groups = [(i,) if value in (None, "") else value for i, value in enumerate(groups)]
+    groups = [(i,) if name is None else name for i, name in enumerate(split.groups())] if split.group else None
     return classes, groups
 
 
@@ -210,7 +234,7 @@ def fold(splits: dict[str, Split], data: Data, seed: int, labels: Mapping[str, s
     whole = splits["train"]
     if len(whole) < several:
         raise InputError(f"data.fold {data.fold}: train has {len(whole)} rows")
-    classes, groups = traits(whole, data, labels)
+    classes, groups = traits(whole, data, {name: each for name, each in labels.items() if each in whole.table.features})
     part = parts(len(whole), several, seed, classes, groups, running=data.running)
     splits |= {
         name: whole.select(np.flatnonzero((part == number - 1) == (name == "test")), name) for name in ("train", "test")

@@ -3,6 +3,7 @@
 Nothing is copied: a split is a table and the numbers of its rows, so that images and sounds stay where they are.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -99,6 +100,10 @@ class Split:
         field_values = pc.struct_field(objects, field)
         return (field_values if whole else field_values.take(self.index)).to_pylist()
 
+    def groups(self) -> list[str | None]:
+        """The group of each row as text; None where a row has none."""
+        return list(map(group_name, self.column(self.group or "")))
+
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows with these columns, read some at a time."""
         table = self.table.select_columns(list(columns))
@@ -132,6 +137,15 @@ class Split:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return self.column(column)
         return [None] * len(self)
+
+
+def group_name(value: Any) -> str | None:
+    """A group as text, that numbers, dates and text of one and the same have alike; None where there is none."""
+    if value is None or value != value:  # NaN, as pandas has it
+        return None
+    if isinstance(value, float) and value.is_integer():  # as pandas makes whole numbers where one is missing
+        value = int(value)
+    return unicodedata.normalize("NFC", str(value)).strip() or None
 
 
 @dataclass(frozen=True)
@@ -181,9 +195,9 @@ class Rows:
         """Predictions as they are written down: the row's id, its group if any, what was predicted, its reference."""
         first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
         if self.split.group and (sources := self.sources()) is not None:
-            groups = self.split.column(self.split.group)
+            groups = self.split.groups()
             own = [groups[source] for source in sources]
-            first = [one if it in (None, "") else one | {"group": it} for one, it in zip(first, own, strict=True)]
+            first = [one if it is None else one | {"group": it} for one, it in zip(first, own, strict=True)]
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 

@@ -165,13 +165,10 @@ def parts(
     return dealt
 
 
-def shared_groups(groups: Mapping[str, Sequence[Any]]) -> list[tuple[str, str, list[Any]]]:
+def shared_groups(groups: Mapping[str, Sequence[str | None]]) -> list[tuple[str, str, list[str]]]:
     """Pairs of splits, and the groups that both have."""
     names = list(groups)
-    counts = {
-        name: Counter(value if value.__hash__ else repr(value) for value in values if value not in (None, ""))
-        for name, values in groups.items()
-    }
+    counts = {name: Counter(value for value in values if value is not None) for name, values in groups.items()}
     pairs = [(one, two) for i, one in enumerate(names) for two in names[i + 1 :]]
     found = [(one, two, [each for each in counts[one] if each in counts[two]]) for one, two in pairs]
     return [(one, two, both) for one, two, both in found if both]

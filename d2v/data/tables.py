@@ -215,6 +215,31 @@ def read_header(file: Path, delimiter: str, *, quoted: bool, data: Data) -> tupl
     return names, lines.line_num
 
 
+def read_sample(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
+    """The columns, rows and delimiter of a competition's sample submission, all values as text.
+
+    Raises:
+        InputError: it cannot be read, has no ids or predictions, or a row has more or fewer fields than others.
+    """
+    try:
+        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
+            header = re.sub('"[^"]*"', "", file.readline())
+            delimiter = max(",;\t", key=header.count)
+            file.seek(0)
+            lines = csv.reader(file, delimiter=delimiter)
+            columns: list[str] = next(lines, [])
+            rows = [(lines.line_num, line) for line in lines if line]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file that can be read ({error}); see data.submission") from error
+    if len(columns) < 2 or not rows:
+        raise InputError(f"{path}: should have a column of ids, one or more of predictions, and rows")
+    if len({*columns}) < len(columns):
+        raise InputError(f"{path}: two of its columns have the same name; there are {', '.join(columns)}")
+    if ragged := [number for number, line in rows if len(line) != len(columns)]:
+        raise InputError(f"{path}, line {ragged[0]}: should have {len(columns)} fields, as its first line has")
+    return columns, [dict(zip(columns, line, strict=True)) for _, line in rows], delimiter
+
+
 def read_json_rows(file: Path) -> Any:
     """A pyarrow table of a JSON file, an object a line or a list of objects, in which dates stay text."""
     import pyarrow as pa

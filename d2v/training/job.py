@@ -16,6 +16,7 @@ import torch
 from d2v.config import Job, recipe_file
 from d2v.data.cores import granted_cores
 from d2v.data.facts import everyones
+from d2v.data.tables import read_sample
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.engine import check_engine, sharding
@@ -23,7 +24,6 @@ from d2v.training.identity import check_config, check_data, checkpoint_fingerpri
 from d2v.training.machine import ask_for_huge_pages, environment, has_bf16
 from d2v.training.resume import checkpoints
 from d2v.training.signals import LAUNCHED
-from d2v.training.submission import read_sample
 
 PREPARING = timedelta(hours=24)
 """How long processes wait for the one that reads the data first; a launcher ends them should that one fail."""

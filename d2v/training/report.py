@@ -24,7 +24,7 @@ from d2v.pretrained import push_folder
 from d2v.training.identity import RUN, flat, plain
 from d2v.training.log import read_log
 from d2v.training.resume import checkpoints
-from d2v.training.submission import write_submission
+from d2v.training.submission import row_id, write_submission
 
 Result = TypeVar("Result")
 
@@ -128,8 +128,8 @@ def finish(
         print(summary(job.out, results, list(metrics), notes | from_scratch(job)))
         if job.config.data.submission and job.config.mode == "predict":
             path = job.out / "submission.csv"
-            others = write_submission(Path(job.config.data.submission), predictions, path)
-            print(f"{path}  submission" + (f"; {others} predictions have no row in the sample" if others else ""))
+            said = write_submission(Path(job.config.data.submission), predictions, path)
+            print(f"{path}  submission" + (f"; {said}" if said else ""))
         if job.training and job.config.run.push:
             address = push_folder(job.out / "best", job.config.run.push, private=job.config.run.private)
             print(f"pushed to {address}")
@@ -157,11 +157,6 @@ def end_preparation(job: Job, batches: Any) -> None:
     command = shlex.join(word for word in words if not word.startswith("--mode="))
     line = f"prepared: {rows}{model}; with HF_HUB_OFFLINE=1 in the environment this trains without a network: {command}"
     raise Prepared(line if job.is_main else "")
-
-
-def row_id(row: Mapping[str, Any]) -> str:
-    """What a prediction's row is called; a trial has a pair of clips."""
-    return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
 
 
 def with_interval(results: Mapping[str, Any], metric: str) -> str:

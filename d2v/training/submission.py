@@ -2,33 +2,21 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from numbers import Real
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
+from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
-ANSWERS = ("label", "labels", "value", "text", "answer", "filled", "tags", "mask")
+ANSWERS = ("label", "labels", "value", "text", "answer", "filled", "tags", "mask", "score")
 """What recipes call a row's prediction; a sample's only column beside the ids means it, whatever its own name."""
 
 
-def read_sample(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
-    """The columns, rows and delimiter of a sample submission, all values as text."""
-    try:
-        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            delimiter = max(",;\t", key=header.count)
-            file.seek(0)
-            lines = csv.DictReader(file, delimiter=delimiter)
-            columns, rows = list(lines.fieldnames or []), list(lines)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV file that can be read ({error}); see data.submission") from error
-    if len(columns) < 2 or not rows:
-        raise InputError(f"{path}: should have a column of ids, one or more of predictions, and rows")
-    return columns, rows, delimiter
-
-
-def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: Path) -> int:
-    """Write the predictions in the place of a sample's; returns how many have no row there.
+def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: Path) -> str:
+    """Write the predictions in the place of a sample's; returns what the columns have, and how many found no row there.
 
     Args:
         sample: a CSV whose first column has the ids. They are those of the predictions, or without folders or endings.
@@ -40,14 +28,22 @@ def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: P
     """
     columns, rows, delimiter = read_sample(sample)
     found = find(sample, columns[0], [row[columns[0]] for row in rows], records)
+    sources = {column: source_of(found[0], column, alone=len(columns) == 2, sample=sample) for column in columns[1:]}
     for row, record in zip(rows, found, strict=True):
-        for column in columns[1:]:
-            row[column] = answer(record, column, alone=len(columns) == 2, sample=sample)
+        for column, source in sources.items():
+            row[column] = answer(record, column, source, sample)
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.DictWriter(file, columns, delimiter=delimiter, lineterminator="\n")
         lines.writeheader()
         lines.writerows(rows)
-    return len(records) - len({id(record) for record in found})
+    others = len(records) - len({id(record) for record in found})
+    said = ", ".join(f"{column} is {source}" for column, source in sources.items() if column != source)
+    return said + ("; " if said and others else "") + (f"{others} predictions have no row there" if others else "")
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """What a prediction's row is called; a trial has a pair of clips."""
+    return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
 
 
 def find(
@@ -56,10 +52,10 @@ def find(
     """The prediction of each id: by the id as it is, else as a file's name, else without its ending."""
     most: list[Mapping[str, Any]] = []
     missing: list[str] = list(wanted)
-    for name_of in (str, lambda name: Path(name).name, lambda name: Path(name).stem):
+    for name_of in (str, lambda name: plain_path(name).name, lambda name: plain_path(name).stem):
         named: dict[str, list[Mapping[str, Any]]] = {}
         for record in records:
-            named.setdefault(name_of(str(record["id"])), []).append(record)
+            named.setdefault(name_of(row_id(record)), []).append(record)
         asked = [name_of(name) for name in wanted]
         if twice := [name for name in asked if len(named.get(name, ())) > 1]:
             if not [name for name in asked if name not in named]:
@@ -70,24 +66,44 @@ def find(
             return [named[name][0] for name in asked]
         if len(lacking) < len(missing) or not most:
             missing, most = lacking, list(records)
-    known = ", ".join(str(record["id"]) for record in records[:3])
+    known = ", ".join(map(row_id, records[:3]))
     raise InputError(
         f"{sample}: {len(missing)} of {len(wanted)} ids have no prediction, the first is {missing[0]!r}; there are "
         f"{len(records)} predictions, of {known} ..."
     )
 
 
-def answer(record: Mapping[str, Any], column: str, *, alone: bool, sample: Path) -> str:
-    """What a prediction says in a column: its value of this name, the score of a class, or the prediction itself."""
+def plain_path(name: str) -> PurePath:
+    """A file's name, whichever system wrote it."""
+    return PurePath(name.replace("\\", "/"))
+
+
+def source_of(record: Mapping[str, Any], column: str, *, alone: bool, sample: Path) -> str:
+    """What of a prediction a column gets: its value of this name, the score of a class, or the prediction itself."""
     scores = record.get("scores")
-    value = record.get(column)
-    if value is None and isinstance(scores, Mapping):
-        value = scores.get(column)
-    if value is None and alone:
-        value = next((record[name] for name in ANSWERS if name in record), None)
-    if value is None:
-        there = [name for name in record if name not in ("id", "scores")] + list(scores or ())
-        raise InputError(f"{sample}: predictions have no {column!r}; there are {', '.join(there)}")
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return str(value)
+    if record.get(column) is not None:
+        return column
+    if isinstance(scores, Mapping) and column in scores:
+        return "scores"
+    if alone and (found := next((name for name in ANSWERS if record.get(name) is not None), None)):
+        return found
+    there = [name for name in record if name not in ("id", "scores")] + list(scores or ())
+    raise InputError(f"{sample}: predictions have no {column!r}; there are {', '.join(there)}")
+
+
+def answer(record: Mapping[str, Any], column: str, source: str, sample: Path) -> str:
+    """A prediction as text, a list with spaces between its items.
+
+    Raises:
+        InputError: it is neither text, a number nor a list of these, or spaces would not tell the items apart.
+    """
+    value = record["scores"][column] if source == "scores" else record.get(source)
+    items = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(item, str | Real | np.number) for item in items):
+        raise InputError(f"{sample}: {source} of {row_id(record)} is {value!r:.60}; a column takes text or numbers")
+    if value is not items:
+        return str(value)
+    if wide := [item for item in items if len(str(item).split()) != 1]:
+        what = f"{wide[0]!r} of {source}, of {row_id(record)}"
+        raise InputError(f"{sample}: {what}, cannot be told from others in a list that is separated by spaces")
+    return " ".join(map(str, items))

@@ -1,6 +1,9 @@
 """Which rows are held out: by class, by group, in one piece, and in parts that add up."""
 
 import json
+import math
+from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -105,6 +108,35 @@ def test_rows_without_a_group_are_each_their_own():
     assert not [fact for fact in job.facts if fact["fact"] == "groups on both sides"]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ([date(2020, 1, 1), date(2020, 1, 2), date(2020, 1, 3)], ""),
+        ([["a"], ["b"], ["c"]], ""),
+        ([b"a", b"b", b"c"], ""),
+        ([Decimal(1), Decimal(2), Decimal(3)], ""),
+        ([1.0, 2.0, None, math.nan], "who: 20 rows have none"),
+        (["a", "b", " ", ""], "who: 20 rows have none"),
+        (
+            ["a ", "a", "b", "\u00e9", "e\u0301"],
+            "who: 2 groups differ from others in white space or accents",
+        ),
+    ],
+)
+def test_groups_of_any_type_are_text(kinds, said):
+    people = [kinds[i % len(kinds)] for i in range(40)]
+    splits, job = chosen({"train": columns(40, who=people)}, Data(group_column="who"), target=None)
+    learnt, held = (splits[name].groups() for name in ("train", "validation"))
+    assert all(isinstance(value, str | None) for value in [*learnt, *held]) and not {*learnt} & {*held} - {None}
+    assert said in " ".join(fact["line"] for fact in job.facts) and len(job.facts) == 1 + bool(said)
+
+
+def test_one_group_of_two_files_as_number_and_as_text_is_said():
+    source = {"train": columns(9, who=list(range(9))), "test": columns(2, who=["1.5", "7"])}
+    _, job = chosen(source | {"validation": columns(1, who=[math.nan])}, Data(group_column="who"), target=None)
+    assert line(job, "groups on both sides") == "who: 1 groups are in train and in test; the first is '7'"
+
+
 def test_too_few_groups_are_named():
     with pytest.raises(InputError, match="1 groups are too few to hold one out"):
         chosen({"train": columns(20, who=["a"] * 20)}, Data(group_column="who"), target=None)
@@ -113,7 +145,7 @@ def test_too_few_groups_are_named():
 
 
 @pytest.mark.parametrize("options", [{}, {"group_column": "who"}])
-@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
 def test_folds_add_up(options, mode):
     count = 53
     source = {"train": columns(count, label=["a", "b", "b"] * 17 + ["c", "c"], who=[i // 4 for i in range(count)])}
@@ -131,6 +163,22 @@ def test_folds_add_up(options, mode):
             assert not groups[0] & groups[1] and not (groups[0] | groups[1]) & groups[2]
             assert sum(len(splits[name]) for name in splits) == count
     assert sorted(tested) == list(range(count))
+
+
+@pytest.mark.parametrize("label", ["label", "target"])
+def test_a_fold_has_the_same_rows_in_all_modes(label):
+    source = {"train": columns(53, **{label: ["a", "b", "b"] * 17 + ["c", "c"]})}
+    tested = [chosen(source, LabelData(fold="2/4"), mode)[0]["test"] for mode in ("train", "evaluate", "predict")]
+    assert tested[0].numbers().tolist() == tested[1].numbers().tolist() == tested[2].numbers().tolist()
+
+
+def test_a_sample_says_which_column_has_the_ids(tmp_path):
+    (tmp_path / "sample.csv").write_text("PassengerId,label\n2,0\n1,0\n0,0\n")
+    data = LabelData(submission=str(tmp_path / "sample.csv"))
+    source = {"test": columns(3, passengerid=[1, 0, 2], id=["x", "y", "z"])}
+    splits, job = chosen(source, data, "predict")
+    assert splits["test"].ids() == ["1", "0", "2"] and "has the rows' ids, as in" in line(job, "column")
+    assert chosen({"test": columns(3)}, data, "predict")[0]["test"].ids() == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("fold", ["0/3", "4/3", "1/1", "a/b", "1", "1/2/3"])

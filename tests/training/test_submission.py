@@ -9,32 +9,53 @@ from d2v.training.submission import write_submission
 
 CLASSES = [{"id": f"test/{i}.jpg", "label": "ab"[i % 2], "scores": {"a": 0.75, "b": 0.25}} for i in range(3)]
 
+LEFT = "1 predictions have no row there"
+
 
 def fill(tmp_path, sample, records):
     (tmp_path / "sample.csv").write_text(sample, "utf-8")
-    others = write_submission(tmp_path / "sample.csv", records, tmp_path / "out.csv")
-    return (tmp_path / "out.csv").read_text("utf-8"), others
+    said = write_submission(tmp_path / "sample.csv", records, tmp_path / "out.csv")
+    return (tmp_path / "out.csv").read_text("utf-8"), said
 
 
 @pytest.mark.parametrize(
-    ("sample", "records", "filled", "others"),
+    ("sample", "records", "filled", "said"),
     [
         # the order of the sample, its names, ids as they are, as files' names, and without endings
-        ("id,class\ntest/2.jpg,x\ntest/0.jpg,x\n", CLASSES, "id,class\ntest/2.jpg,a\ntest/0.jpg,a\n", 1),
-        ("image,target\n1.jpg,0\n0.jpg,0\n2.jpg,0\n", CLASSES, "image,target\n1.jpg,b\n0.jpg,a\n2.jpg,a\n", 0),
-        ("image,target\n1,0\n", CLASSES, "image,target\n1,b\n", 2),
+        (
+            "id,class\ntest/2.jpg,x\ntest/0.jpg,x\n",
+            CLASSES,
+            "id,class\ntest/2.jpg,a\ntest/0.jpg,a\n",
+            f"class is label; {LEFT}",
+        ),
+        (
+            "image,target\n1.jpg,0\n0.jpg,0\n2.jpg,0\n",
+            CLASSES,
+            "image,target\n1.jpg,b\n0.jpg,a\n2.jpg,a\n",
+            "target is label",
+        ),
+        ("image,label\n1,0\n", CLASSES, "image,label\n1,b\n", "2 predictions have no row there"),
+        ("id,label\n0.jpg,\n", [{"id": "d\\0.jpg", "label": "a"}], "id,label\n0.jpg,a\n", ""),
         # a column a class, of which one may be left out
-        ("id,b,a\n0,0,0\n", CLASSES, "id,b,a\n0,0.25,0.75\n", 2),
+        (
+            "id,b,a\n0,0,0\n",
+            CLASSES[:1],
+            "id,b,a\n0,0.25,0.75\n",
+            "b is scores, a is scores",
+        ),
         # a prediction's own names; lists; numbers; quotes, semicolons and a byte order mark
-        ("\ufeffid;value\n7;0\n", [{"id": "7", "value": 1.5}], "id;value\n7;1.5\n", 0),
-        ("id,tags\n7,\n", [{"id": "7", "labels": ["dog", "rain"]}], "id,tags\n7,dog rain\n", 0),
-        ("id\ttext\n7\t\n", [{"id": "7", "text": 'a, "b"', "words": []}], 'id\ttext\n7\t"a, ""b"""\n', 0),
-        ("id,words,text\n007,,\n", [{"id": "007", "text": "a", "words": [1, 2]}], "id,words,text\n007,1 2,a\n", 0),
-        ("id,text\na.b,\n", [{"id": "a.b", "text": ""}, {"id": "a.c", "text": "x"}], "id,text\na.b,\n", 1),
+        ("\ufeffid;value\n7;0\n", [{"id": "7", "value": 1.5}], "id;value\n7;1.5\n", ""),
+        ('id,"a;b;c"\n7,\n', [{"id": "7", "value": 1.5}], "id,a;b;c\n7,1.5\n", "a;b;c is value"),
+        ("id,tags\n7,\n", [{"id": "7", "labels": ["dog", "rain"]}], "id,tags\n7,dog rain\n", "tags is labels"),
+        ("id\ttext\n7\t\n", [{"id": "7", "text": 'a, "b"', "words": []}], 'id\ttext\n7\t"a, ""b"""\n', ""),
+        ("id,words,text\n007,,\n", [{"id": "007", "text": "a", "words": [1, 2]}], "id,words,text\n007,1 2,a\n", ""),
+        ("id,text\na.b,\n", [{"id": "a.b", "text": ""}, {"id": "a.c", "text": "x"}], "id,text\na.b,\n", LEFT),
+        # a trial is a pair of clips
+        ("trial,p\na b,\n", [{"enrol": "a", "test": "b", "score": 0.5}], "trial,p\na b,0.5\n", "p is score"),
     ],
 )
-def test_a_sample_is_filled(tmp_path, sample, records, filled, others):
-    assert fill(tmp_path, sample, records) == (filled, others)
+def test_a_sample_is_filled(tmp_path, sample, records, filled, said):
+    assert fill(tmp_path, sample, records) == (filled, said)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +64,16 @@ def test_a_sample_is_filled(tmp_path, sample, records, filled, others):
         ("id,x\n0,\n7,\n8,\n", CLASSES, r"2 of 3 ids have no prediction, the first is '7'; there are 3 predictions"),
         ("id,x\n", CLASSES, "should have a column of ids, one or more of predictions, and rows"),
         ("id\n1\n", CLASSES, "should have a column of ids"),
+        ("id,x\n0,\n1,2,3\n", CLASSES, "sample.csv, line 3: should have 2 fields, as its first line has"),
+        ("id,x,x\n0,,\n", CLASSES, "two of its columns have the same name; there are id, x, x"),
         ("id,x,y\n0,,\n", CLASSES, "predictions have no 'x'; there are label, a, b"),
         ("id,x\n1,\n", [{"id": "a/1.jpg", "label": "a"}, {"id": "b/1.jpg", "label": "b"}], "1 is the id of 2 predic"),
+        (
+            "id,x\n1,\n",
+            [{"id": "1", "labels": ["New York", "Rome"]}],
+            "'New York' of labels, of 1, cannot be told",
+        ),
+        ("id,words\n1,\n", [{"id": "1", "words": [{"word": "a"}]}], r"words of 1 is \[{'word': 'a'}\]; a column takes"),
     ],
 )
 def test_what_cannot_be_filled_is_named(tmp_path, sample, records, message):
