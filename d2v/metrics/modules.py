@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from d2v.data.diarization import Segment
+from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, normalized_error_rate
 from d2v.metrics.classification import choose_metrics, classification_metrics, ranked_accuracy, real_accuracy
 from d2v.metrics.diarization import diarization_error, frame_f1
@@ -31,6 +32,7 @@ from d2v.metrics.question_answering import squad, squad_v2
 from d2v.metrics.segmentation import pixel_counts, segmentation_metrics
 from d2v.metrics.token_classification import token_classification_metrics
 from d2v.metrics.verification import verification_metrics
+from d2v.processors.image import IGNORED
 
 if TYPE_CHECKING:
     from evaluate import Metric
@@ -106,7 +108,10 @@ def frame_classification(**options) -> "Metric":
     """`frame_f1` of recordings' active frames, (T,) or (T, C), see `frame_f1`."""
 
     def store(*sides: Any) -> list[list[int]]:
-        return np.stack([np.asarray(as_lists(side), bool) for side in sides]).reshape(2, -1).astype(int).tolist()
+        frames = np.stack([np.asarray(as_lists(side)) for side in sides]).reshape(2, -1)
+        if not np.isin(frames, (0, 1)).all():
+            raise InputError("frames should be 0 or 1, or true or false, not scores")
+        return frames.astype(int).tolist()
 
     return new_module("frame_classification", (["int8"], ["int8"]), frame_f1, store, **options)
 
@@ -124,7 +129,14 @@ def segmentation(classes: int, absent: float = float("nan"), **options) -> "Metr
 
     def store(prediction: Any, reference: Any) -> tuple[list, list]:
         prediction = torch.as_tensor(prediction)
-        counts = pixel_counts(prediction, torch.as_tensor(reference, device=prediction.device), classes)  # (3, C)
+        reference = torch.as_tensor(reference, device=prediction.device)
+        counted = reference != IGNORED
+        for side in (prediction, reference) if prediction.shape == reference.shape else ():
+            numbers = side[counted].double()
+            if not ((numbers >= 0) & (numbers < classes) & (numbers == numbers.round())).all():
+                there = f"{numbers.min():g} to {numbers.max():g}"
+                raise InputError(f"label maps should have whole numbers from 0 to {classes - 1}; there are {there}")
+        counts = pixel_counts(prediction, reference, classes)  # (3, C)
         return counts[:2].tolist(), counts[2].tolist()
 
     def compute(references: list, predictions: list) -> dict[str, float]:
@@ -197,7 +209,12 @@ def new_module(
             return evaluate.MetricInfo(description=name, citation="", features=features)
 
         def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> None:
-            """Add examples: as many predictions as references."""
+            """Add examples: as many predictions as references; numbers of classes are whole."""
+            for side, values, kind in zip(("predictions", "references"), (predictions, references), types, strict=True):
+                if isinstance(values, str):
+                    raise InputError(f"{side} should be a list, not the text {values!r:.40}")
+                if store is None and not are_whole(values, kind):
+                    raise InputError(f"{side} should be whole numbers, such as classes, not scores")
             pairs = zip(predictions, references, strict=True)
             stored = [store(*pair) if store else map(as_lists, pair) for pair in pairs]
             predictions, references = map(list, zip(*stored, strict=True)) if stored else ([], [])
@@ -214,6 +231,13 @@ def new_module(
 
     Module.__name__ = name
     return Module(**options)
+
+
+def are_whole(values: Sequence[Any], kind: Any) -> bool:
+    """Whether values are whole numbers where their type, Arrow's name in lists or not, asks for these."""
+    leaf = kind[0] if isinstance(kind, list) else kind
+    arrays = (np.asarray(as_lists(value)) for value in values if leaf == "int64")
+    return all(np.array_equal(array, np.rint(array)) for array in arrays if array.dtype.kind == "f")
 
 
 def as_feature(kind: str | list | dict) -> Any:

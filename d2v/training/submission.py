@@ -38,7 +38,9 @@ def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: P
         lines.writerows(rows)
     others = len(records) - len({id(record) for record in found})
     said = ", ".join(f"{column} is {source}" for column, source in sources.items() if column != source)
-    return said + ("; " if said and others else "") + (f"{others} predictions have no row there" if others else "")
+    return (
+        said + ("; " if said and others else "") + (f"{others} predictions have no row in the sample" if others else "")
+    )
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -267,3 +268,33 @@ def test_two_processes(tmp_path):
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     first, second = (ast.literal_eval(process.communicate(timeout=300)[0]) for process in processes)
     assert first == error_rates(TEXTS[1], TEXTS[0]) and second is None
+
+
+@pytest.mark.parametrize(
+    ("make", "predictions", "references", "message"),
+    [
+        (
+            modules.classification,
+            [0.7, 1.0],
+            [0, 1],
+            "predictions should be whole numbers, such as classes, not scores",
+        ),
+        (modules.classification, torch.tensor([0, 1]), np.array([0.2, 1.0]), "references should be whole numbers"),
+        (modules.image_classification, [[0.9, 0.1]], [0], "predictions should be whole numbers"),
+        (modules.verification, [0.1, 0.9], [0.5, 1], "references should be whole numbers"),
+        (modules.frame_classification, [[0.3, 0.9]], [[0, 1]], "frames should be 0 or 1, or true or false, not scores"),
+        (partial(modules.segmentation, 2), [[[0, -1]]], [[[0, 1]]], "whole numbers from 0 to 1; there are -1 to 0"),
+        (partial(modules.segmentation, 2), [[[0, 1]]], [[[0, 5]]], "whole numbers from 0 to 1; there are 0 to 5"),
+        (partial(modules.segmentation, 2), [[[0.2, 0.9]]], [[[0, 1]]], "there are 0.2 to 0.9"),
+        (modules.word_error_rate, "a b", ["a b", "c", "d"], "predictions should be a list, not the text 'a b'"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused(make, predictions, references, message):
+    with pytest.raises(InputError, match=message):
+        make().add_batch(predictions=predictions, references=references)
+
+
+def test_whole_numbers_may_be_floats():
+    assert modules.classification().compute(predictions=np.array([0.0, 1.0]), references=[0, 1])["accuracy"] == 1
+    maps = {"predictions": [[[0.0, 255.0]]], "references": [[[0, 255]]]}
+    assert modules.segmentation(2).compute(**maps)["mean_iou"] == 1

@@ -212,7 +212,9 @@ def test_the_submission_is_part_of_a_prediction(tmp_path, capsys):
     (tmp_path / "sample.csv").write_text("id,answer\n6,?\n0,?\n")
     end(tmp_path, "predict", {}, data=Data(submission=str(tmp_path / "sample.csv")))
     assert (tmp_path / "submission.csv").read_text("utf-8") == "id,answer\n6,größer\n0,größer\n"
-    assert "submission.csv  submission; 5 predictions have no row in the sample" in capsys.readouterr().out
+    assert (
+        "submission.csv  submission; answer is text; 5 predictions have no row in the sample" in capsys.readouterr().out
+    )
 
 
 def test_summary_names_what_is_there(tmp_path):

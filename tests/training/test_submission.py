@@ -9,7 +9,7 @@ from d2v.training.submission import write_submission
 
 CLASSES = [{"id": f"test/{i}.jpg", "label": "ab"[i % 2], "scores": {"a": 0.75, "b": 0.25}} for i in range(3)]
 
-LEFT = "1 predictions have no row there"
+LEFT = "1 predictions have no row in the sample"
 
 
 def fill(tmp_path, sample, records):
@@ -34,7 +34,7 @@ def fill(tmp_path, sample, records):
             "image,target\n1.jpg,b\n0.jpg,a\n2.jpg,a\n",
             "target is label",
         ),
-        ("image,label\n1,0\n", CLASSES, "image,label\n1,b\n", "2 predictions have no row there"),
+        ("image,label\n1,0\n", CLASSES, "image,label\n1,b\n", "2 predictions have no row in the sample"),
         ("id,label\n0.jpg,\n", [{"id": "d\\0.jpg", "label": "a"}], "id,label\n0.jpg,a\n", ""),
         # a column a class, of which one may be left out
         (
