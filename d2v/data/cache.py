@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,29 +77,50 @@ def map_rows(
     Returns:
         A `datasets.Dataset`, its files mapped into memory, and (N,) the rows of it that are the split's.
     """
-    import datasets
-
     whole = 2 * len(split) >= len(split.table)
-    table = split.table.select_columns(list(columns)).with_format("arrow")
+    table = split.table.select_columns(list(columns))
     chosen = split.index if whole else np.arange(len(split))
     rows = table if whole else table.select(split.index)
-    options: dict[str, Any] = {"batched": True, "batch_size": CHUNK, "remove_columns": list(columns)}
-    if len(rows) < WORTH:
-        if not len(rows):
-            return datasets.Dataset(function(table.data.table.slice(0, 0))), chosen
-        tables = [function(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
-        import pyarrow as pa
+    return map_table(job, rows, function, f"{split.name}: {what}", files=files, parallel=parallel), chosen
 
-        return datasets.Dataset(pa.concat_tables(tables), fingerprint="none"), chosen
+
+def map_table(
+    job: Job,
+    table: Any,
+    function: Callable[["pa.Table"], "pa.Table"],
+    what: str,
+    *,
+    files: bool = False,
+    parallel: bool = True,
+) -> Any:
+    """What a function makes of each row of a pyarrow table, or of a `datasets.Dataset`, see `map_rows`; a Dataset."""
+    import datasets
+    import pyarrow as pa
+
+    table = datasets.Dataset(table, fingerprint="none") if isinstance(table, pa.Table) else table
+    rows = table.with_format("arrow")
+    if len(rows) < WORTH:
+        starts = range(0, len(rows), CHUNK)
+        tables = [function(rows[start : start + CHUNK]) for start in starts] or [function(table.data.table.slice(0, 0))]
+        return datasets.Dataset(pa.concat_tables(tables), fingerprint="none")
     key = agree(job, lambda: digest(rows, function, files=files))
     file = cache_folder() / f"{key}.arrow"
     missing = not list(file.parent.glob(f"{key}*.arrow"))
-    line = f"{split.name}: {what} of {len(rows)} rows, which are kept for the next start"
+    line = f"{what} of {len(rows)} rows, which are kept for the next start"
+    options: dict[str, Any] = {"batched": True, "batch_size": CHUNK, "remove_columns": table.column_names}
     with first_on_its_node(job, line if missing else None):
         cores = granted_cores() if parallel else 1
         options |= {"cache_file_name": str(file), "new_fingerprint": key, "num_proc": cores if cores > 1 else None}
-        mapped = rows.map(function, **options)
-    return mapped, chosen
+        return rows.map(function, **options)
+
+
+def arrays(column: "pa.ChunkedArray") -> list[np.ndarray]:
+    """The lists of numbers in a column, each as an array, int32."""
+    found: list[np.ndarray] = []
+    for chunk in column.chunks:
+        values, ends = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+        found += [values[start:end].astype(np.int32) for start, end in pairwise(ends)]
+    return found
 
 
 def agree(job: Job, find_out: Callable[[], str]) -> str:

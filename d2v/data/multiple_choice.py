@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from d2v.config import Job
+from d2v.data.cache import arrays, map_table
 from d2v.data.files import usual, walk
 from d2v.data.labels import check_smoothing
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.sources import Source, read
-from d2v.data.text import TextData, encode_pairs, note_cut
+from d2v.data.text import TextData, encode_table, note_cut
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 
@@ -186,11 +187,14 @@ def choice_rows(
         tokenizer: of the model.
         max_length: most tokens of a prompt with a choice; the longer of the two is cut, and counted.
     """
+    import pyarrow as pa
+
     prompts = [row["prompt"] for row in texts for _ in row["choices"]]
-    choices = [choice for row in texts for choice in row["choices"]]
-    encoded, cut = encode_pairs(tokenizer, [prompts, choices], max_length)
-    note_cut(job, split, cut, len(encoded), max_length)
-    ids = iter(encoded)
+    pairs = {"prompt": prompts, "choice": [choice for row in texts for choice in row["choices"]]}
+    encode = partial(encode_table, tokenizer=tokenizer, columns=list(pairs), max_length=max_length)
+    found = map_table(job, pa.table(pairs), encode, f"{split.name}: making tokens", parallel=False).data
+    note_cut(job, split, int(found.column("cut").to_numpy().sum()), len(prompts), max_length)
+    ids = iter(arrays(found.column("ids")))
     items = [row | {"ids": [next(ids) for _ in row["choices"]]} for row in texts]
     lengths = [len(item["ids"]) * max(map(len, item["ids"])) for item in items]
     return Rows(split, split.ids(), lengths, labels, items)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
+from d2v.data.cache import arrays, map_table
 from d2v.data.files import table_splits, walk
-from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.sources import asked_splits, read
 from d2v.data.text import TextData, encode_each
 from d2v.data.windows import window_rows
@@ -26,6 +27,7 @@ from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Span = tuple[int, int]
@@ -204,7 +206,7 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
         max_length: most tokens, of question and window.
     """
     data: QuestionData = job.config.data
-    windows, reasons = question_windows(split, tokenizer, data, max_length)
+    windows, reasons = question_windows(job, split, tokenizer, max_length)
     good = check_rows(job, split, reasons)
     split, numbers = split.select(good), {source: i for i, source in enumerate(good.tolist())}
     windows = [window | {"source": numbers[window["source"]]} for window in windows]
@@ -222,14 +224,14 @@ def question_rows(job: Job, split: Split, tokenizer: Tokenizer, max_length: int)
 
 
 def question_windows(
-    split: Split, tokenizer: Tokenizer, data: QuestionData, max_length: int
+    job: Job, split: Split, tokenizer: Tokenizer, max_length: int
 ) -> tuple[list[dict[str, Any]], list[str | None]]:
     """Questions with the windows of their texts, as `<s> question </s></s> window </s>`.
 
     Args:
+        job: whose data name the columns, and the `stride`.
         split: rows; white space around questions is left out.
         tokenizer: of the model.
-        data: names the columns, and the `stride`.
         max_length: most tokens, of question and window.
 
     Returns:
@@ -237,23 +239,42 @@ def question_windows(
         text's first token, and `offsets` (C, 2) int32, from which to before which character of the text each token is;
         and of each question why it leaves no room for a window, or None.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    data: QuestionData = job.config.data
     questions, contexts = split.column(data.question_column), split.column(data.context_column)
-    encode = partial(tokenizer, max_length=max_length, truncation="only_second", stride=data.stride)
-    windows, reasons = [], list[str | None]()
-    for done in range(0, len(questions), CHUNK):
-        part = slice(done, done + CHUNK)
-        texts = [text.strip() for text in questions[part]], contexts[part]
-        encodings, problems = encode_each(encode, texts, "data.max_length, data.stride")
-        reasons += problems
-        for source, encoding in enumerate(encodings, done):
-            if encoding is None:
-                continue
-            row = {"source": source, "question": questions[source], "context": contexts[source]}
-            for window in (encoding, *encoding.overflowing):
-                first = window.sequence_ids.index(1)
-                offsets = np.array(window.offsets[first:-1], np.int32)
-                windows.append(row | {"ids": np.array(window.ids, np.int32), "first": first, "offsets": offsets})
-    return windows, reasons
+    texts = pa.table({"question": [text.strip() for text in questions], "context": contexts})
+    encode = partial(encode_questions, tokenizer=tokenizer, max_length=max_length, stride=data.stride)
+    found = map_table(job, texts, encode, f"{split.name}: making tokens", parallel=False).data
+    counts = pc.list_value_length(found.column("first")).to_numpy()
+    sources, firsts = np.repeat(np.arange(len(counts)), counts).tolist(), pc.list_flatten(found.column("first"))
+    each = (arrays(pc.list_flatten(found.column(name))) for name in ("ids", "offsets"))
+    windows = [
+        {"source": source, "question": questions[source], "context": contexts[source], "ids": ids, "first": first}
+        | {"offsets": offsets.reshape(-1, 2)}
+        for source, first, ids, offsets in zip(sources, firsts.to_pylist(), *each, strict=True)
+    ]
+    return windows, found.column("problem").to_pylist()
+
+
+def encode_questions(table: "pa.Table", *, tokenizer: Tokenizer, max_length: int, stride: int) -> "pa.Table":
+    """Of a table of questions and texts the `ids`, `first` and `offsets` of windows, in a row, and its `problem`."""
+    import pyarrow as pa
+
+    texts = [column.to_pylist() for column in table.columns]
+    encode = partial(tokenizer, max_length=max_length, truncation="only_second", stride=stride)
+    encodings, problems = encode_each(encode, texts, "data.max_length, data.stride")
+    windows = [[one, *one.overflowing] if one else [] for one in encodings]
+    firsts = [[one.sequence_ids.index(1) for one in row] for row in windows]
+    offsets = [
+        [np.array(one.offsets[first:-1], np.int32).ravel() for one, first in zip(*both, strict=True)]
+        for both in zip(windows, firsts, strict=True)
+    ]
+    numbers = pa.list_(pa.int32())
+    columns = {"ids": pa.array([[one.ids for one in row] for row in windows], pa.list_(numbers))}
+    columns |= {"first": pa.array(firsts, numbers), "offsets": pa.array(offsets, pa.list_(numbers))}
+    return pa.table(columns | {"problem": pa.array(problems, pa.string())})
 
 
 def answer_tokens(window: dict[str, Any], text: str, start: int) -> Span:

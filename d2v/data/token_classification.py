@@ -7,21 +7,26 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from d2v.config import Job
+from d2v.data.cache import arrays, map_table
 from d2v.data.class_names import Named, as_list, name_reader, name_values, with_stream
 from d2v.data.labels import Labels, Match, check_smoothing, checkpoint_labels, label_problem, settle_classes, weighted
-from d2v.data.rows import CHUNK, Rows, Split, check_rows
+from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.streams import rows_of
 from d2v.data.text import TextData
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass
@@ -112,14 +117,13 @@ def word_rows(
     tokenizer: Tokenizer,
     max_length: int,
 ) -> Rows:
-    """The windows of a split's sentences as rows, see `encode_words`; its words and tags are from `tagged_rows`."""
-    stride = job.config.data.stride
+    """The windows of a split's sentences as rows, see `word_windows`; its words and tags are from `tagged_rows`."""
     if split.stream is None:
-        return window_rows(split, encode_words(tokenizer, words, max_length, stride), tags)
+        return window_rows(split, word_windows(job, split, words, tokenizer, max_length), tags)
 
     def of(part: Split) -> Rows:
         kept, sentences, own = usable_rows(job, part, labels, tags(part))
-        return window_rows(kept, encode_words(tokenizer, sentences, max_length, stride), own)
+        return window_rows(kept, word_windows(job, kept, sentences, tokenizer, max_length), own)
 
     return rows_of(split, of)
 
@@ -168,40 +172,59 @@ def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenDat
     return reason
 
 
-def encode_words(
-    tokenizer: Tokenizer, sentences: Sequence[Sequence[str]], max_length: int, stride: int
+def word_windows(
+    job: Job, split: Split, sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
 ) -> list[dict[str, Any]]:
     """Sentences as tokens, one too long in windows, so that every word counts in exactly one.
 
     Args:
-        tokenizer: of the model, with `add_prefix_space`.
+        job: whose data have the `stride`, most tokens that a window shares with the one before it.
+        split: that they are of.
         sentences: the words of each.
+        tokenizer: of the model, with `add_prefix_space`.
         max_length: most tokens of a window.
-        stride: most tokens that a window shares with the one before it.
 
     Returns:
         For each window `source`, the number of its sentence, `tokens`, all words of that, `ids` (T,) int32, and `words`
         (T,) int32: the number of the word that a token belongs to, or -1 if it belongs to none that counts here.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.table({"words": sentences})
+    encode = partial(encode_words, tokenizer=tokenizer, max_length=max_length, stride=job.config.data.stride)
+    found = map_table(job, table, encode, f"{split.name}: making tokens", parallel=False).data
+    counts = pc.list_value_length(found.column("ids")).to_numpy()
+    each = (arrays(pc.list_flatten(found.column(name))) for name in ("ids", "words"))
+    return [
+        {"source": source, "tokens": sentences[source], "ids": ids, "words": words}
+        for source, ids, words in zip(np.repeat(np.arange(len(counts)), counts).tolist(), *each, strict=True)
+    ]
+
+
+def encode_words(table: "pa.Table", *, tokenizer: Tokenizer, max_length: int, stride: int) -> "pa.Table":
+    """Of a table of words the `ids` of windows, in a row, and their `words`, see `word_windows`."""
+    import pyarrow as pa
+
     if (room := max_length - 2) < 1:
         raise InputError(f"data.max_length is {max_length}; should be at least 3: a token and the two around a text")
-    windows = []
-    for done in range(0, len(sentences), CHUNK):
-        encodings = tokenizer(sentences[done : done + CHUNK], is_split_into_words=True)
-        for source, encoding in enumerate(encodings, done):
-            words = np.array(encoding.word_ids[1:-1], np.int32)
-            starts = [*np.flatnonzero(np.diff(words, prepend=-1)).tolist(), len(words)]
-            for begin, end, first, last in word_windows(np.diff(starts).tolist(), room, stride):
-                part = slice(starts[begin], min(starts[end], starts[begin] + room))
-                ids = [encoding.ids[0], *encoding.ids[1:-1][part], encoding.ids[-1]]
-                counts = (words[part] >= first) & (words[part] < last)
-                own = np.pad(np.where(counts, words[part], -1), 1, constant_values=-1)
-                window = {"source": source, "tokens": sentences[source]}
-                windows.append(window | {"ids": np.array(ids, np.int32), "words": own})
-    return windows
+    ids: list[list[list[int]]] = []
+    counting: list[list[np.ndarray]] = []
+    for encoding in tokenizer(table.column("words").to_pylist(), is_split_into_words=True):
+        ids.append([])
+        counting.append([])
+        words = np.array(encoding.word_ids[1:-1], np.int32)
+        starts = [*np.flatnonzero(np.diff(words, prepend=-1)).tolist(), len(words)]
+        for begin, end, first, last in cut_words(np.diff(starts).tolist(), room, stride):
+            part = slice(starts[begin], min(starts[end], starts[begin] + room))
+            ids[-1].append([encoding.ids[0], *encoding.ids[1:-1][part], encoding.ids[-1]])
+            counts = (words[part] >= first) & (words[part] < last)
+            counting[-1].append(np.pad(np.where(counts, words[part], -1), 1, constant_values=-1))
+    kind = pa.list_(pa.list_(pa.int32()))
+    return pa.table({"ids": pa.array(ids, kind), "words": pa.array(counting, kind)})
 
 
-def word_windows(pieces: Sequence[int], room: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
+def cut_words(pieces: Sequence[int], room: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
     """Windows over a sentence, of whole words.
 
     Args:
@@ -224,7 +247,7 @@ def word_windows(pieces: Sequence[int], room: int, stride: int) -> Iterator[tupl
 
 
 def firsts(words: np.ndarray) -> np.ndarray:
-    """(T,) bool: whether a token is the first of a word that counts, for `words` of `encode_words`."""
+    """(T,) bool: whether a token is the first of a word that counts, for `words` of `word_windows`."""
     return (np.diff(words, prepend=-1) != 0) & (words >= 0)
 
 
@@ -232,7 +255,7 @@ def piece_labels(words: np.ndarray, labels: np.ndarray, inside: np.ndarray | Non
     """The labels of a window's tokens, (T,) int64.
 
     Args:
-        words: (T,) from `encode_words`.
+        words: (T,) from `word_windows`.
         labels: numbers of the labels of all the sentence's words, `IGNORE` where one does not count.
         inside: class -> class of a word's tokens after its first, from `inside_classes`; None gives these no label.
     """

@@ -12,7 +12,7 @@ def join_windows(rows: Rows, predictions: Sequence[tuple[int, list[str]]]) -> li
     """The words of each sentence, `tokens`, and their `labels`, from its windows; under the number of the first window.
 
     Args:
-        rows: windows, from `d2v.data.token_classification.encode_words`.
+        rows: windows, from `d2v.data.token_classification.word_windows`.
         predictions: the labels of the words that count in each.
     """
     return [

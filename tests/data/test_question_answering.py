@@ -36,7 +36,7 @@ def tokenizer():
 
 def cut(tokenizer, context, question="what?", max_length=24, stride=4):
     split = make_split("test", question=[question], context=[context])
-    return question_windows(split, tokenizer, QuestionData(stride=stride), max_length)[0]
+    return question_windows(make_job(QuestionData(stride=stride)), split, tokenizer, max_length)[0]
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=15).map(" ".join), st.data())
@@ -95,7 +95,7 @@ def test_windows_hold_every_token_and_share_some(tokenizer):
 def test_rows_keep_their_windows(tokenizer):
     contexts = ["cat", "the cat sat on the mat " * 4, "mat"]
     split = make_split("test", question=["a", "b", "c"], context=contexts)
-    windows, _ = question_windows(split, tokenizer, QuestionData(stride=2), 20)
+    windows, _ = question_windows(make_job(QuestionData(stride=2)), split, tokenizer, 20)
     sources = [window["source"] for window in windows]
     assert sources == sorted(sources) and sources.count(0) == sources.count(2) == 1 and sources.count(1) >= 2
     assert all(window["context"] == contexts[window["source"]] for window in windows)

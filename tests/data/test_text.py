@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from d2v.data.labels import Labels
+from d2v.data.multiple_choice import ChoiceData, choice_rows
+from d2v.data.question_answering import QuestionData, question_rows
 from d2v.data.text import TextData, all_texts, text_rows, token_batch, tokenizer_for
+from d2v.data.token_classification import TokenData, word_rows
 from d2v.decode.text_classification import join_windows
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
@@ -165,6 +168,58 @@ def test_tokens_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
     assert found(rows(text=[*TEXTS[1:], "other"]))[1] == 1
     assert found(whole, tokenizer=Tokenizer.train(TEXTS, 280))[1] == 1
     assert found(whole.select(np.arange(12)))[1] == 1  # few rows are not kept, and not all of the table is encoded
+
+
+CONTEXTS = [" ".join(TEXTS[i : i + 1 + i % 4]) for i in range(40)]
+OF_TASKS = {
+    "questions": (
+        QuestionData(stride=2),
+        {"question": [f" {text}?" for text in TEXTS], "context": CONTEXTS},
+        lambda job, split, tokenizer: question_rows(job, split, tokenizer, 20),
+    ),
+    "choices": (
+        ChoiceData(),
+        {"prompt": TEXTS},
+        lambda job, split, tokenizer: choice_rows(
+            job, split, [{"prompt": text, "choices": [text, "a", "b"][: 2 + i % 2]} for i, text in enumerate(TEXTS)],
+            None, tokenizer, 9,
+        ),
+    ),
+    "words": (
+        TokenData(stride=2),
+        {"tokens": [text.split() for text in CONTEXTS]},
+        lambda job, split, tokenizer: word_rows(
+            job, split, split.column("tokens"), None, Labels(["a", "b"], "single_label"), tokenizer, 9
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OF_TASKS)
+def test_tokens_of_other_tasks_are_kept(task, tmp_path, monkeypatch, capsys):
+    """What a second start reads is what it would have made, and it makes none."""
+    data, columns, make = OF_TASKS[task]
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    job, split = make_job(data, mode="predict"), rows(**columns)
+    tokenizer = Tokenizer.train(TEXTS, 300, add_prefix_space=True)
+    first = make(job, split, tokenizer)
+    monkeypatch.setattr("d2v.data.cache.WORTH", 30)
+    calls, encode = [], Tokenizer.__call__
+    monkeypatch.setattr(Tokenizer, "__call__", lambda *args, **options: calls.append(1) or encode(*args, **options))
+    for times in (1, 1):
+        again = make(job, split, tokenizer)
+        assert len(calls) == times and (again.lengths, again.ids) == (first.lengths, first.ids)
+        for row, other in zip(first.items, again.items, strict=True):
+            assert row.keys() == other.keys()
+            assert all(same(row[key], other[key]) for key in row)
+    assert capsys.readouterr().out.count("which are kept for the next start") == 1
+
+
+def same(a, b):
+    """Equal, arrays by type and element, and lists of them."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return (a.dtype, a.tolist()) == (b.dtype, b.tolist()) if isinstance(a, np.ndarray) else a == b
 
 
 def test_a_vocabulary_of_many_texts_is_kept(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from d2v.data.conll import sentences
 from d2v.data.token_classification import (
     TokenData,
-    encode_words,
+    cut_words,
     firsts,
     inside_classes,
     piece_labels,
@@ -51,7 +51,7 @@ def tokenizer():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 20), st.integers(0, 30))
 @SEEDED
 def test_every_word_counts_once_and_fits(pieces, room, stride):
-    windows = list(word_windows(pieces, room, stride))
+    windows = list(cut_words(pieces, room, stride))
     assert [word for *_, first, last in windows for word in range(first, last)] == list(range(len(pieces)))
     cut = np.minimum(pieces, room)
     for begin, end, first, last in windows:
@@ -62,15 +62,15 @@ def test_every_word_counts_once_and_fits(pieces, room, stride):
 
 def test_words_count_in_the_middle():
     """Ten words of one token, windows of six that share four: each counts where it has more around it."""
-    assert list(word_windows([1] * 10, 6, 4)) == [(0, 6, 0, 4), (2, 8, 4, 6), (4, 10, 6, 10)]
-    assert list(word_windows([1, 1], 6, 4)) == [(0, 2, 0, 2)]
-    assert list(word_windows([1, 9, 1], 3, 0)) == [(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3)]  # one longer than a window
+    assert list(cut_words([1] * 10, 6, 4)) == [(0, 6, 0, 4), (2, 8, 4, 6), (4, 10, 6, 10)]
+    assert list(cut_words([1, 1], 6, 4)) == [(0, 2, 0, 2)]
+    assert list(cut_words([1, 9, 1], 3, 0)) == [(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3)]  # one longer than a window
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(3, 30))
 @SEEDED
 def test_sentences_in_windows(tokenizer, sentences, max_length):
-    windows = encode_words(tokenizer, sentences, max_length, stride=4)
+    windows = word_windows(make_job(TokenData(stride=4)), make_split(), sentences, tokenizer, max_length)
     for row, sentence in enumerate(sentences):
         own = [window for window in windows if window["source"] == row]
         counted = [int(word) for window in own for word in window["words"][firsts(window["words"])]]
@@ -86,7 +86,7 @@ def test_sentences_in_windows(tokenizer, sentences, max_length):
 
 
 def test_without_truncation_it_is_the_encoding(tokenizer):
-    (window,) = encode_words(tokenizer, [["the", "cat"]], 20, stride=4)
+    (window,) = word_windows(make_job(TokenData(stride=4)), make_split(), [["the", "cat"]], tokenizer, 20)
     assert window["ids"].tolist() == tokenizer(["the cat"])[0].ids
 
 
@@ -178,4 +178,4 @@ def test_a_type_is_not_needed_to_go_on():
 
 def test_no_room(tokenizer):
     with pytest.raises(InputError, match="data.max_length is 2; should be at least 3"):
-        encode_words(tokenizer, [["a"]], 2, 0)
+        word_windows(make_job(TokenData(stride=0)), make_split(), [["a"]], tokenizer, 2)
