@@ -1,10 +1,12 @@
 """Field recordings: tiers of ELAN and Praat files beside the recordings, whose intervals become rows or segments."""
 
 import codecs
+import io
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from d2v.config import Data
@@ -14,8 +16,10 @@ from d2v.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ENDINGS = (".eaf", ".TextGrid", ".textgrid")
-"""Of ELAN's files, and of Praat's."""
+ENDINGS = (".eaf", ".textgrid")
+"""Of ELAN's files, and of Praat's, in small letters."""
+NUMBER = re.compile(r"^(\s*(?:(?:xmin|xmax|number|time) = )?)([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*$", re.MULTILINE)
+"""A time alone on its line of a TextGrid, as in 5.7e-14, which Praat writes and pympi takes for 14."""
 
 
 class Interval(NamedTuple):
@@ -29,42 +33,96 @@ class Interval(NamedTuple):
     """The tier's participant, or else its name."""
 
 
-def read_annotations(path: Path) -> dict[str, list[Interval]]:
+def read_annotations(
+    path: Path, wanted: Sequence[str] = ("*",), met: Counter[str] | None = None
+) -> dict[str, list[Interval]]:
     """The intervals of each tier of an ELAN or Praat file that have a text and times, in order.
+
+    In ELAN several annotations of one interval, which have no times of their own, are one, joined by spaces.
+
+    Args:
+        path: of the file.
+        wanted: names of tiers, or * for all, of which `met` counts.
+        met: what is not used as it stands.
 
     Raises:
         InputError: the file cannot be read, or the package that does is not there.
     """
     try:
-        import pympi
+        import pympi  # noqa: F401
     except ImportError as error:
         raise InputError(f'{path}: reading it takes pympi-ling: pip install -e ".[annotations]"') from error
-    tiers: dict[str, list[tuple[Any, Any, Any]]] = {}
-    speakers: dict[str, str] = {}
+    met = Counter() if met is None else met
     try:
-        if path.suffix == ".eaf":
-            document = pympi.Elan.Eaf(str(path), suppress_version_warning=True)
-            for name in document.get_tier_names():
-                speakers[name] = document.tiers[name][2].get("PARTICIPANT") or name
-                rows = [annotation[:3] for annotation in document.get_annotation_data_for_tier(name)]
-                timed = [row for row in rows if row[0] is not None and row[1] is not None]
-                tiers[name] = [(start / 1000, end / 1000, text) for start, end, text in timed]
-        else:
-            head = path.read_bytes()[:3]
-            wide = head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Praat's own, where a text is not ASCII
-            for tier in pympi.Praat.TextGrid(str(path), codec="utf-16" if wide else "utf-8-sig").get_tiers():
-                if tier.tier_type == "IntervalTier":  # the other kind has points, which last no time
-                    tiers[tier.name] = list(tier.get_all_intervals())
+        read = read_elan if path.suffix.lower() == ".eaf" else read_praat
+        tiers, counts = read(path)
     except Exception as error:  # the package raises nearly anything of a damaged file
         raise InputError(f"{path}: not readable as {path.suffix} ({type(error).__name__}: {error})") from error
-    return {
-        name: sorted(
-            Interval(float(start), float(end), text.strip(), name, speakers.get(name, name))
-            for start, end, text in rows
-            if text and text.strip()
+    for name, each in counts.items():
+        met.update(each if "*" in wanted or name in wanted else {})
+    return {name: sorted(rows) for name, rows in tiers.items()}
+
+
+Read = tuple[dict[str, list[Interval]], dict[str, Counter[str]]]
+"""The intervals of each tier, and how much of it is not used as it stands."""
+
+
+def read_elan(path: Path) -> Read:
+    """The tiers of an ELAN file, whose time may begin later than that of the recording that it is of."""
+    import pympi
+
+    document = pympi.Elan.Eaf(str(path), suppress_version_warning=True)
+    origin = 0.0
+    for media in document.media_descriptors:
+        names = {PurePosixPath(media.get(key) or "").stem for key in ("MEDIA_URL", "RELATIVE_MEDIA_URL")}
+        if path.stem in names or len(document.media_descriptors) == 1:
+            origin = float(media.get("TIME_ORIGIN") or 0)
+    tiers, met = dict[str, list[Interval]](), dict[str, Counter[str]]()
+    for name in document.get_tier_names():
+        speaker = document.tiers[name][2].get("PARTICIPANT") or name
+        texts: dict[tuple[float, float], list[str]] = {}
+        met[name] = Counter()
+        refers = bool(document.tiers[name][1])
+        for start, end, text, *_ in document.get_annotation_data_for_tier(name):
+            if not (text and text.strip()):
+                continue
+            if start is None or end is None:
+                met[name]["annotations have no times and are left out"] += 1
+            else:
+                texts.setdefault(((start + origin) / 1000, (end + origin) / 1000), []).append(text.strip())
+        tiers[name] = []
+        for (start, end), several in texts.items():
+            met[name]["intervals have several annotations, joined by spaces"] += refers and len(several) > 1
+            joined = [" ".join(several)] if refers else several
+            tiers[name] += [Interval(start, end, text, name, speaker) for text in joined]
+        met[name][f"intervals are heard {origin / 1000:g} s later, as the file has it"] += len(tiers[name]) * bool(
+            origin
         )
-        for name, rows in tiers.items()
-    }
+    return tiers, met
+
+
+def read_praat(path: Path) -> Read:
+    """The tiers of a TextGrid; those of one name are one."""
+    import pympi
+
+    content = path.read_bytes()
+    if not content.startswith(b"ooBinaryFile"):
+        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Praat's own, where a text is not ASCII
+        text = re.sub("\r\n?", "\n", content.decode("utf-16" if wide else "utf-8-sig"))
+        content = NUMBER.sub(
+            lambda line: f"{line[1]}{max(float(line[2]), 0):.9f}".rstrip("0").rstrip("."), text
+        ).encode()
+    grid = pympi.Praat.TextGrid(xmax=0)
+    grid.from_file(io.BytesIO(content), "utf-8")
+    tiers, met = dict[str, list[Interval]](), dict[str, Counter[str]]()
+    for tier in grid.get_tiers():
+        rows = tier.get_intervals(True)
+        if tier.tier_type != "IntervalTier":
+            met.setdefault(tier.name, Counter())["points last no time and are left out"] += len(list(rows))
+            continue
+        texts = [(float(start), float(end), text.strip()) for start, end, text in rows if text.strip()]
+        tiers.setdefault(tier.name, []).extend(Interval(*row, tier.name, tier.name) for row in texts)
+    return tiers, met
 
 
 def with_tiers(source: Mapping[str, "Dataset"], data: Data) -> Source:
@@ -89,29 +147,30 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
         )
     paths = [value.get("path") if isinstance(value, dict) else value for value in table[column][:]]
     segments = hasattr(data, "segments_column")
+    kept = table.select_columns([name for name in table.column_names if name not in (column, "id")])
     rows: list[dict[str, Any]] = []
-    there: Counter[str] = Counter()
-    alone = []
-    for path in paths:
-        beside = [Path(str(path)).with_suffix(ending) for ending in ENDINGS]
-        file = next((each for each in beside if each.is_file()), None)
-        if file is None:
+    there, met = dict[str, None](), Counter[str]()
+    alone, lacking = [], []
+    for path, others in zip(paths, kept if kept.column_names else [{}] * len(paths), strict=True):
+        if (file := beside(Path(str(path)))) is None:
             alone.append(path)
             continue
-        tiers = read_annotations(file)
-        there.update(tiers)
+        tiers = read_annotations(file, data.tiers, met)
+        there |= dict.fromkeys(tiers)
         wanted = list(tiers) if data.tiers == ["*"] else [name for name in data.tiers if name in tiers]
         found = sorted(interval for name in wanted for interval in tiers[name])
-        if segments:
-            rows.append({column: path, data.segments_column: [interval._asdict() for interval in found]})
+        if not wanted:  # which does not say that nobody speaks
+            lacking.append(file)
+        elif segments:
+            rows.append(others | {column: path, data.segments_column: [interval._asdict() for interval in found]})
         else:
-            rows += [{column: path} | interval._asdict() for interval in found]
+            rows += [others | {column: path} | _named(interval._asdict(), data) for interval in found]
     if data.tiers != ["*"] and (unknown := [name for name in data.tiers if name not in there]):
         listed = ", ".join(there) or "none"
         raise InputError(f"{split}: no tier {unknown[0]!r} (data.tiers) beside {column}; there are {listed}")
     if not rows:
         raise InputError(
-            f"{split}: no intervals; looked for {', '.join(ENDINGS)} beside {len(paths)} recordings (data.tiers)"
+            f"{split}: no intervals; looked for .eaf, .TextGrid beside {len(paths)} recordings (data.tiers)"
         )
     if alone:
         line = (
@@ -119,7 +178,25 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
         )
         values = {"split": split, "rows": len(alone), "of": len(paths)}
         remarks.append(("recordings without tiers", f"{line}; the first is {alone[0]}", values))
-    return datasets.Dataset.from_list(rows if segments else [_named(row, data) for row in rows])
+    if lacking:
+        line = (
+            f"{split}: {len(lacking)} of {len(paths)} recordings have no tier {', '.join(data.tiers)} and are left out"
+        )
+        values = {"split": split, "rows": len(lacking), "of": len(paths)}
+        remarks.append(("recordings without these tiers", f"{line}; the first is of {lacking[0]}", values))
+    for what, count in met.items():
+        if count:
+            remarks.append((f"tiers: {what}", f"{split}: {count} {what} (data.tiers)", {"split": split, "rows": count}))
+    return datasets.Dataset.from_list(rows)
+
+
+def beside(path: Path) -> Path | None:
+    """The ELAN or Praat file that is called as a recording, if there is one."""
+    names = [path.with_suffix(ending) for ending in (*ENDINGS, ".TextGrid")] if path.name else []
+    if there := next((name for name in names if name.is_file()), None):
+        return there
+    near = path.parent.iterdir() if path.parent.is_dir() else ()  # in other letters
+    return next((file for file in near if file.stem == path.stem and file.suffix.lower() in ENDINGS), None)
 
 
 def _named(row: dict[str, Any], data: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from d2v.config import Job
@@ -61,6 +62,7 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     def name(value: Any) -> Any:
         if isinstance(value, list):
             return [name(label) for label in value]
+        value = float(value) if isinstance(value, Decimal) else value  # as databases write numbers
         if not isinstance(value, str | int | float):
             return value
         if (key := (type(value), value)) not in names:
@@ -72,6 +74,10 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     if str in kinds and len(kinds) > 1:
         raise InputError(f"{split.name}: {column} has text and numbers; should be one of the two")
     found = {label for label in names.values() if isinstance(label, str)}
+    there = next((value for value in values if value not in (None, "", [])), None)
+    if not found and there is not None and all(value is not None for value in names.values()):
+        advice = "(data.problem_type regression predicts values)" if isinstance(there, float | Decimal) else ""
+        raise InputError(f"{split.name}: {column} is {there!r:.40}; should be text or whole numbers {advice}".strip())
     written = {value: label for (kind, value), label in names.items() if kind is str and label is not None}
     tidied = {value: label for value, label in written.items() if label != value.strip()}
     return Named([whole[i] for i in split.index], listed or in_order(found), tidied=tidied)
@@ -123,7 +129,7 @@ def vector_width(rows: Sequence[Any]) -> int:
 def as_number(value: Any) -> Any:
     """A value that a text, as of a CSV file, says; others stay."""
     if not isinstance(value, str):
-        return str(value) if isinstance(value, bool) else value
+        return str(value) if isinstance(value, bool) else float(value) if isinstance(value, Decimal) else value
     try:
         return float(value)
     except ValueError:

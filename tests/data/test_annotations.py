@@ -1,5 +1,7 @@
 """Tiers of ELAN and Praat: their intervals are the rows, or the segments, of the recordings beside them."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import soundfile
@@ -47,6 +49,84 @@ def test_both_formats(encoding, tmp_path):
         tiers = read_annotations(tmp_path / file)
         assert [interval[:4] for interval in tiers["A"]] == expected and tiers["A"][0].speaker == speaker
         assert [interval.text for interval in tiers["B"]] == ["ja"] and "points" not in tiers
+
+
+GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 4
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "A"
+        xmin = -1e-3
+        xmax = 4
+        intervals: size = 2
+        intervals [1]:
+            xmin = 5.684341886080802e-14
+            xmax = 1.5e0
+            text = "it ""is"" 1e-3"
+        intervals [2]:
+            xmin = 1.5
+            xmax = 4
+            text = "two
+lines = 7"
+    item [2]:
+        class = "IntervalTier"
+        name = "A"
+        xmin = 0
+        xmax = 4
+        intervals: size = 1
+        intervals [1]:
+            xmin = -0.25
+            xmax = 4
+            text = "another"
+"""
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n", "\r"])
+def test_praats_numbers_lines_and_tiers_of_one_name(line, tmp_path):
+    (tmp_path / "a.TextGrid").write_bytes(GRID.replace("\n", line).encode())
+    expected = [(0, 1.5, 'it "is" 1e-3'), (0, 4, "another"), (1.5, 4, "two\nlines = 7")]
+    assert [interval[:3] for interval in read_annotations(tmp_path / "a.TextGrid")["A"]] == expected
+
+
+def test_elans_times(tmp_path):
+    """Annotations of one interval, some without times, and a recording that begins before the file's time."""
+    document = pympi.Elan.Eaf(author="me")
+    document.add_linked_file("file:///x/a.wav", "./a.wav", "audio/x-wav", time_origin=2000)
+    document.add_tier("said")
+    document.add_annotation("said", 500, 1500, "so it is")
+    document.add_linguistic_type("subdivision", "Symbolic_Subdivision", False)
+    document.add_tier("words", "subdivision", "said")
+    for word in ("so", "it", "is"):
+        document.add_ref_annotation("words", "said", 700, word)
+    document.add_tier("parts")
+    document.add_annotation("parts", 500, 600, "x")
+    slot = next(reversed(document.timeslots))
+    document.timeslots[slot] = None
+    document.to_file(str(tmp_path / "a.eaf"))
+    met = Counter()
+    tiers = read_annotations(tmp_path / "a.eaf", met=met)
+    assert [interval[:3] for interval in tiers["words"]] == [(2.5, 3.5, "so it is")] and not tiers["parts"]
+    assert met["annotations have no times and are left out"] == 1
+    assert met["intervals have several annotations, joined by spaces"] == 1
+    assert met["intervals are heard 2 s later, as the file has it"] == 2
+
+
+def test_recordings_that_lack_a_tier_are_not_silent(tmp_path):
+    folder = write(tmp_path / "set")
+    (folder / "2.TEXTGRID").write_text(GRID.replace('"A"', '"a"'))
+    (folder / "metadata.csv").write_text("file_name,village,id\n" + "".join(f"{i}.wav,v{i},{i}\n" for i in range(3)))
+    job, split = loaded(SegmentData(path=str(folder), tiers=["A"]), mode="evaluate")
+    assert len(split) == 2 and split.column("village") == ["v0", "v1"]
+    said = " ".join(fact["line"] for fact in job.facts)
+    assert "1 of 3 recordings have no tier A and are left out; the first is of" in said and "2.TEXTGRID" in said
+    job, split = loaded(TranscriptData(path=str(folder), tiers=["A"], group_column="village"))
+    assert split.groups() == ["v0", "v0", "v1", "v1"] and split.column("text")[0] == "so"
 
 
 @pytest.mark.parametrize("name", ["a.eaf", "a.TextGrid"])

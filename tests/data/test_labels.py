@@ -1,6 +1,7 @@
 """Labels: classes of any type as names and numbers, and what a model's scores say."""
 
 import json
+from decimal import Decimal
 
 import datasets
 import numpy as np
@@ -75,10 +76,30 @@ def test_classes_that_the_column_lists():
     assert labels.problem(None) is not None and labels.problem("positive") is None
 
 
-@pytest.mark.parametrize("values", [["a", "a"], ["only"], [None, None], [{"name": "a"}, {"name": "b"}]])
+@pytest.mark.parametrize("values", [["a", "a"], ["only"], [None, None]])
 def test_fewer_than_two_classes_are_refused(values):
     with pytest.raises(InputError, match=r"train: label has \d classes.*; should have two or more"):
         read(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([b"a", b"b"], r"train: label is b'a'; should be text or whole numbers$"),
+        ([{"x": 1}, {"x": 2}], r"label is {'x': 1}; should be text or whole numbers$"),
+        ([0.5, 1.5], r"label is 0.5; should be .* \(data.problem_type regression predicts values\)$"),
+        ([Decimal("0.5"), Decimal("1.5")], r"label is Decimal\('0.5'\); .* \(data.problem_type regression"),
+    ],
+)
+def test_what_cannot_be_a_label_is_shown(values, message):
+    with pytest.raises(InputError, match=message):
+        read(values)
+
+
+def test_decimals_of_databases_are_numbers():
+    assert read([Decimal("1.00"), Decimal("2.00")], [Decimal("1.00")])[0].names == ["1", "2"]
+    values = read([Decimal("1.50"), Decimal("2.00")], [Decimal("1.00")], problem_type="regression")[1]
+    assert values["train"] == [1.5, 2.0]
 
 
 def test_text_beside_numbers_is_refused():
