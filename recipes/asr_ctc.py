@@ -76,7 +76,7 @@ def collate(rows: list[dict], *, extractor, tokenizer, data, longest: float = ma
     """A batch of clips; if one is longer than `longest` seconds a list of recordings, each normalised as a whole."""
     rows, batch = clip_batch(rows, extractor, data)
     if "reference" in rows[0]:
-        batch["labels"] = pad_labels([tokenizer.encode(row["reference"]) for row in rows])
+        batch["labels"] = pad_labels([tokenizer.labels(row["reference"]) for row in rows])
     return long_recordings(batch, longest * extractor.sampling_rate)
 
 

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain
+from operator import eq
 from typing import Any, Literal
 
 import numpy as np
@@ -152,14 +153,14 @@ def text_problem(text: Any) -> str | None:
 
 
 def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str | None:
-    """Why CTC cannot learn from a transcript of so many frames, or None."""
+    """Why CTC cannot learn from a transcript, normalised, of so many frames, or None."""
     if reason := text_problem(text):
         return reason
-    if unknown := tokenizer.unknown(text):
+    labels = tokenizer.labels(text)
+    if tokenizer.unk_token_id in labels and (unknown := tokenizer.unknown(text)):
         options = "data.case, data.remove, data.replace and data.vocabulary"
         return f"characters {''.join(sorted(unknown))!r} are not in the vocabulary; see {options}"
-    labels = tokenizer.encode(text)
     if not labels:
         return "empty transcript"
-    needed = len(labels) + sum(a == b for a, b in pairwise(labels))  # a blank between equal ones
+    needed = len(labels) + sum(map(eq, labels, labels[1:]))  # a blank between equal ones
     return f"{len(labels)} labels need {needed} frames; the clip has {frames}" if needed > frames else None

@@ -117,7 +117,14 @@ class CTCTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The labels of a text, normalised first; no delimiter at the end."""
-        return [i for c in self.normalize(text) for i in self._ids(c) or [self.unk_token_id]]
+        return self.labels(self.normalize(text))
+
+    def labels(self, text: str) -> list[int]:
+        """The labels of a text that is normalised already."""
+        try:
+            return list(map(self._id.__getitem__, text))
+        except KeyError:  # few texts have such characters
+            return [i for c in text for i in self._ids(c) or [self.unk_token_id]]
 
     def unknown(self, text: str) -> set[str]:
         """The characters of a text, normalised first, that the vocabulary lacks."""
