@@ -39,6 +39,7 @@ from d2v.data.folders import (
     read_media,
     read_transcripts,
 )
+from d2v.data.prepared import read_as_text, sounds_as_files
 from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
 from d2v.errors import InputError
 from d2v.hub import PREPARE, read_json, split_revision, write_json
@@ -92,9 +93,9 @@ def read(data: Data) -> Source:
     return read_hub(data)
 
 
-STATED = {"parquet", "arrow", "webdataset", "text"}
-"""Kinds of files that say themselves of what type their columns are; of others, such as folders of classes, all splits
-together do."""
+STATED = {"parquet", "arrow", "webdataset", "text", "csv"}
+"""Kinds of files that say themselves of what type their columns are, of CSV text; of others, such as folders of
+classes, all splits together do."""
 
 
 def read_hub(data: Data) -> Source:
@@ -123,7 +124,9 @@ def read_hub(data: Data) -> Source:
         kind = type(builder).__module__.rpartition(".")[2]
         if (builder is None or kind == "cache") and listed.is_file():
             names = read_json(listed)["splits"]
-        elif kind in STATED and len(found) > 1 and not Path(builder.cache_dir, "dataset_info.json").is_file():
+        elif kind == "csv" or (
+            kind in STATED and len(found) > 1 and not Path(builder.cache_dir, "dataset_info.json").is_file()
+        ):
             names = list(map(str, found))
             place.mkdir(parents=True, exist_ok=True)
             write_json(listed, {"splits": names})
@@ -151,6 +154,8 @@ def read_split(data: Data, name: str, revision: str | None, place: Path, split: 
             builder.config.data_files = type(files)({split: files[split]})
             if not Path(builder.cache_dir, "dataset_info.json").is_file():
                 print(f"{data.path}: {split} is fetched and prepared, {len(files[split])} files", flush=True)
+                if type(builder).__module__.endswith(".csv"):
+                    read_as_text(builder, data, files[split])
         builder.download_and_prepare(verification_mode="no_checks")  # which would miss the other splits
         return builder.as_dataset(split=split)
 
@@ -159,10 +164,18 @@ def read_split(data: Data, name: str, revision: str | None, place: Path, split: 
 def explained(data: Data) -> Iterator[None]:
     """Within, whatever `datasets` cannot do is an InputError of one line."""
     import datasets
+    import yaml
 
     try:
-        yield
-    except (OSError, ValueError, *offline_errors(), datasets.exceptions.DatasetGenerationError) as error:
+        with sounds_as_files():
+            yield
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        *offline_errors(),
+        datasets.exceptions.DatasetGenerationError,
+    ) as error:
         why = reason(error)
         if Path(data.path or "").is_dir():
             why += f"; there are {counted(walk(Path(data.path or ''))) or 'no files'}; looked for {looked_for()}"
@@ -191,9 +204,11 @@ def looked_for() -> str:
 def has_card(folder: Path) -> bool:
     """Whether a folder's README.md lists its files, as on the hub."""
     card = folder / "README.md"
-    return card.is_file() and bool(
-        re.match(r"---\n(.*\n)*?(configs|dataset_info):", card.read_text("utf-8", "replace"))
-    )
+    text = card.read_text("utf-8", "replace") if card.is_file() else ""
+    listed = bool(re.match(r"\ufeff?---\n(.*\n)*?(configs|dataset_info):", text))
+    if listed and text.startswith("\ufeff"):  # `datasets` would not see what it lists
+        raise InputError(f"{card}: begins with a byte order mark; should be plain UTF-8, for its lists to be found")
+    return listed
 
 
 def read_file(path: Path, data: Data, remarks: list[Remark]) -> Source:
