@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -57,7 +57,10 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return parser.instantiate_classes(parser.parse_args(args))
+                values = parser.instantiate_classes(parser.parse_args(args))
+            if nothing := none_of(config_class, values):
+                raise ValueError(f"{nothing} is null; it needs a value, and has its default where it is not given")
+            return values
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             raise InputError(file + explain(str(error), parser)) from error
 
@@ -74,6 +77,20 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
+
+
+def none_of(config: type, values: Any, before: str = "") -> str | None:
+    """The first option that is null and may not be; jsonargparse lets null stand for any."""
+    hints = get_type_hints(config)
+    for each in fields(config):
+        hint, name = hints[each.name], before + each.name
+        value = values[each.name] if isinstance(values, Mapping) else getattr(values, each.name)
+        if value is None:
+            if hint is not Any and type(None) not in get_args(hint):
+                return name
+        elif is_dataclass(hint) and (found := none_of(hint, value, f"{name}.")):  # type: ignore[arg-type]
+            return found
+    return None
 
 
 def text_options(config: type, before: str = "") -> set[str]:
@@ -98,18 +115,36 @@ def is_text(hint: Any) -> bool:
 
 
 def load_yaml(content: str, texts: set[str]) -> Any:
-    """The content of YAML, in which values of the options `texts` are text as written, such as 007 and no."""
+    """The content of YAML, in which keys and values of the options `texts` are text as written, such as 007 and no."""
     import yaml
     from jsonargparse import get_loader
 
+    if twice := repeated(yaml.compose(content, yaml.SafeLoader)):
+        raise yaml.YAMLError(f"{twice} stands there twice")
     values = get_loader("yaml")(content)
     return as_written(values, yaml.load(content, yaml.BaseLoader), texts) if isinstance(values, dict) else values
 
 
+def repeated(node: Any, before: str = "") -> str | None:
+    """The first key of YAML's nodes that one mapping has twice, of which only the last would count."""
+    pairs = node.value if getattr(node, "id", "") == "mapping" else []
+    seen = set[str]()
+    for key, value in pairs:
+        name = f"{before}{key.value}"
+        if name in seen:
+            return f"{name}, in line {key.start_mark.line + 1},"
+        seen.add(name)
+        if found := repeated(value, f"{name}."):
+            return found
+    return None
+
+
 def as_written(values: dict[Any, Any], written: dict[str, Any], texts: set[str], before: str = "") -> dict[Any, Any]:
     """The values, with those of the options `texts` as they were written; null stays null."""
+    if len(values) < len(written):
+        raise ValueError(f"two of the keys {', '.join(written)} mean the same in YAML; quotes tell them apart")
     found = {}
-    for (key, value), text in zip(values.items(), written.values(), strict=True):
+    for value, (key, text) in zip(values.values(), written.items(), strict=True):
         name = f"{before}{key}"
         if isinstance(value, dict) and name not in texts:
             found[key] = as_written(value, text, texts, name + ".")
@@ -126,6 +161,7 @@ def quoted(args: Sequence[str], texts: set[str]) -> list[str]:
     for arg in args:
         option, equals, value = arg.partition("=") if arg.startswith("--") else (name, "", arg)
         if option.removeprefix("--").rstrip("+") in texts and value.lstrip().startswith(("[", "{")):
+            value = re.sub(r"(?<=[\[,])\s*\*\s*(?=[\],])", '"*"', value)  # elsewhere in YAML an alias begins so
             with suppress(yaml.YAMLError):  # which the parser will name
                 value = json.dumps(yaml.load(value, yaml.BaseLoader))
             arg = option + equals + value if equals else value

@@ -127,10 +127,14 @@ def test_wrong_values_are_named(args, parts):
     assert all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("yaml", ["optim: {lr: fast}", "optim: [", "- 1", "optim: 3"])
+REPEATED = "run:\n  seed: 1\noptim: {lr: 1}\nrun:\n  epochs: 2"
+
+
+@pytest.mark.parametrize("yaml", ["optim: {lr: fast}", "optim: [", "- 1", "optim: 3", "run: {seed: null}", REPEATED])
 def test_wrong_files_are_named(write, yaml):
     # Which of several files is wrong, the message should say.
-    assert "broken.yaml" in complaint("--config", write("run: {seed: 1}"), "--config", write(yaml, "broken.yaml"))
+    message = complaint("--config", write("run: {seed: 1}"), "--config", write(yaml, "broken.yaml"))
+    assert "broken.yaml" in message and (yaml != REPEATED or "run, in line 4, stands there twice" in message)
 
 
 def test_demo_defaults_only_without_a_path(tmp_path, write):
@@ -251,6 +255,12 @@ def test_text_in_files_is_as_written(tmp_path):
     assert config.run.seed == 7
     also = parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.also={no: 007}"]).data.also
     assert also == {"no": "007"}
+    (tmp_path / "b.yaml").write_text("data: {class_weights: {no: 2, 7: 1e-1}}")
+    for option in ("--data.class_weights={no: 2, 7: 1e-1}", f"--config={tmp_path / 'b.yaml'}"):
+        weights = parse(load_recipe("text_classification").Config, ["--data.path=x", option]).data.class_weights
+        assert weights == {"no": 2.0, "7": 0.1}
+    for option in ("--data.tiers=[*]", "--data.tiers=['*']"):
+        assert parse(load_recipe("asr_ctc").Config, ["--data.path=x", option]).data.tiers == ["*"]
 
 
 def test_prepared_is_no_failure(monkeypatch, capsys):

@@ -4,6 +4,7 @@ An interval is (start, end, text), in seconds of its recording.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +83,7 @@ def subtitles(tiers: Tiers, *, web: bool) -> str:
     for number, (start, end, text, name) in enumerate((row for row in rows if row[2]), 1):
         said = " ".join(text.replace("-->", "->").split())
         said = f"{name}: {said}" if len(tiers) > 1 and said != name else said
+        said = escape(said, quote=False) if web else said  # where <unk> would be a tag, which nobody sees
         blocks.append(f"{number}\n{clock(start, web=web)} --> {clock(end, web=web)}\n{said}\n")
     return "\n".join(blocks)
 

@@ -65,3 +65,9 @@ def test_cues_end_at_pauses_and_before_they_are_too_long():
 
 def test_clock():
     assert clock(3723.0456, web=False) == "01:02:03,046" and clock(59.9996, web=True) == "00:01:00.000"
+
+
+def test_signs_that_webvtt_takes_for_tags(tmp_path):
+    write_intervals(tmp_path, {"a": {"text": [(0.0, 1.0, '<unk> & "co" --> x')]}}, ["srt", "vtt"])
+    assert (tmp_path / "a.vtt").read_text().endswith('&lt;unk&gt; &amp; "co" -&gt; x\n')
+    assert (tmp_path / "a.srt").read_text().endswith('<unk> & "co" -> x\n')
