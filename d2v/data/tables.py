@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         if kind == "csv" or (kind == "text" and data.delimiter):
             large = sum(file.stat().st_size for file in files) > LARGE
             return joined([(kept_rows if large else whole_rows)(file, data, remarks) for file in files], files)
+        if kind == "json" and any(map(by_column, files)):
+            return joined([in_memory(read_json_rows(file)) for file in files], files)
         names = [str(file) for file in files]
         options = {"encoding": "utf-8-sig"} if kind == "text" else {}
         table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
@@ -248,11 +251,24 @@ def read_json_rows(file: Path) -> Any:
         content = text.read()
     try:
         lines = content.split("\n")
-        rows = json.loads(content) if content.lstrip().startswith("[") else [json.loads(x) for x in lines if x.strip()]
+        whole = None
+        if content.lstrip().startswith("[") or by_column(file):
+            with suppress(ValueError):  # an object a line, of which the first looks like columns
+                whole = json.loads(content)
+        rows = [json.loads(line) for line in lines if line.strip()] if whole is None else whole
+        if isinstance(whole, dict):  # pandas' default: of each column the values by row
+            values = [whole[name].values() for name in whole]
+            rows = [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
         names = dict.fromkeys(name for row in rows for name in row)
         return pa.table({name: [row.get(name) for row in rows] for name in names})
     except (ValueError, AttributeError, pa.ArrowException) as error:
         raise InputError(f"{file}: not an object a line, or a list of objects of the same kind ({error})") from error
+
+
+def by_column(file: Path) -> bool:
+    """Whether a JSON file is one object of columns, each with its values by number, as pandas writes tables."""
+    with open_binary(file) as stream:
+        return bool(re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"[^"]*"\s*:\s*\{\s*"0"\s*:', stream.read(1000)))
 
 
 def dated(feature: Any) -> bool:
@@ -282,7 +298,7 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
                 return [dict.fromkeys(source.schema_arrow.names) | row for row in rows]
         if kind == "json":
             with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
-                if text.read(1) == "[":
+                if text.read(1) == "[" or by_column(file):
                     return read_json_rows(file).slice(0, SAMPLE).to_pylist()
                 text.seek(0)
                 return [

@@ -7,6 +7,7 @@ import pytest
 
 from d2v.config import Data
 from d2v.data.load import read
+from d2v.data.tables import first_rows, read_table
 from d2v.errors import InputError
 
 
@@ -154,3 +155,16 @@ def test_rows_of_another_width_are_left_out_if_asked(tmp_path):
 def test_a_delimiter_is_one_character(delimiter):
     with pytest.raises(InputError, match="data.delimiter should be one character"):
         Data(delimiter=delimiter)
+
+
+def test_json_by_column_as_pandas_writes_it(tmp_path):
+    (tmp_path / "a.json").write_text('{"text": {"0": "007", "1": "b"},\n "label": {"0": 1, "1": null}}')
+    rows = read_table([tmp_path / "a.json"], Data(), [])
+    assert rows["text"][:] == ["007", "b"] and rows["label"][:] == [1, None]
+    assert first_rows(tmp_path / "a.json", Data()) == [{"text": "007", "label": 1}, {"text": "b", "label": None}]
+    (tmp_path / "b.json").write_text('{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}')
+    with pytest.raises(InputError, match="b.json: not an object a line"):
+        read_table([tmp_path / "b.json"], Data(), [])
+    lines = '{"a": {"0": 1}, "b": "x"}\n{"a": {"0": 2}, "b": "y"}\n'
+    (tmp_path / "c.jsonl").write_text(lines)
+    assert read_table([tmp_path / "c.jsonl"], Data(), [])["b"][:] == ["x", "y"]
