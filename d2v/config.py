@@ -323,3 +323,11 @@ def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) ->
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise InputError(f"{group}.{name} should be at least {lowest}, not {value}")
+
+
+def shares(group: str, options: Any, names: tuple[str, ...]) -> None:
+    """Raise InputError for the first of these options that is a number, and not a share from 0 to below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            raise InputError(f"{group}.{name} should be at least 0 and below 1, not {value:g}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.config import Data, Job, at_least
+from d2v.config import Data, Job, at_least, shares
 from d2v.data.class_names import (
     Named,
     as_list,
@@ -90,7 +90,7 @@ class LabelData(Data):
     def __post_init__(self):
         super().__post_init__()
         at_least(0, "data", self, ("listed_scores",))
-        check_smoothing(self.label_smoothing)
+        shares("data", self, ("label_smoothing", "threshold"))
         if self.problem_type == "regression" and (self.class_weights != "equal" or self.label_smoothing):
             raise InputError("data.class_weights and data.label_smoothing are for classes, not for regression")
 
@@ -273,12 +273,6 @@ def settle_classes(
         raise InputError(f"{column}: {there}; should be as many")
     known = match_classes("number" if first.numbered else match, labels.names, first.classes)
     return matched(job, labels, first.classes, known, named)
-
-
-def check_smoothing(smoothing: float) -> None:
-    """Raise InputError unless data.label_smoothing is a share."""
-    if not 0 <= smoothing < 1:
-        raise InputError(f"data.label_smoothing should be at least 0 and below 1, not {smoothing:g}")
 
 
 def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from d2v.config import Job
+from d2v.config import Job, shares
 from d2v.data.cache import arrays, map_table
 from d2v.data.files import usual, walk
-from d2v.data.labels import check_smoothing
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.sources import Source, read
 from d2v.data.text import TextData, encode_table, note_cut
@@ -44,7 +43,7 @@ class ChoiceData(TextData):
 
     def __post_init__(self):
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
+        shares("data", self, ("label_smoothing",))
 
 
 def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:

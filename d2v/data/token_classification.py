@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from d2v.config import Job
+from d2v.config import Job, shares
 from d2v.data.cache import arrays, map_table
 from d2v.data.class_names import Named, as_list, name_reader, name_values, with_stream
-from d2v.data.labels import Labels, Match, check_smoothing, checkpoint_labels, label_problem, settle_classes, weighted
+from d2v.data.labels import Labels, Match, checkpoint_labels, label_problem, settle_classes, weighted
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.streams import rows_of
 from d2v.data.text import TextData
@@ -56,7 +56,7 @@ class TokenData(TextData):
 
     def __post_init__(self):
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
+        shares("data", self, ("label_smoothing",))
 
 
 NO_TAGS = (-100, -1, "-100", "-1", "")

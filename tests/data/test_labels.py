@@ -364,8 +364,9 @@ def test_classes_are_weighted():
     for option in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}):
         with pytest.raises(InputError, match="are for classes, not for regression"):
             LabelData(problem_type="regression", **option)
-    with pytest.raises(InputError, match="data.label_smoothing should be at least 0 and below 1, not 1"):
-        LabelData(label_smoothing=1.0)
+    for option, value in (("label_smoothing", 1.0), ("label_smoothing", -0.1), ("threshold", 2), ("threshold", -0.5)):
+        with pytest.raises(InputError, match=f"data.{option} should be at least 0 and below 1, not {value:g}"):
+            LabelData(**{option: value})
 
 
 def test_the_positive_class_is_named():
