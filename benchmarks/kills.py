@@ -126,17 +126,21 @@ def kill(recipe: str, name: str, target: str, moment: str, seed: int, root: Path
     if not straight.exists():
         subprocess.run(command(recipe, data, straight), check=True, **quiet)
     started = command(recipe, data, out, launched=target == "launcher")
-    process = subprocess.Popen(started, start_new_session=True, **quiet)
-    hit = wait_for(moment, out, process, random.Random(seed))
-    if hit != "ended":
-        (os.killpg if target == "group" else os.kill)(process.pid, getattr(signal, name))
-    begun = time.monotonic()
-    _, error = process.communicate(timeout=120)
-    left = alive(str(out))
-    while left and time.monotonic() - begun < 10:
-        time.sleep(0.1)
+    with (root / recipe / f"killed-{seed}.log").open("w+", encoding="utf-8") as log:  # which orphans may write to
+        process = subprocess.Popen(started, start_new_session=True, **quiet | {"stderr": log})
+        hit = wait_for(moment, out, process, random.Random(seed))
+        if hit != "ended":
+            (os.killpg if target == "group" else os.kill)(process.pid, getattr(signal, name))
+        begun = time.monotonic()
+        process.wait(timeout=120)
+        ended = time.monotonic()
         left = alive(str(out))
-    seconds = time.monotonic() - begun
+        while left and time.monotonic() - ended < 10:
+            time.sleep(0.1)
+            left = alive(str(out))
+        seconds = time.monotonic() - begun
+        log.seek(0)
+        error = log.read()
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     saved = [path.name.removeprefix("step-").lstrip("0") for path in sorted(out.glob("checkpoints/step-*"))]

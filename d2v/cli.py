@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from d2v.config import demo_file
 from d2v.errors import InputError, Interrupted, Prepared
-from d2v.training.signals import interrupt_at_signals, watch_launcher
+from d2v.training.signals import end_workers, interrupt_at_signals, watch_launcher
 
 
 def parse(config_class: type, args: list[str] | None = None, demo: Path | None = None) -> Any:
@@ -215,6 +215,8 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         exit_with(2, f"error: {error.filename or 'a file'}: {error.strerror}; what was saved before is untouched")
+    finally:
+        end_workers()
 
 
 def exit_with(code: int, message: str) -> None:

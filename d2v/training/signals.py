@@ -4,6 +4,7 @@ SIGINT (Ctrl-C), SIGTERM, and what clusters send before the time is up: SIGUSR1 
 the start, as `nohup` does, stays ignored. Windows lacks some of them.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -79,3 +80,11 @@ def watch_launcher() -> None:
 
     if os.name == "posix" and (LAUNCHED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ):
         threading.Thread(target=watch, daemon=True).start()
+
+
+def end_workers() -> None:
+    """End the data workers that are left, at once; Python would ask them by SIGTERM, which they outlive for a while."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a worker for an error
+    for child in multiprocessing.active_children():
+        child.kill()

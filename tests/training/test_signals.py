@@ -1,5 +1,6 @@
 """Signals: held while a run saves, raised elsewhere, ignored where they were ignored; on systems that lack some too."""
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -18,7 +19,7 @@ from d2v.errors import Interrupted
 from d2v.training import signals
 from d2v.training.machine import environment
 from d2v.training.report import peak_memory_mb
-from d2v.training.signals import hold_signals, received
+from d2v.training.signals import end_workers, hold_signals, received
 
 KINDS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
@@ -153,3 +154,16 @@ if __name__ == "__main__":
     (tmp_path / "spawned.py").write_text(code)
     done = subprocess.run([sys.executable, str(tmp_path / "spawned.py")], capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "out/results.json").is_file(), done.stderr[-3000:]
+
+
+def test_workers_that_are_left_are_ended_at_once():
+    """By SIGTERM, which Python sends them at its end, they would live on for half a minute."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    before = signal.getsignal(signal.SIGCHLD)
+    worker.start()
+    try:
+        end_workers()
+        worker.join(10)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert worker.exitcode == -signal.SIGKILL
