@@ -216,9 +216,21 @@ def report(found: Mapping[str, Any]) -> str:
     if rows["most"]:
         lines += ["", "rows on which they differ most:"]
         for row in rows["most"]:
-            sides = (json.dumps(row[side], ensure_ascii=False) for side in ("first", "second"))
-            lines += [f"  {row['id']}", *(f"    {side:.200}" for side in sides)]
+            lines += difference(row)
     return "\n".join(lines)
+
+
+def difference(row: Mapping[str, Any]) -> list[str]:
+    """A row of two runs as lines: what both have, and what each predicts; lists of parts, such as words, are long."""
+    first, second = row["first"], row["second"]
+    both = {key: value for key, value in first.items() if second.get(key) == value and key != "id"}
+
+    def written(values: Mapping[str, Any]) -> str:
+        short = {key: value for key, value in values.items() if "{" not in str(value) or not isinstance(value, list)}
+        return f"{json.dumps(short or values, ensure_ascii=False):.200}"
+
+    sides = ({key: value for key, value in side.items() if key not in both | {"id": ""}} for side in (first, second))
+    return [f"  {row['id']} {written(both) if both else ''}".rstrip(), *(f"    {written(side)}" for side in sides)]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from d2v.compare import compare, main
+from d2v.compare import compare, difference, main
 from d2v.errors import InputError
 from d2v.metrics import statistics as s
 from d2v.metrics.intervals import save_statistics
@@ -161,3 +161,12 @@ def test_a_picture_that_cannot_be_drawn(runs, capsys, tmp_path):
     main([str(runs[0]), str(runs[1]), "--json", "--picture", str(runs[0] / "results.json" / "c.png")])
     said = capsys.readouterr()
     assert json.loads(said.out) and said.err.startswith("the curves could not be drawn") and said.err.count("\n") == 1
+
+
+def test_rows_are_shown_by_what_differs():
+    words = [{"word": "a", "start": 0.0, "end": 1.0}]
+    first = {"id": "x", "text": "a", "words": words, "reference": "b"}
+    lines = difference({"id": "x", "first": first, "second": first | {"text": "b", "words": []}})
+    assert lines == ['  x {"reference": "b"}', '    {"text": "a"}', '    {"text": "b", "words": []}']
+    row = {"id": "x", "first": {"id": "x", "words": words}, "second": {"id": "x", "words": []}}
+    assert difference(row) == ["  x", f"    {json.dumps({'words': words})}", '    {"words": []}']
