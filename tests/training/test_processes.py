@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -107,6 +109,38 @@ def test_two_and_three_processes_compute_what_one_does_whatever_the_engine(tmp_p
     assert dealt["stayed"] == dealt["moved"] and sum(map(len, dealt["moved"])) == 6
     facts = read_json(tmp_path / f"{engine}_moved/data.json")["facts"]
     assert [(each["before"], each["processes"]) for each in facts if each["fact"] == "processes"] == [(1, 3)]
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_sharded_run_that_is_killed_goes_on_exactly(tmp_path, name):
+    """Between two checkpoints: by SIGKILL to all, or by SIGTERM to the launcher, after which it saves."""
+    kills.write_data("text_classification", tmp_path / "data")
+    options = [*small("text_classification", tmp_path / "data"), "--run.max_steps=40", "--run.eval_every=10"]
+    command = [*TWO, str(ROOT / "recipes/text_classification.py"), *options, "--run.tracker=null", "--run.resume=true"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"}
+    straight, out = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, out):
+        run = [*command, f"--run.out={folder}"]
+        with subprocess.Popen(run, env=environment, start_new_session=True) as process:
+            while folder is out and process.poll() is None and len(entries(out)) < 14:
+                time.sleep(0.005)
+            if folder is out:
+                assert process.poll() is None
+                (os.killpg if name == "SIGKILL" else os.kill)(process.pid, getattr(signal, name))
+        assert (process.returncode == 0) == (folder is straight)
+    saved = sorted((out / "checkpoints").glob("step-*"))[-1].name
+    assert saved == "step-00000010" if name == "SIGKILL" else "step-00000010" < saved < "step-00000040"
+    subprocess.run([*command, f"--run.out={out}"], env=environment, check=True)
+    first, second = kills.weights(straight), kills.weights(out)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert read_json(straight / "data.json")["facts"] and [x["step"] for x in entries(out) if "lr" in x][-1] == 40
+
+
+def entries(out: Path) -> list[dict]:
+    """Lines of a run's log that are whole."""
+    log = out / "log.jsonl"
+    return processes.entries(out) if log.is_file() and log.read_text().endswith("\n") else []
 
 
 PARTS = ("stayed", "moved")
