@@ -82,7 +82,8 @@ class Alarm:
     Attributes:
         rank: effective rank of the targets below which they may have collapsed.
         unexplained: share of the targets' variance left unexplained below which targets of low rank count as collapsed.
-        deviation: standard deviation of the targets or predictions below which they have collapsed in any case.
+        deviation: standard deviation of the targets or predictions below which they have collapsed in any case; so have
+            those that are all alike but for their length.
         patience: number of lines of the log in a row that have to say so; 0 never stops a run.
     """
 

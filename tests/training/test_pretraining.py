@@ -9,7 +9,13 @@ from d2v.errors import InputError
 from d2v.training.pretraining import Vigil, half_life
 from d2v.training.teaching import Alarm, Auxiliary, Pretraining, Teaching
 
-HEALTHY = {"target_rank": 60.0, "unexplained": 0.4, "target_deviation": 0.9, "prediction_deviation": 0.6}
+HEALTHY = {
+    "prediction_rank": 50.0,
+    "target_rank": 60.0,
+    "unexplained": 0.4,
+    "target_deviation": 0.9,
+    "prediction_deviation": 0.6,
+}
 NARROW = HEALTHY | {"target_rank": 11.0, "unexplained": 0.1}
 
 
@@ -84,6 +90,7 @@ def test_neither_sign_alone_is_one():
     assert watch([HEALTHY | {"unexplained": 0.1}] * 50) is None
     assert watch([HEALTHY | {"target_deviation": 0.001}] * 50) == 4
     assert watch([HEALTHY | {"prediction_deviation": 0.001}] * 50) == 4
+    assert watch([HEALTHY | {"target_rank": 2.5, "prediction_rank": 1.1, "unexplained": 0.6}] * 50) == 4
     assert watch([{"front_rank": 1.0, "front_deviation": 0.0}] * 50) is None  # there is no teacher
 
 
