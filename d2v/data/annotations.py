@@ -151,8 +151,9 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
     rows: list[dict[str, Any]] = []
     there, met = dict[str, None](), Counter[str]()
     alone, lacking = [], []
+    beside = {folder: annotated(folder) for folder in {Path(path).parent for path in paths if path}}
     for path, others in zip(paths, kept if kept.column_names else [{}] * len(paths), strict=True):
-        if (file := beside(Path(str(path)))) is None:
+        if not path or (file := beside[Path(path).parent].get(Path(path).stem)) is None:
             alone.append(path)
             continue
         tiers = read_annotations(file, data.tiers, met)
@@ -190,13 +191,10 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
     return datasets.Dataset.from_list(rows)
 
 
-def beside(path: Path) -> Path | None:
-    """The ELAN or Praat file that is called as a recording, if there is one."""
-    names = [path.with_suffix(ending) for ending in (*ENDINGS, ".TextGrid")] if path.name else []
-    if there := next((name for name in names if name.is_file()), None):
-        return there
-    near = path.parent.iterdir() if path.parent.is_dir() else ()  # in other letters
-    return next((file for file in near if file.stem == path.stem and file.suffix.lower() in ENDINGS), None)
+def annotated(folder: Path) -> dict[str, Path]:
+    """The ELAN and Praat files of a folder by what they are called without their ending; of two ELAN's."""
+    files = [file for file in (folder.iterdir() if folder.is_dir() else ()) if file.suffix.lower() in ENDINGS]
+    return {file.stem: file for file in sorted(files, key=lambda file: -ENDINGS.index(file.suffix.lower()))}
 
 
 def _named(row: dict[str, Any], data: Any) -> dict[str, Any]:
