@@ -183,18 +183,21 @@ def test_pieces_and_lengths_change_nothing(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one(kind, data, tmp_path):
+    """With a copy of student and teacher each, and with a share of them."""
     args = [*arguments(kind, **QUIET[kind]), f"--data.path={data / kind}", "--run.max_steps=3", "--run.tracker=null"]
     args += ["--run.eval_every=3", "--auxiliary.weight=0.5"]
     script = str(RECIPES / f"pretrain_{kind}.py")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, command in (("one", [sys.executable]), ("two", torchrun)):
+    for name, command in (("one", [sys.executable]), ("two", torchrun), ("sharded", torchrun)):
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment["ACCELERATE_USE_FSDP"] = str(name == "sharded").lower()
         subprocess.run(
             [*command, script, *args, f"--run.out={tmp_path / name}"], check=True, env=environment, capture_output=True
         )
-    one, two = (log_of(tmp_path / name) for name in ("one", "two"))
+    one, *others = (log_of(tmp_path / name) for name in ("one", "two", "sharded"))
     for key in ("loss", "norm", "target_rank", "unexplained", "eval_loss", "eval_target_rank"):
-        assert [e[key] for e in one if key in e] == pytest.approx([e[key] for e in two if key in e], rel=1e-3), key
+        for log in others:
+            assert [e[key] for e in one if key in e] == pytest.approx([e[key] for e in log if key in e], rel=1e-3), key
 
 
 def test_rows_that_cannot_be_decoded_are_left_out_if_asked(data, tmp_path):
