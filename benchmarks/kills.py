@@ -167,6 +167,7 @@ def command_line() -> argparse.ArgumentParser:
 def main() -> None:
     """Draw the cases, run them, print the table."""
     options = command_line().parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # runs begun by a shell in the background ignore it
     cases = list(product(ARCH, SIGNALS, TARGETS, MOMENTS))
     random.Random(options.seed).shuffle(cases)
     rows = []
