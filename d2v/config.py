@@ -159,7 +159,8 @@ class Data:
             scored.
         validation_share: share of train that is held out where there is no validation split.
         group_column: column of groups, such as speakers or sites, that are held out whole; by default none are.
-        fold: part of train that is tested, such as 2/5 for the second of five; the others are trained on.
+        fold: part of train that is tested, such as 2/5 for the second of five, and not trained on; run.seed draws the
+            parts, so it is the same for all of them.
         max_train_samples: number of rows to train on, sampled by run.seed; by default all.
         max_validation_samples: number of rows to validate on, sampled alike.
         max_test_samples: number of rows to test on, sampled alike.
