@@ -161,7 +161,7 @@ def pooled(runs: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
     """The first kind of statistics of runs over the same rows, as sums over the runs."""
     from d2v.compare import read_run
 
-    sides = [read_run(run)["statistics"] for run in runs]
+    sides = [read_run(run)["statistics"][0] for run in runs]
     if "sums" in sides[0]:
         return {"sums": {name: np.mean([side["sums"][name] for side in sides], 0) for name in sides[0]["sums"]}}
     classes = [side["classes"] for side in sides]
