@@ -28,23 +28,19 @@ def carded(folder, name, content, options="", card=CARD):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "options", "data"),
-    [
-        (
-            "rows.csv",
-            table().replace('"so', '"""so"'),
-            "",
-            {},
-        ),
-        ("rows.tsv", table("\t"), "", {}),
-        ("rows.tsv.gz", gzip.compress(table("\t").encode()), '  sep: "\\t"\n', {}),
-        ("rows.csv", b"\xef\xbb\xbf" + table("|").replace("\n", "\r\n").encode(), "  sep: '|'\n", {}),
-        ("rows.csv", table("|"), "", {"delimiter": "|"}),
-        ("rows.tsv", table("\t", header=""), "", {"header": ["text", "label"]}),
-    ],
-)
-def test_csv_of_a_card_is_text(name, content, options, data, tmp_path):
+CASES = {
+    "CSV": ("rows.csv", table().replace('"so', '"""so"'), "", {}),
+    "TSV": ("rows.tsv", table("\t"), "", {}),
+    "packed": ("rows.tsv.gz", gzip.compress(table("\t").encode()), '  sep: "\\t"\n', {}),
+    "BOM and bars": ("rows.csv", b"\xef\xbb\xbf" + table("|").replace("\n", "\r\n").encode(), "  sep: '|'\n", {}),
+    "delimiter": ("rows.csv", table("|"), "", {"delimiter": "|"}),
+    "header": ("rows.tsv", table("\t", header=""), "", {"header": ["text", "label"]}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_csv_of_a_card_is_text(case, tmp_path):
+    name, content, options, data = CASES[case]
     rows = read(Data(path=carded(tmp_path / "set", name, content, options), **data))["train"]
     assert list(zip(rows["text"], rows["label"], strict=True)) == ROWS
 
