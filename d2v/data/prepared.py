@@ -14,7 +14,7 @@ OWN = {"sep", "delimiter", "header", "names", "column_names", "encoding", "featu
 
 
 def read_as_text(builder: Any, data: Data, files: Sequence[str]) -> None:
-    """Have a builder of CSV and TSV read them as `d2v.data.tables.read_csv` does, unless a card says of what types.
+    """Have a builder of CSV and TSV read them as `d2v.data.tables.open_csv` does, unless a card says of what types.
 
     Args:
         builder: of `datasets`.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
-from d2v.data.cache import cache_folder
+from d2v.data.cache import FORMAT, cache_folder, states
 from d2v.errors import InputError
 from d2v.hub import in_place_of, read_json, write_json
 
@@ -57,14 +57,14 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
             large = sum(file.stat().st_size for file in files) > LARGE
             return joined([(kept_rows if large else whole_rows)(file, data, remarks) for file in files], files)
         if kind == "json" and any(map(by_column, files)):
-            return joined([in_memory(read_json_rows(file)) for file in files], files)
+            return joined(list(map(read_json_rows, files)), files)
         names = [str(file) for file in files]
         options = {"encoding": "utf-8-sig"} if kind == "text" else {}
         table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
         if kind == "json":
             table.data.validate(full=True)  # whose reader does not look at what strings are made of
             if dated(table.features):
-                return joined([in_memory(read_json_rows(file)) for file in files], files)
+                return joined(list(map(read_json_rows, files)), files)
         return table
     except InputError:
         raise
@@ -72,20 +72,24 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
 
 
-def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
-    """A CSV file's rows that have a field for each column; for others `data.bad_rows` says what to do."""
-    table, bad = read_csv(file, data)
+def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
+    """A pyarrow table of a CSV file's rows that have a field for each column; `data.bad_rows` is for others."""
+    import pyarrow as pa
+
+    bad: list[str] = []
+    schema, batches = open_csv(file, data, bad)
+    table = pa.Table.from_batches(batches, schema)
     remarks += ragged_rows(file, data, bad)
-    return in_memory(table)
+    return table
 
 
 def kept_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
-    """The same, of a file in the cache that is mapped into memory: all processes share it, and the next start."""
+    """The same rows of a file in the cache that is mapped into memory: all processes share it, and the next start."""
     import datasets
     import pyarrow as pa
     from filelock import FileLock
 
-    state = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns} {data.delimiter} {data.header}"
+    state = repr((FORMAT, str(file.resolve()), states([str(file)]), data.delimiter, data.header))
     place = cache_folder() / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.rows"
     with FileLock(f"{place}.lock"):
         if not place.is_file():
@@ -116,31 +120,19 @@ def reason(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error.__cause__ or error))
 
 
-def in_memory(table: Any) -> "Dataset":
-    """A data set of a pyarrow table."""
+def joined(tables: list[Any], files: Sequence[Path]) -> "Dataset":
+    """The rows of files of the same columns, which are pyarrow tables or, mapped into memory, data sets."""
     import datasets
-
-    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
-
-
-def joined(tables: list["Dataset"], files: Sequence[Path]) -> "Dataset":
-    """The rows of files of the same columns."""
-    import datasets
+    import pyarrow as pa
 
     for table, file in zip(tables, files, strict=True):
         if table.column_names != tables[0].column_names:
             columns = f"{', '.join(table.column_names)}; {files[0].name} has {', '.join(tables[0].column_names)}"
             raise InputError(f"{file}: has the columns {columns}; files of a split should have the same")
-    return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
-
-
-def read_csv(file: Path, data: Data) -> tuple[Any, list[str]]:
-    """A pyarrow table of all of a CSV file, see `open_csv`, and what is wrong with rows left out."""
-    import pyarrow as pa
-
-    bad: list[str] = []
-    schema, batches = open_csv(file, data, bad)
-    return pa.Table.from_batches(batches, schema), bad
+    if isinstance(tables[0], datasets.Dataset):
+        return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
+    whole = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
+    return datasets.Dataset(whole, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
 def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tuple[Any, Iterator[Any]]:

@@ -142,6 +142,12 @@ def test_a_large_table_is_mapped_and_read_once(tmp_path, monkeypatch):
     assert read(data)["train"]["a"][:] == 100 * ["3"]
 
 
+def test_files_with_dates_are_joined_where_one_has_whole_numbers(tmp_path):
+    for i, number in enumerate(("1.5", "1")):
+        (tmp_path / f"train-{i}.jsonl").write_text(f'{{"day": "2020-01-01", "n": {number}}}\n')
+    assert read(Data(path=str(tmp_path)))["train"]["n"][:] == [1.5, 1.0]
+
+
 @pytest.mark.usefixtures("size")
 def test_rows_of_another_width_are_left_out_if_asked(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,x\n1,x,y\n2,z\n3\n")
