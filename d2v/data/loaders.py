@@ -128,6 +128,22 @@ class Planned:
         return self.batches()
 
 
+def plan(
+    sampler: LengthBatches, deal_out: Callable, rank: int, counts: deque[list[bool]], epoch: int, done: int
+) -> Iterator[list[tuple[int, int]]]:
+    """This process's batches of what is left of an epoch; `counts` gets whether each counts, update by update.
+
+    It does not know the loader, whose iterator holds it: workers of an iterator that is in a cycle are not told to end,
+    since the garbage collector closes their queues first, and torch waits ten seconds for them.
+    """
+    for batches in sampler.updates(epoch, done):
+        pieces = deal_out(batches)
+        counts.append([bool(piece[rank]) for piece in pieces])
+        for piece in pieces:
+            # Who has no row of a piece computes one that does not count: all processes take part in every piece.
+            yield [(row, epoch) for row in piece[rank] or piece[0][:1]]
+
+
 class Updates:
     """Update after update, epoch after epoch, without an end: this process's batches of each.
 
@@ -144,9 +160,15 @@ class Updates:
             seed=job.config.run.seed,
             batches=job.config.optim.batches,
         )
-        self.bounds = (self.sampler.lengths, data.batch_size, data.max_size)
-        self.share = {"processes": accelerator.num_processes, "pieces": job.config.run.pieces}
-        self.rank = accelerator.process_index
+        deal_out = partial(
+            deal,
+            lengths=self.sampler.lengths,
+            max_rows=data.batch_size,
+            max_length=data.max_size,
+            processes=accelerator.num_processes,
+            pieces=job.config.run.pieces,
+        )
+        self.plan = partial(plan, self.sampler, deal_out, accelerator.process_index)
         self.planned = Planned()
         self.loader = loader(job, rows, collate, self.planned)
         self.epoch = self.done = 0
@@ -168,15 +190,6 @@ class Updates:
                 pairs = zip(made, counting, strict=True)
                 yield [batch | {"counts": counts and batch.get("counts", True)} for batch, counts in pairs]
             self.epoch, self.done = self.epoch + 1, 0
-
-    def plan(self, counts: deque[list[bool]], epoch: int, done: int) -> Iterator[list[tuple[int, int]]]:
-        """This process's batches of what is left of an epoch; `counts` gets whether each counts, update by update."""
-        for batches in self.sampler.updates(epoch, done):
-            pieces = deal(batches, *self.bounds, **self.share)
-            counts.append([bool(piece[self.rank]) for piece in pieces])
-            for piece in pieces:
-                # Who has no row of a piece computes one that does not count: all processes take part in every piece.
-                yield [(row, epoch) for row in piece[self.rank] or piece[0][:1]]
 
     def state_dict(self) -> dict[str, int]:
         """Where the updates are: those of the epoch that were given out are done."""

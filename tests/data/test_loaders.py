@@ -1,5 +1,6 @@
 """Loaders: what a batch holds, that each process gets its share, and that updates go on where they were."""
 
+import gc
 from functools import partial
 from itertools import islice
 
@@ -124,6 +125,20 @@ def test_workers_need_not_be_forked(monkeypatch):
     loader = eval_loader(make_job(Data(workers=1)), ROWS, collate)
     loader.multiprocessing_context = "spawn"
     assert sorted(row for batch in loader for row in batch["rows"]) == list(range(11))
+
+
+def test_workers_end_with_the_updates_they_serve():
+    """In a cycle of references they would wait for the garbage collector, and it for them."""
+    updates = train_loader(make_job(Bounded(workers=1)), ROWS, collate)
+    iterator = iter(updates)
+    next(iterator)
+    (worker,) = updates.loader._iterator._workers
+    gc.disable()
+    try:
+        del updates, iterator
+        assert worker.exitcode == 0
+    finally:
+        gc.enable()
 
 
 def broken_collate(rows, broken=frozenset(), bad_rows="skip"):

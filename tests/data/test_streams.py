@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import gc
 import json
 import threading
 from dataclasses import dataclass
@@ -222,8 +223,18 @@ def test_no_more_is_held_than_two_buffers(tmp_path):
     assert max(sizes) < 400
 
 
-def test_workers_change_nothing(tmp_path):
+def test_workers_change_nothing_and_end_with_their_updates(tmp_path):
     folder = write_shards(tmp_path)
+    _, updates = make_updates(folder, workers=1)
+    iterator = iter(updates)
+    next(iterator)
+    (worker,) = updates.batches._iterator._workers
+    gc.disable()
+    try:
+        del updates, iterator
+        assert worker.exitcode == 0
+    finally:
+        gc.enable()
     assert taken(make_updates(folder, workers=1)[1], 9) == taken(make_updates(folder)[1], 9)
 
 
