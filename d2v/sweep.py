@@ -6,9 +6,9 @@ r"""All combinations of some options, each with several seeds; the best by valid
 Everything behind `--` goes to each run. Every run has a folder of its own: one that is finished is not repeated, one
 that was cut off goes on, so that the same command after an interrupt ends with the same table; `run.max_minutes` does
 not hold. `sweep.json` keeps recipe and options, and a folder takes no others. `sweep.csv` and `sweep.md` have a line a
-combination, with figures of test where there is a labelled one that was neither trained nor validated on. This is how
-data2vec's paper chose for GLUE: the best of four learning rates, the median of five seeds (Baevski et al., 2022,
-section 4.3).
+combination: the mean over seeds, its 95 % interval over rows, and how far seeds lie apart, with figures of test where
+there is a labelled one that was neither trained nor validated on. This is how data2vec's paper chose for GLUE: the best
+of four learning rates, the median of five seeds (Baevski et al., 2022, section 4.3).
 """
 
 import argparse
@@ -31,6 +31,7 @@ from d2v.cli import exit_with
 from d2v.errors import InputError, Interrupted
 from d2v.hub import read_json, write_json
 from d2v.metrics import higher_is_better
+from d2v.metrics.intervals import interval_of_mean, load_statistics
 from d2v.training.log import read_log
 
 Combination = tuple[tuple[str, str], ...]
@@ -172,7 +173,8 @@ def sweep(
 
     Returns:
         A row a combination, best first: its options, `metric`, and where the metric is defined `mean`, `sd`, `min` and
-        `max` over seeds on validation; of the best `test_mean`, `test_sd` and so on, where there is a test.
+        `max` over seeds on validation, and `low` and `high`, the mean's 95 % interval, where there is one; of the best
+        `test_mean`, `test_sd` and so on, where there is a test.
 
     Raises:
         InputError: a run failed, the recipe has nothing to choose by, the options are the sweep's own, or the folder's
@@ -208,7 +210,10 @@ def sweep(
     undefined = [combination for combination in found if combination not in defined]
     for combination in undefined:
         print(f"{folder_of(out, combination, 0).parent}: {metric} is undefined on validation, so it is not chosen")
-    rows: list[dict[str, Any]] = [dict(each) | {"metric": metric} | spread(scores[each]) for each in defined]
+    rows: list[dict[str, Any]] = [
+        dict(each) | {"metric": metric} | spread(scores[each], [trained[each, i] for i in range(seeds)], metric)
+        for each in defined
+    ]
     rows += [dict(each) | {"metric": metric} for each in undefined]
     write_table(rows, out)
     if defined:
@@ -276,7 +281,8 @@ def score_on_test(command: Sequence[str], folders: Sequence[Path], metric: str, 
         print(f"no figures of test: {metric} is undefined there")
         return {}
     row: dict[str, Any] = {"test_metric": shown} if shown != metric else {}
-    return row | {f"test_{name}": value for name, value in spread([each[shown] for each in results]).items()}
+    figures = spread([each[shown] for each in results], list(tests.values()), shown)
+    return row | {f"test_{name}": value for name, value in figures.items()}
 
 
 def untested(command: Sequence[str], folder: Path) -> str | None:
@@ -304,10 +310,16 @@ def untested(command: Sequence[str], folder: Path) -> str | None:
     return f"{', '.join(sorted(both))} is trained or validated on too (data.test_split)" if both else None
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """`mean`, `sd`, the sample's standard deviation, `min` and `max`."""
+def spread(values: Sequence[float], folders: Sequence[Path], metric: str) -> dict[str, float]:
+    """A metric over seeds: `mean`, its 95 % interval `low` and `high`, `sd` of a sample, `min` and `max`."""
+    files = [folder / "statistics.npz" for folder in folders]
+    found = {"mean": statistics.fmean(values)}
+    if all(file.exists() for file in files) and (
+        interval := interval_of_mean([load_statistics(file) for file in files], metric)
+    ):
+        found |= dict(zip(("low", "high"), interval, strict=True))
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "sd": deviation, "min": min(values), "max": max(values)}
+    return found | {"sd": deviation, "min": min(values), "max": max(values)}
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], out: Path) -> str:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from d2v.errors import InputError
+from d2v.metrics.intervals import intervals, save_statistics
 from d2v.sweep import combinations, folder_of, main
 from tests.helpers import ROOT
 
@@ -38,6 +40,8 @@ wer = 0.5 - 1000 * rate + 0.01 * seed if mode != "evaluate" else 0.25 + 0.1 * se
 if (here / f"{mode}_undefined").exists() and seed == 0 and (mode == "evaluate" or rate == 2e-4):
     wer = None
 split = "test" if mode == "evaluate" else "validation"
+if (here / "statistics.npz").exists():
+    (out / "statistics.npz").write_bytes((here / "statistics.npz").read_bytes())
 metric = options.get("run.metric", "wer")
 about = {"cer": 0.1, "wer": wer, "metric": metric, "split": split, "intervals": {"wer": None, "cer": None}}
 (out / "results.json").write_text(json.dumps(about))
@@ -104,6 +108,17 @@ def test_the_best_by_validation_is_tested_once(fake, tmp_path, capsys):
     assert capsys.readouterr().out.endswith((tmp_path / "out/sweep.md").read_text())
     main(args)  # nothing is repeated
     assert calls(fake) == made
+
+
+def test_means_have_intervals(fake, tmp_path):
+    errors, words = np.arange(40) % 3, np.full(40, 4)
+    ids = list(map(str, range(40)))
+    statistics = {"sums": {"wer": np.stack([errors, words], axis=1)}}
+    save_statistics(tmp_path / "statistics.npz", statistics, ids, ids)
+    main([str(fake), "--seeds", "2", "--out", str(tmp_path / "out")])
+    (row,) = csv.DictReader((tmp_path / "out/sweep.csv").open())
+    low, high = intervals(statistics, ids)["wer"]
+    assert (row["low"], row["high"]) == (row["test_low"], row["test_high"]) == (f"{low:.4f}", f"{high:.4f}")
 
 
 def test_a_sweep_by_the_validation_loss_takes_the_best_model_s_and_shows_a_metric_of_test(fake, tmp_path):

@@ -116,6 +116,33 @@ def paired_differences(
     return {name: found[name] for name in a if name in found}
 
 
+def interval_of_mean(
+    runs: Sequence[tuple[Statistics, Sequence[str], Sequence[str]]],
+    metric: str,
+    *,
+    replications: int = 1000,
+    seed: int = 0,
+) -> list[float] | None:
+    """The 95 % interval of a metric's mean over runs; None where a run has none.
+
+    Runs over the same rows are resampled alike; where each held out rows of its own, each is resampled by itself.
+
+    Args:
+        runs: statistics, ids and clusters of each, from `load_statistics`.
+        metric: its name.
+        replications, seed: as for `intervals`.
+    """
+    if all(run[1:] == runs[0][1:] for run in runs):
+        count, found = resample([run[0] for run in runs], runs[0][2], replications, seed)
+    else:
+        each = [resample([run[0]], run[2], replications, seed + number) for number, run in enumerate(runs)]
+        count, found = min(count for count, _ in each), [metrics for _, (metrics,) in each]
+    replicated = [metrics[metric][1:] for metrics in found if metric in metrics]
+    if len(replicated) < len(runs) or not all(len(values) for values in replicated):
+        return None
+    return bounds(np.mean(replicated, axis=0), count)
+
+
 def select_rows(statistics: Statistics, rows: Sequence[int]) -> Statistics:
     """The statistics of these rows only, in this order."""
     selected: Statistics = {}

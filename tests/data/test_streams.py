@@ -1,8 +1,8 @@
 """Streams: the rows that come, that they go on where they were, and what is said of shards that cannot be read."""
 
+import gc
 import hashlib
 import io
-import gc
 import json
 import threading
 from dataclasses import dataclass

@@ -180,6 +180,24 @@ def test_intervals():
     assert i.intervals(s.mean_statistics(accuracy=np.ones(50)), np.arange(50)) == {"accuracy": None}
 
 
+def test_the_interval_of_a_mean_over_runs():
+    """Same rows are resampled alike, so rows that are hard for all runs count in full; other rows make up for some."""
+    hard = np.random.default_rng(0).random(200) < 0.7
+
+    def run(right, ids):
+        return s.mean_statistics(accuracy=right), ids, ids
+
+    same, other = list(map(str, range(200))), list(map(str, range(200, 400)))
+    alone = i.intervals(run(hard, same)[0], same)["accuracy"]
+    assert i.interval_of_mean([run(hard, same)] * 3, "accuracy") == pytest.approx(alone)
+    apart = i.interval_of_mean([run(hard, same), run(hard, other)], "accuracy")
+    assert (apart[1] - apart[0]) * np.sqrt(2) == pytest.approx(alone[1] - alone[0], rel=0.1)
+    # What one run has wrong where the other is right does not move their mean.
+    assert i.interval_of_mean([run(hard, same), run(~hard, same)], "accuracy") is None
+    assert i.interval_of_mean([run(hard, same)], "wer") is None
+    assert i.interval_of_mean([run(hard[:5], same[:5])], "accuracy") is None
+
+
 def test_statistics_are_read_as_they_were_written(tmp_path):
     statistics = s.class_statistics(["a", "b"], ["b", "b"], NAMES) | s.mean_statistics(f1=[0.5, 1.0])
     i.save_statistics(tmp_path / "statistics.npz", statistics, ["x/1", "x/2"], ["x", "x"])
