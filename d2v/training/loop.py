@@ -199,7 +199,7 @@ def fit(
                     replace_folder(out / "best", lambda folder: save_adapted(best_model, folder, keep))
         own["random"].load_state_dict(random)  # what goes on after this evaluation does not depend on it
         say_decoded(job)
-        best = "none" if progress.best is None else f"{progress.best:.4f} at {progress.best_step}"
+        best = "none" if progress.best is None else f"{names[0]} {progress.best:.4f} at {progress.best_step}"
         log.say_evaluation(progress.step, metrics, best)
         if job.is_main:
             note_evaluation(out, progress)

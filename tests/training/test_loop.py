@@ -177,10 +177,11 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_on(tmp_path):
     assert torch.equal(weights(again), weights(model)) and progress["step"] == 12
 
 
-def test_best_is_kept_and_patience_ends(tmp_path):
+def test_best_is_kept_and_patience_ends(tmp_path, capsys):
     last, progress = train(tmp_path, max_steps=40, scores=[0.5, 0.9, 0.7, 0.8, 0.1], patience=3, keep_last=9)
     assert (progress["best"], progress["best_step"], progress["step"]) == (0.9, 8, 20)
     assert lines(tmp_path, "eval_score") == [0.5, 0.9, 0.7, 0.8, 0.1]
+    assert "(best so far: score 0.9000 at 8)" in capsys.readouterr().out  # of several metrics the one that chooses
     best = Data2VecAudioForCTC.from_pretrained(tmp_path / "best")
     at_the_best = Data2VecAudioForCTC(Data2VecAudioConfig(**CONFIG))
     load_model(at_the_best, tmp_path / "checkpoints/step-00000008/model.safetensors")

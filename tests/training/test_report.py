@@ -288,8 +288,8 @@ def test_only_the_main_process_writes(tmp_path, capsys):
 
 
 def test_an_evaluation_is_seen_without_a_terminal(tmp_path, capsys):
-    new_log(tmp_path / "log.jsonl").say_evaluation(40, {"wer": 0.5, "cer": 0.25}, best="0.4000 at 20")
-    assert "update 40: wer 0.5000, cer 0.2500 (best so far: 0.4000 at 20)" in capsys.readouterr().out
+    new_log(tmp_path / "log.jsonl").say_evaluation(40, {"wer": 0.5, "cer": 0.25}, best="wer 0.4000 at 20")
+    assert "update 40: wer 0.5000, cer 0.2500 (best so far: wer 0.4000 at 20)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("items", [0, 5])
