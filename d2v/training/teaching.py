@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from d2v.config import Data, Job, Lora, Optim, Run, at_least, named_model
+from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.models.economy import Decoder
 from d2v.models.pretraining import Norm, Student, Teacher
@@ -15,7 +16,8 @@ class Teaching:
 
     Attributes:
         weight: weight of the loss; 0 for no teacher, which leaves the auxiliary target alone to learn from.
-        layers: number of the teacher's last blocks whose outputs make the targets.
+        layers: number of the teacher's last blocks whose outputs make the targets; all blocks of a model that has
+            fewer than the default.
         outputs: what of a block is an output, its feed-forward before the residual is added or the whole block.
         layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
         target_norm: normalisation of the mean of these outputs, likewise.
@@ -202,4 +204,9 @@ def student_and_teacher(
     if not options.weight:
         return student, None
     norms = {"layer_norm": options.layer_norm, "target_norm": options.target_norm}
-    return student, Teacher(student, layers=options.layers, outputs=options.outputs, **norms)
+    depth, wanted = base_model.config.num_hidden_layers, options.layers
+    if wanted > depth and wanted == type(job.config)().teacher.layers:  # nobody asked for the base model's number
+        line = f"teacher: the outputs of all {depth} blocks are learnt from; the model has fewer than {wanted}"
+        note(job, "teacher's layers", f"{line} (teacher.layers)", layers=depth)
+        wanted = depth
+    return student, Teacher(student, layers=wanted, outputs=options.outputs, **norms)

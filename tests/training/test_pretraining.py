@@ -1,13 +1,17 @@
 """The options of pretraining, and the alarm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from d2v.config import Optim, Run
 from d2v.errors import InputError
+from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.training.pretraining import Vigil, half_life
-from d2v.training.teaching import Alarm, Auxiliary, Pretraining, Teaching
+from d2v.training.teaching import Alarm, Auxiliary, Pretraining, Teaching, student_and_teacher
+from tests.helpers import make_job
+from tests.tiny import TINY_TEXT
 
 HEALTHY = {
     "prediction_rank": 50.0,
@@ -101,3 +105,18 @@ def test_the_vigil_is_kept_over_a_resume():
     second.load_state_dict(first.state_dict())
     with pytest.raises(InputError, match="update 4: the targets have collapsed, to an effective rank of 11.0 with 10%"):
         second.check(NARROW, 4)
+
+
+def test_a_model_of_few_blocks_is_taught_by_all_unless_another_number_is_given(tmp_path, capsys):
+    model = Data2VecTextModel(Data2VecTextConfig(**TINY_TEXT, vocab_size=50), add_pooling_layer=False)
+    depth = model.config.num_hidden_layers
+
+    def teacher(options):
+        config = Pretraining(teacher=options, run=Run(out=str(tmp_path)))
+        return student_and_teacher(replace(make_job(), config=config), model, 0)[1].layers
+
+    assert depth < Teaching().layers and teacher(Teaching()) == depth
+    assert f"teacher: the outputs of all {depth} blocks are learnt from" in capsys.readouterr().out
+    assert teacher(Teaching(layers=1)) == 1 and not capsys.readouterr().out
+    with pytest.raises(InputError, match=f"teacher.layers should be 1 to {depth}"):
+        teacher(Teaching(layers=depth + 1))
