@@ -1,9 +1,11 @@
 """What several tests need: command lines as their own parsers read them, and a tiny checkpoint."""
 
+import gc
 import os
 import re
 import shlex
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,20 @@ def make_job(
         local_main_process_first=nullcontext,
     )
     return Job(config, share, "test")
+
+
+def exit_code_of_worker(make_updates: Callable[[], Any]) -> int | None:
+    """How the one data worker of training ended when nothing referred to the updates any more; None if it did not."""
+    updates = make_updates()
+    iterator = iter(updates)
+    next(iterator)
+    (worker,) = updates.loader._iterator._workers
+    gc.disable()  # which would end it some time later
+    try:
+        del updates, iterator
+        return worker.exitcode
+    finally:
+        gc.enable()
 
 
 ROOT = Path(__file__).parents[1]

@@ -198,7 +198,7 @@ class StreamUpdates:
                 f"data.buffer_rows {data.buffer_rows} is less than an update may have, {most} rows "
                 "(data.batch_size times optim.batches)"
             )
-        self.job, self.rows, self.planned, self.batches = job, rows, planned, loader
+        self.job, self.rows, self.planned, self.loader = job, rows, planned, loader
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         self.starts: list[Any] = [None] * self.processes
         self.size: int | None = None  # of a process's buffer
@@ -229,7 +229,7 @@ class StreamUpdates:
             )
             own = orders[self.rank]
             self.planned[:] = [[taken[own[i]] for i in piece] for update in updates[self.done :] for piece in update]
-            batches = iter(self.batches)
+            batches = iter(self.loader)
             ahead = thread.submit(reader.take, self.size)  # workers, if any, have been forked before
             for update in updates[self.done :]:
                 self.done += 1

@@ -1,6 +1,5 @@
 """Loaders: what a batch holds, that each process gets its share, and that updates go on where they were."""
 
-import gc
 from functools import partial
 from itertools import islice
 
@@ -12,7 +11,7 @@ from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.data.rows import NoneDecodedError, Rows, decode_rows
 from d2v.data.sampler import LengthBatches, deal
 from d2v.errors import InputError
-from tests.helpers import make_job, make_split
+from tests.helpers import exit_code_of_worker, make_job, make_split
 
 LENGTHS = [float(i % 4 + 1) for i in range(11)]
 ROWS = Rows(
@@ -129,16 +128,7 @@ def test_workers_need_not_be_forked(monkeypatch):
 
 def test_workers_end_with_the_updates_they_serve():
     """In a cycle of references they would wait for the garbage collector, and it for them."""
-    updates = train_loader(make_job(Bounded(workers=1)), ROWS, collate)
-    iterator = iter(updates)
-    next(iterator)
-    (worker,) = updates.loader._iterator._workers
-    gc.disable()
-    try:
-        del updates, iterator
-        assert worker.exitcode == 0
-    finally:
-        gc.enable()
+    assert exit_code_of_worker(lambda: train_loader(make_job(Bounded(workers=1)), ROWS, collate)) == 0
 
 
 def broken_collate(rows, broken=frozenset(), bad_rows="skip"):

@@ -1,6 +1,5 @@
 """Streams: the rows that come, that they go on where they were, and what is said of shards that cannot be read."""
 
-import gc
 import hashlib
 import io
 import json
@@ -26,7 +25,7 @@ from d2v.data.rows import Rows, check_rows, decode_rows
 from d2v.data.streams import rows_of
 from d2v.demo.images import png
 from d2v.errors import InputError
-from tests.helpers import make_job
+from tests.helpers import exit_code_of_worker, make_job
 
 
 class Bounded(Data):
@@ -225,16 +224,7 @@ def test_no_more_is_held_than_two_buffers(tmp_path):
 
 def test_workers_change_nothing_and_end_with_their_updates(tmp_path):
     folder = write_shards(tmp_path)
-    _, updates = make_updates(folder, workers=1)
-    iterator = iter(updates)
-    next(iterator)
-    (worker,) = updates.batches._iterator._workers
-    gc.disable()
-    try:
-        del updates, iterator
-        assert worker.exitcode == 0
-    finally:
-        gc.enable()
+    assert exit_code_of_worker(lambda: make_updates(folder, workers=1)[1]) == 0
     assert taken(make_updates(folder, workers=1)[1], 9) == taken(make_updates(folder)[1], 9)
 
 
