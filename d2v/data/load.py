@@ -218,13 +218,21 @@ def check_split(split: Split, data: Data, columns: Mapping[str, str]) -> Split:
     return split
 
 
-def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
-    """The class of each row, if it has one, and its group, if there are any."""
+def traits(
+    split: Split, data: Data, labels: Mapping[str, str], least: int = 2
+) -> tuple[list[Any] | None, list[Any] | None]:
+    """The class of each row, if it has one, and its group, if there are any.
+
+    Where nobody named groups, rows that should stay together are such, if there are at least so many of them.
+    """
     single = "label" in labels and getattr(data, "problem_type", "") in (None, "single_label")
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None
-    groups = [(i,) if name is None else name for i, name in enumerate(split.groups())] if split.group else None
+    column = split.group or data.together
+    groups = [(i,) if name is None else name for i, name in enumerate(split.groups(column))] if column else None
+    if groups and not split.group and len(set(groups)) < least:
+        groups = None
     return classes, groups
 
 
@@ -234,7 +242,8 @@ def fold(splits: dict[str, Split], data: Data, seed: int, labels: Mapping[str, s
     whole = splits["train"]
     if len(whole) < several:
         raise InputError(f"data.fold {data.fold}: train has {len(whole)} rows")
-    classes, groups = traits(whole, data, {name: each for name, each in labels.items() if each in whole.table.features})
+    columns = {name: each for name, each in labels.items() if each in whole.table.features}
+    classes, groups = traits(whole, data, columns, least=several)
     part = parts(len(whole), several, seed, classes, groups, running=data.running)
     splits |= {
         name: whole.select(np.flatnonzero((part == number - 1) == (name == "test")), name) for name in ("train", "test")

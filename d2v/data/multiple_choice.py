@@ -45,6 +45,11 @@ class ChoiceData(TextData):
         super().__post_init__()
         shares("data", self, ("label_smoothing",))
 
+    @property
+    def together(self) -> str | None:
+        """The column of prompts: of one that has several rows, none is new."""
+        return self.prompt_column
+
 
 def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:
     """All splits of a source; the files of RACE's authors too: `train`, `dev` and `test` with folders of texts.

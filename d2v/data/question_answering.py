@@ -65,6 +65,11 @@ class QuestionData(TextData):
         super().__post_init__()
         at_least(1, "data", self, ("max_answer_length", "n_best"))
 
+    @property
+    def together(self) -> str | None:
+        """The column of texts: who has read one in training knows it."""
+        return self.context_column
+
 
 def read_questions(data: Data) -> Mapping[str, "Dataset"]:
     """All splits of a source; the files of SQuAD's authors too: a folder with `train-v2.0.json` and `dev-v2.0.json`.

@@ -100,9 +100,9 @@ class Split:
         field_values = pc.struct_field(objects, field)
         return (field_values if whole else field_values.take(self.index)).to_pylist()
 
-    def groups(self) -> list[str | None]:
-        """The group of each row as text; None where a row has none."""
-        return list(map(group_name, self.column(self.group or "")))
+    def groups(self, column: str | None = None) -> list[str | None]:
+        """The group of each row as text, by default of `group`; None where a row has none."""
+        return list(map(group_name, self.column(column or self.group or "")))
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows with these columns, read some at a time."""

@@ -43,7 +43,7 @@ def hold_out(
     if data.running:
         held, how = np.arange(count) >= count - wanted, ", the end of the text"
     elif groups is not None:
-        held, how = whole_groups(groups, wanted, order, classes), f", by {data.group_column}"
+        held, how = whole_groups(groups, wanted, order, classes), f", by {train.group or data.together}"
     else:
         held = np.zeros(count, dtype=bool)
         held[order[:wanted]] = True

@@ -12,6 +12,8 @@ from d2v.config import Data
 from d2v.data.labels import LabelData
 from d2v.data.language_modeling import LanguageData
 from d2v.data.load import choose_splits
+from d2v.data.multiple_choice import ChoiceData
+from d2v.data.question_answering import QuestionData
 from d2v.data.splits import parts, share_of_classes, whole_groups
 from d2v.errors import InputError
 from tests.helpers import make_job
@@ -78,6 +80,25 @@ def test_groups_are_held_out_whole(seed):
     learnt, held = (set(splits[name].column("who")) for name in ("train", "validation"))
     assert len(held) == 2 and not learnt & held and "p9" in learnt
     assert line(job).endswith("held out of train (data.validation_share 0.2, by who)")
+
+
+@pytest.mark.parametrize("data", [QuestionData(context_column="text"), ChoiceData(prompt_column="text")])
+def test_rows_of_one_text_are_held_out_together(data):
+    """As they are in one file of a set that is asked about texts."""
+    source = {"train": {"text": [f"t{i // 5}" for i in range(50)]}}
+    splits, job = chosen(source, data, target=None)
+    learnt, held = (set(splits[name].column("text")) for name in ("train", "validation"))
+    assert len(held) == 1 and len(splits["validation"]) == 5 and not learnt & held
+    assert "data.validation_share 0.1, by text" in line(job)
+    folds = [
+        chosen(source, type(data)(**vars(data) | {"fold": f"{i}/3"}), "evaluate", target=None)[0]["test"]
+        for i in (1, 2, 3)
+    ]
+    sides = [set(fold.column("text")) for fold in folds]
+    assert sum(map(len, sides)) == 10 == len(set.union(*sides)) and sum(map(len, folds)) == 50
+
+    splits, job = chosen({"train": {"text": ["t"] * 20}}, data, target=None)  # all about one text
+    assert len(splits["validation"]) == 2 and ", by" not in line(job)
 
 
 def test_groups_on_both_sides_of_the_users_splits_are_said(capsys):
