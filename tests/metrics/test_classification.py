@@ -189,6 +189,13 @@ def test_the_picture(tmp_path, figures):
     assert image.imread(tmp_path / "c.png").shape[0] > 200
 
 
+def test_no_picture_of_very_many_classes(tmp_path, figures):
+    """Of 600 it took 4.8 GB and 47 s."""
+    names = [f"class {i}" for i in range(201)]
+    plot_confusion(names, names, names, tmp_path / "c.png")
+    assert not figures and not list(tmp_path.iterdir())
+
+
 def test_many_classes_fit(tmp_path, figures):
     names = [f"class {i}" for i in range(100)]
     plot_confusion(names, names, names, tmp_path / "c.png")
