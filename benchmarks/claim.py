@@ -285,8 +285,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="files of text to pretrain on as well")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="auto")
-    parser.add_argument("--pretraining", nargs="*", default=[], help="further options of pretraining")
-    parser.add_argument("--fine-tuning", nargs="*", default=[], help="and of fine-tuning")
+    further = {"nargs": "*", "action": "extend", "default": []}
+    parser.add_argument("--pretraining", **further, help="options of pretraining, as --pretraining=--optim.lr=1e-3")
+    parser.add_argument("--fine-tuning", **further, help="and of fine-tuning")
     return parser
 
 
@@ -300,7 +301,11 @@ def main(argv: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(max(granted_cores() // options.processes, 1))
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        runs = run_all(task, options, pool.submit)
+        try:
+            runs = run_all(task, options, pool.submit)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one that failed fails in minutes, and not once all others are done
+            raise
     rows = [json.loads(line) for line in (options.out / "claim.json").read_text("utf-8").splitlines()]
     print(f"{'arm':<16}{'share':>7}{'seeds':>7}{'error':>9}   smallest to largest   CPU minutes")
     for arm, share in dict.fromkeys((row["arm"], row["share"]) for row in rows):
