@@ -277,7 +277,7 @@ def write_model_card(
         tags=["data2vec", "d2v"],
         base_model=base,
         datasets=None if local or data.path is None else [split_revision(data.path)[0]],
-        license=licence_of(job.config.model) if job.config.model else None,
+        **(licence_of(job.config.model) if job.config.model else {}),
         eval_results=[EvalResult(metric_type=key, metric_value=results[key], **about) for key in scored],
     )
     use = use or f"recipes/{job.recipe}.py --mode predict"
@@ -294,17 +294,21 @@ def write_model_card(
     )
 
 
-def licence_of(model: str) -> str | None:
-    """The licence in the card of the model that a run started from, where it has one that can be read."""
+def licence_of(model: str) -> dict[str, Any]:
+    """The licence in the card of the model that a run started from, where it has one that can be read.
+
+    With the name and the link that the hub asks for where a licence is none of its own (`license: other`).
+    """
     import yaml
 
     try:
         card = fetch_file(model, "README.md")
         front = yaml.safe_load(card.read_text("utf-8").split("---")[1]) if card else None
     except (InputError, OSError, ValueError, IndexError, yaml.YAMLError):
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
+        return {}
+    found = front if isinstance(front, dict) and isinstance(front.get("license"), str) else {}
+    names = ("license", "license_name", "license_link")
+    return {name: found[name] for name in names if isinstance(found.get(name), str)}
 
 
 FILES = {

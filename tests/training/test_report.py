@@ -155,11 +155,13 @@ def test_model_card_is_read_by_the_hub(tmp_path):
 def test_a_card_has_the_name_of_the_data_and_not_the_path_on_its_authors_disk(tmp_path):
     (tmp_path / "home/me/birds").mkdir(parents=True)
     (tmp_path / "base").mkdir()
-    (tmp_path / "base/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Base")
+    licence = "license: other\nlicense_name: corpus-terms\nlicense_link: https://example.org/terms\n"
+    (tmp_path / "base/README.md").write_text(f"---\n{licence}---\n# Base")
     card, text = card_of(tmp_path, Data(path=str(tmp_path / "home/me/birds")), str(tmp_path / "base"))
     assert str(tmp_path) not in text and "home" not in text
     assert card.data.eval_results[0].dataset_type == "birds" and "rows of birds" in card.text
-    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
+    assert (card.data.license, card.data.license_name) == ("other", "corpus-terms") and card.data.base_model is None
+    assert licence in text
     assert card_of(tmp_path / "demo")[0].data.eval_results[0].dataset_name == "number words"
 
 
