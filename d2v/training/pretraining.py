@@ -175,7 +175,7 @@ def pretrain(
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         student.eval()
-        seen, sums = Moments(), torch.zeros(3, dtype=torch.float64, device=host_of_sums(accelerator.device))
+        seen, sums = Moments(), torch.zeros(4, dtype=torch.float64, device=host_of_sums(accelerator.device))
         decoded: list[Any] = []
 
         def look(batch: dict[str, Any]) -> None:
@@ -183,8 +183,9 @@ def pretrain(
             batch = to_device(batch, accelerator.device)
             with accelerator.autocast(), out_of_memory(job, [batch], held_out, "evaluation"):
                 output = student(batch, teacher)
-                found = *parts(output, batch, config.auxiliary.weight), batch["masked"].sum()
-            sums += torch.stack([each.to(sums.device).double() for each in found])
+                found = parts(output, batch, config.auxiliary.weight)
+            at = (batch["masked"], batch.get("auxiliary_at", batch["masked"]))  # where each loss is taken
+            sums += torch.stack([each.to(sums.device).double() for each in (*found, *(places.sum() for places in at))])
             seen.add(output)
 
         with in_step(student, held_out, look):
@@ -193,13 +194,12 @@ def pretrain(
                 if batch["rows"]:  # some could be decoded
                     look(batch)
         note_decoded(job, gather_object(decoded))
-        *found, count = accelerator.reduce(sums).tolist()
+        found, counts = accelerator.reduce(sums).view(2, 2).tolist()
         probed = probe(student.base_model) if probe else {}
         student.train()
         wanted = {"loss": teacher is not None, "auxiliary_loss": config.auxiliary.weight > 0}
-        values = {
-            name: value / max(count, 1) for (name, there), value in zip(wanted.items(), found, strict=True) if there
-        }
+        each = zip(wanted.items(), found, counts, strict=True)
+        values = {name: value / max(count, 1) for (name, there), value, count in each if there}
         return values | seen.figures() | probed
 
     def evaluate_and_keep() -> dict[str, float]:

@@ -162,6 +162,16 @@ def test_the_reference_arm_has_no_teacher(data, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*/teacher.safetensors"))
 
 
+def test_the_auxiliary_loss_is_that_of_a_frame(data, tmp_path):
+    """It is learnt at all frames of speech, however many are masked; bins of variance 1 cost a new model about 1."""
+    losses = []
+    for share in (0.2, 0.6):
+        args = [*arguments("audio"), f"--data.path={data / 'audio'}", f"--run.out={tmp_path / str(share)}"]
+        args += ["--teacher.weight=0", "--auxiliary.weight=1", f"--data.mask_share={share}", "--optim.lr=1e-9"]
+        losses.append(runner("pretrain_audio")(*args, "--run.max_steps=1")["auxiliary_loss"])
+    assert all(0.8 < loss < 1.6 for loss in losses) and abs(losses[0] - losses[1]) < 0.2
+
+
 def test_collapsed_targets_stop_the_run(data, tmp_path):
     """Of a frozen front end and one layer that say nothing: the student's weights are zero but for biases."""
     args = [*arguments("audio"), f"--data.path={data / 'audio'}", f"--run.out={tmp_path}", "--run.max_steps=40"]
