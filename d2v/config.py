@@ -158,8 +158,8 @@ class Data:
         test_split: split that is scored once, with the best checkpoint; null leaves it for later, and validation is
             scored.
         validation_share: share of train that is held out where there is no validation split.
-        group_column: column of groups, such as speakers or sites, that are held out whole; by default none are, but for
-            texts of several questions and prompts of several rows.
+        group_column: column of groups, such as speakers or sites, that are held out whole; by default those rows that
+            are about one and the same text, or parts of one recording, if that leaves about as many.
         fold: part of train that is tested, such as 2/5 for the second of five, and not trained on; run.seed draws the
             parts, so it is the same for all of them.
         max_train_samples: number of rows to train on, sampled by run.seed; by default all.
@@ -226,7 +226,7 @@ class Data:
 
     @property
     def together(self) -> str | None:
-        """Column whose rows stay together in a share or a part of train, such as the text that questions are about."""
+        """Column whose rows stay together in a share of train if they can: of what several rows are about."""
         return None
 
     @property

@@ -53,6 +53,11 @@ class AudioData(PartData):
         at_least(1, "data", self, ("channel",))
 
     @property
+    def together(self) -> str | None:
+        """The column of recordings, which rows may be parts of."""
+        return self.audio_column
+
+    @property
     def max_size(self) -> float:
         """Seconds of a batch."""
         return self.batch_seconds

@@ -16,7 +16,7 @@ from d2v.data.files import fitting
 from d2v.data.rows import Split, group_name
 from d2v.data.shards import check_stream, open_shards, train_shards
 from d2v.data.sources import read
-from d2v.data.splits import hold_out, parse_fold, parts, shared_groups
+from d2v.data.splits import hold_out, on_both_sides, parse_fold, parts, shared_groups
 from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
@@ -218,20 +218,15 @@ def check_split(split: Split, data: Data, columns: Mapping[str, str]) -> Split:
     return split
 
 
-def traits(
-    split: Split, data: Data, labels: Mapping[str, str], least: int = 2
-) -> tuple[list[Any] | None, list[Any] | None]:
-    """The class of each row, if it has one, and its group, if there are any.
-
-    Where nobody named groups, rows that should stay together are such, if there are at least so many of them.
-    """
+def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
+    """The class of each row, if it has one, and its group, if there are any: named ones, or rows to keep together."""
     single = "label" in labels and getattr(data, "problem_type", "") in (None, "single_label")
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None
     column = split.group or data.together
     groups = [(i,) if name is None else name for i, name in enumerate(split.groups(column))] if column else None
-    if groups and not split.group and len(set(groups)) < least:
+    if groups and not split.group and len(set(groups)) == len(groups):
         groups = None
     return classes, groups
 
@@ -243,12 +238,14 @@ def fold(splits: dict[str, Split], data: Data, seed: int, labels: Mapping[str, s
     if len(whole) < several:
         raise InputError(f"data.fold {data.fold}: train has {len(whole)} rows")
     columns = {name: each for name, each in labels.items() if each in whole.table.features}
-    classes, groups = traits(whole, data, columns, least=several)
-    part = parts(len(whole), several, seed, classes, groups, running=data.running)
+    classes, groups = traits(whole, data, columns)
+    too_few = not whole.group and groups is not None and len(set(groups)) < several
+    part = parts(len(whole), several, seed, classes, None if too_few else groups, running=data.running)
+    remark = on_both_sides(groups, part == number - 1, data) if groups else ""
     splits |= {
         name: whole.select(np.flatnonzero((part == number - 1) == (name == "test")), name) for name in ("train", "test")
     }
-    return splits, f"of {{}} (data.fold {data.fold})"
+    return splits, f"of {{}} (data.fold {data.fold}{remark})"
 
 
 def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split], how: Mapping[str, str]) -> None:

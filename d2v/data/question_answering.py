@@ -67,7 +67,7 @@ class QuestionData(TextData):
 
     @property
     def together(self) -> str | None:
-        """The column of texts: who has read one in training knows it."""
+        """The column of texts: those that were read in training are known."""
         return self.context_column
 
 

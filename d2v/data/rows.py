@@ -101,8 +101,23 @@ class Split:
         return (field_values if whole else field_values.take(self.index)).to_pylist()
 
     def groups(self, column: str | None = None) -> list[str | None]:
-        """The group of each row as text, by default of `group`; None where a row has none."""
-        return list(map(group_name, self.column(column or self.group or "")))
+        """The group of each row as text, by default of `group`; None where a row has none.
+
+        Of files these are their paths, and none of those whose bytes the table has, which may be called anything.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = column or self.group or ""
+        kind = self.table.data.schema.field(column).type
+        names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+        if "path" not in names:
+            return list(map(group_name, self.column(column)))
+        objects = self.table.select_columns([column]).with_format("arrow")[:][column]
+        paths = pc.struct_field(objects, "path")
+        if "bytes" in names:
+            paths = pc.if_else(pc.is_valid(pc.struct_field(objects, "bytes")), pa.scalar(None, paths.type), paths)
+        return list(map(group_name, paths.take(self.index).to_pylist()))
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows with these columns, read some at a time."""

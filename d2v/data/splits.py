@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ def hold_out(
     """The split without a share of its rows, that share as validation, and how it was chosen.
 
     Groups are held out whole, and by class each as often as in all; the last row or group of a class stays in train.
-    Running text is held out in one piece, its end.
+    Groups that nobody named are held out whole unless that takes more than twice the share. Running text is held out in
+    one piece, its end.
 
     Args:
         train: rows.
@@ -42,17 +44,29 @@ def hold_out(
     how = ""
     if data.running:
         held, how = np.arange(count) >= count - wanted, ", the end of the text"
-    elif groups is not None:
-        held, how = whole_groups(groups, wanted, order, classes), f", by {train.group or data.together}"
+    elif groups is not None and train.group:
+        held, how = whole_groups(groups, wanted, order, classes), f", by {train.group}"
     else:
         held = np.zeros(count, dtype=bool)
         held[order[:wanted]] = True
         if classes is not None and (by_class := share_of_classes(classes, share, wanted, order)).any():
             held, how = by_class, ", by class"
+        if groups is not None:
+            with suppress(InputError):
+                if (whole := whole_groups(groups, wanted, order, classes)).sum() <= 2 * wanted:
+                    held, how = whole, f", by {data.together}"
+            how += on_both_sides(groups, held, data)
     if data.running:
         order = np.arange(count)
     kept, taken = order[~held[order]], order[held[order]]
     return train.select(kept), train.select(taken, name="validation"), how
+
+
+def on_both_sides(groups: Sequence[Any], held: np.ndarray, data: Data) -> str:
+    """Of how many rows that are held out others of the same text or recording are not, for the line of splits."""
+    learnt = {group for group, out in zip(groups, held, strict=True) if not out}
+    count = sum(bool(out) and group in learnt for group, out in zip(groups, held, strict=True))
+    return f"; {count} of them are of the same {data.together} as rows of train, see data.group_column" if count else ""
 
 
 def codes(values: Sequence[Any]) -> np.ndarray:

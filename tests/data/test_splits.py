@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from d2v.config import Data
+from d2v.data.audio import AudioData
 from d2v.data.labels import LabelData
 from d2v.data.language_modeling import LanguageData
 from d2v.data.load import choose_splits
 from d2v.data.multiple_choice import ChoiceData
 from d2v.data.question_answering import QuestionData
+from d2v.data.rows import Split
 from d2v.data.splits import parts, share_of_classes, whole_groups
 from d2v.errors import InputError
 from tests.helpers import make_job
@@ -82,9 +84,12 @@ def test_groups_are_held_out_whole(seed):
     assert line(job).endswith("held out of train (data.validation_share 0.2, by who)")
 
 
-@pytest.mark.parametrize("data", [QuestionData(context_column="text"), ChoiceData(prompt_column="text")])
-def test_rows_of_one_text_are_held_out_together(data):
-    """As they are in one file of a set that is asked about texts."""
+ABOUT_ONE = [QuestionData(context_column="text"), ChoiceData(prompt_column="text"), AudioData(audio_column="text")]
+
+
+@pytest.mark.parametrize("data", ABOUT_ONE, ids=["contexts", "prompts", "recordings"])
+def test_rows_of_one_text_or_recording_are_held_out_together(data):
+    """As they are in one file of questions about texts, or of parts of recordings."""
     source = {"train": {"text": [f"t{i // 5}" for i in range(50)]}}
     splits, job = chosen(source, data, target=None)
     learnt, held = (set(splits[name].column("text")) for name in ("train", "validation"))
@@ -97,8 +102,23 @@ def test_rows_of_one_text_are_held_out_together(data):
     sides = [set(fold.column("text")) for fold in folds]
     assert sum(map(len, sides)) == 10 == len(set.union(*sides)) and sum(map(len, folds)) == 50
 
-    splits, job = chosen({"train": {"text": ["t"] * 20}}, data, target=None)  # all about one text
-    assert len(splits["validation"]) == 2 and ", by" not in line(job)
+    for texts in (["t"] * 20, ["t", "u"] * 10):  # too few to hold one out
+        splits, job = chosen({"train": {"text": texts}}, data, target=None)
+        assert len(splits["validation"]) == 2
+        assert "(data.validation_share 0.1; 2 of them are of the same text as rows of train, see" in line(job)
+    fold, job = chosen({"train": {"text": ["t"] * 20}}, type(data)(**vars(data) | {"fold": "1/3"}), target=None)
+    assert len(fold["test"]) == 7 and "(data.fold 1/3; 7 of them are of the same text as rows of" in line(job)
+
+
+def test_files_in_the_table_may_be_called_anything():
+    import datasets
+
+    sounds = [{"bytes": b"RIFF", "path": "audio.wav"}] * 10 + [
+        {"bytes": None, "path": f"{i // 5}.wav"} for i in range(40)
+    ]
+    table = datasets.Dataset.from_dict({"audio": sounds})
+    split = Split("train", table, np.arange(50)[::-1], (("train", 50),))
+    assert split.groups("audio") == [f"{i // 5}.wav" for i in reversed(range(40))] + [None] * 10
 
 
 def test_groups_on_both_sides_of_the_users_splits_are_said(capsys):
