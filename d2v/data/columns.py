@@ -131,6 +131,6 @@ def unlabelled(split: Split, columns: Mapping[str, str]) -> str | None:
             none = pc.equal(plain, "-1")
             if pc.all(pc.or_(none, pc.equal(plain, ""))).as_py():
                 return f"{column!r} is {'-1 in all rows' if pc.any(none).as_py() else 'empty'}"
-        if pa.types.is_integer(kind) and (pc.max(values).as_py() or 0) < 0:
+        if pa.types.is_integer(kind) and pc.min(values) == pc.max(values) and (pc.max(values).as_py() or 0) < 0:
             return f"{column!r} is {pc.max(values).as_py()} in all rows"
     return None

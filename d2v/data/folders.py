@@ -98,7 +98,9 @@ def read_media(
     return readers
 
 
-def read_documents(root: Path, files: Sequence[PurePath], data: Data) -> dict[str, Reader] | None:
+def read_documents(
+    root: Path, files: Sequence[PurePath], data: Data, remarks: list[Remark]
+) -> dict[str, Reader] | None:
     """Splits of texts in folders of classes, a document a file, as IMDB's reviews come; None if folders say no class.
 
     Args:
@@ -110,6 +112,9 @@ def read_documents(root: Path, files: Sequence[PurePath], data: Data) -> dict[st
     inside = [path for path in files if len(path.parts) > (1 if level is None else level + 2)]
     if not hasattr(data, "label_column") or len(inside) < len(files) / 2:
         return None
+    if others := [path for path in files if path not in set(inside)]:
+        line = f"{root}: not read: {len(others)} texts in no folder of a class; the first is {others[0]}"
+        remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
     media = Media(root, tuple(inside), data.text_column, data.label_column, "")  # type: ignore[attr-defined]
     readers = read_media(media, {}, (), classes=True)
     return {name: partial(with_texts, reader, media.column) for name, reader in readers.items()}

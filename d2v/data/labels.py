@@ -225,6 +225,9 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     if job.config.model:
         known = checkpoint_labels(job.config.model, column)
         labels = replace(known, problem_type=labels.problem_type if job.training else given_type(job, known))
+    for option in ("label_columns", "label_separator"):
+        if getattr(data, option) and labels.problem_type != "multi_label":
+            raise InputError(f"data.{option} is for data.problem_type multi_label, not for {labels.problem_type}")
     if data.threshold == "best" and labels.problem_type != "multi_label":
         raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
     if not job.labelled:
@@ -233,7 +236,9 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
         read_values = value_reader(column)
         values = {name: read_values(split) if split.stream is None else read_values for name, split in splits.items()}
         return (Labels(["LABEL_0"], "regression", column) if job.training else labels), values
-    columns = {name: read_names(split, data, labels.problem_type) for name, split in splits.items()}
+    columns: dict[str, Named] = {}
+    for name, split in splits.items():  # of which train, the first, says whether rows are zeros and ones
+        columns[name] = read_names(split, data, labels.problem_type, columns.get("train"))
     columns = with_stream(job, splits, columns, column, several=labels.problem_type == "multi_label")
     labels, named = settle_classes(job, labels, columns, data.match)
     if data.positive_class is not None and data.positive_class not in labels.names:

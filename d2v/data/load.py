@@ -1,5 +1,6 @@
 """Any source that `datasets` reads, and folders as people have them, as splits with the columns a recipe needs."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from d2v.data.cache import first_on_its_node
 from d2v.data.columns import known_columns, unlabelled
 from d2v.data.facts import note
 from d2v.data.files import fitting
+from d2v.data.labels import checkpoint_labels, given_type
 from d2v.data.rows import Split, group_name
 from d2v.data.shards import check_stream, open_shards, train_shards
 from d2v.data.sources import read
 from d2v.data.splits import hold_out, on_both_sides, parse_fold, parts, shared_groups
-from d2v.data.tables import read_sample
+from d2v.data.tables import read_sample, reason
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +59,25 @@ def load(
     for fact, line, values in getattr(source, "remarks", ()):
         note(job, fact, line, **values)
     return splits
+
+
+def load_also(job: Job, demo: Callable[[], Any], **columns: Any) -> dict[str, Split]:
+    """The splits of `data.also`, which are tested besides, by what the names of their metrics end in.
+
+    Args:
+        job: from `d2v.training.job.start`; there are none without labels.
+        demo, columns: as in `load`.
+
+    Raises:
+        InputError: one would take the place of a split of the run.
+    """
+    also, found = job.config.data.also if job.labelled else {}, {}
+    if taken := [ending for ending in also if ending in SPLITS]:
+        raise InputError(f"data.also: {taken[0]} is a split of the run; should be another ending, such as mm")
+    for ending, name in also.items():
+        config = replace(job.config, mode="evaluate", data=replace(job.config.data, test_split=name))
+        found[ending] = load(replace(job, config=config), demo, **columns)["test"]
+    return found
 
 
 def choose_splits(
@@ -109,7 +130,7 @@ def choose_splits(
         only = len(source) == 1 and not fitting(getattr(data, f"{name}_split"), source)
         called = [name] if only else names
         tables = [sample_ids(job, known_columns(job, source[part], known)) for part in names]
-        table, rows = join(tables), [len(table) for table in tables]
+        table, rows = join(tables, f"{data.path or 'demo'}, {'+'.join(names)}"), [len(table) for table in tables]
         split = Split(name, table, np.arange(len(table)), tuple(zip(called, rows, strict=True)), data.group_column)
         if training and name != "train" and (why := unlabelled(split, labels)):
             other = "validation" if name == "test" else "a share of train"
@@ -119,7 +140,9 @@ def choose_splits(
         splits[name] = check_split(split, data, columns)
     how = {}
     if data.fold:
-        splits, how["test"] = fold(splits, data, seed, known)  # by class in all modes, for the parts to be the same
+        splits, how["test"] = fold(job, splits, known)  # by class in all modes, for the parts to be the same
+        if training and data.test_split is None:
+            del splits["test"]  # left for later, and not trained on
     if streams is not None and "validation" not in splits:
         raise InputError(
             f"{data.path}: no validation split, and of a stream, whose rows are not counted, no share can be held out "
@@ -127,7 +150,7 @@ def choose_splits(
         )
     if training and "validation" not in splits:
         train = splits["train"]
-        splits["train"], splits["validation"], by = hold_out(train, data, seed, *traits(train, data, labels))
+        splits["train"], splits["validation"], by = hold_out(train, data, seed, *traits(job, train, labels))
         how["validation"] = f"held out of {{}} (data.validation_share {data.validation_share:g}{by})"
     splits = {name: splits[name] for name in SPLITS if name in splits}
     for name, split in splits.items():
@@ -218,9 +241,13 @@ def check_split(split: Split, data: Data, columns: Mapping[str, str]) -> Split:
     return split
 
 
-def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
+def traits(job: Job, split: Split, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
     """The class of each row, if it has one, and its group, if there are any: named ones, or rows to keep together."""
-    single = "label" in labels and getattr(data, "problem_type", "") in (None, "single_label")
+    data = job.config.data
+    kind = getattr(data, "problem_type", "")
+    if kind is None and not job.training and job.config.model:  # as it was trained, for folds to be the same
+        kind = given_type(job, checkpoint_labels(job.config.model))
+    single = "label" in labels and kind in (None, "single_label")
     classes = split.column(labels["label"]) if single else None
     if classes is not None and any(isinstance(value, list) for value in classes):
         classes = None
@@ -231,17 +258,19 @@ def traits(split: Split, data: Data, labels: Mapping[str, str]) -> tuple[list[An
     return classes, groups
 
 
-def fold(splits: dict[str, Split], data: Data, seed: int, labels: Mapping[str, str]) -> tuple[dict[str, Split], str]:
+def fold(job: Job, splits: dict[str, Split], labels: Mapping[str, str]) -> tuple[dict[str, Split], str]:
     """The splits with a part of train as the test, and the rest as train; and how the part was chosen."""
+    data, seed = job.config.data, job.config.run.seed
     number, several = parse_fold(data.fold or "")
     whole = splits["train"]
     if len(whole) < several:
         raise InputError(f"data.fold {data.fold}: train has {len(whole)} rows")
     columns = {name: each for name, each in labels.items() if each in whole.table.features}
-    classes, groups = traits(whole, data, columns)
-    too_few = not whole.group and groups is not None and len(set(groups)) < several
-    part = parts(len(whole), several, seed, classes, None if too_few else groups, running=data.running)
-    remark = on_both_sides(groups, part == number - 1, data) if groups else ""
+    classes, groups = traits(job, whole, columns)
+    counts = Counter(groups or ())  # of rows that nobody named, in parts that should be about as large
+    unfit = not whole.group and (len(counts) < several or max(counts.values()) > 2 * len(whole) / several)
+    part = parts(len(whole), several, seed, classes, None if unfit else groups, running=data.running)
+    remark = on_both_sides(groups, part == number - 1, data) if groups and not whole.group else ""
     splits |= {
         name: whole.select(np.flatnonzero((part == number - 1) == (name == "test")), name) for name in ("train", "test")
     }
@@ -266,8 +295,29 @@ def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split],
     note(job, "splits", f"{job.config.data.path or 'demo'}: {', '.join(said)}{rest}", splits=values, unused=others)
 
 
-def join(parts: list["Dataset"]) -> "Dataset":
-    """One data set of several."""
+def join(parts: list["Dataset"], where: str) -> "Dataset":
+    """One data set of several, classes by their names where the parts number them otherwise."""
     import datasets
 
-    return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    for name, feature in parts[0].features.items():
+        if isinstance(feature, datasets.ClassLabel) and any(
+            part.features.get(name, feature) != feature for part in parts
+        ):
+            parts = [as_names(part, name) for part in parts]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as error:
+        raise InputError(f"{where}: cannot be joined ({reason(error)})") from error
+
+
+def as_names(part: "Dataset", column: str) -> "Dataset":
+    """The table with the names of a column's classes in place of their numbers."""
+    import datasets
+
+    if not isinstance(part.features.get(column), datasets.ClassLabel):
+        return part
+    names = part.features[column].names
+    texts = [names[i] if i is not None and i >= 0 else None for i in part[column][:]]
+    return part.remove_columns([column]).add_column(column, texts)

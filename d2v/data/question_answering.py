@@ -115,9 +115,9 @@ def questions_of(articles: list[dict]) -> Iterator[dict[str, Any]]:
             yield article
         for paragraph in article.get("paragraphs", []):
             for question in paragraph["qas"]:
-                row = {"id": question["id"], "title": article.get("title", ""), "context": paragraph["context"]}
+                row = {"id": str(question["id"]), "title": article.get("title", ""), "context": paragraph["context"]}
                 row["question"] = question["question"]
-                if "answers" in question:
+                if "answers" in question or question.get("is_impossible"):
                     answers = [] if question.get("is_impossible") else question["answers"]
                     row["answers"] = {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
                 yield row

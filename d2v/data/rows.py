@@ -135,11 +135,18 @@ class Split:
         """
         for column in ("id",) if files else ("id", "idx"):
             if column in self.table.column_names:
-                return [str(name) for name in self.column(column)]
-        numbers = map(str, self.numbers().tolist())
+                return self._named([str(name) for name in self.column(column)])
+        numbers = self._named([str(number) for number in self.numbers().tolist()])
         if files is None:
             return list(numbers)
         return [str(path or number) for path, number in zip(self.files(files), numbers, strict=True)]
+
+    def _named(self, names: list[str]) -> list[str]:
+        """The names, where they repeat in splits that were joined with that of the split before them."""
+        if len(self.parts) == 1 or len(set(names)) == len(names):
+            return names
+        parts = self._places(self.index)[0]
+        return [f"{self.parts[part][0]}/{name}" for part, name in zip(parts.tolist(), names, strict=True)]
 
     def files(self, column: str) -> list[str | None]:
         """The paths in a column of files; None where a row has none."""
@@ -206,13 +213,18 @@ class Rows:
             return [item["source"] for item in self.items]
         return range(len(self)) if len(self.split) == len(self) else None
 
-    def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Predictions as they are written down: the row's id, its group if any, what was predicted, its reference."""
+    def named(self) -> list[dict[str, Any]]:
+        """The `id` of each row, and its `group` if it has one."""
         first: list[dict[str, Any]] = [{"id": name} for name in self.ids]
         if self.split.group and (sources := self.sources()) is not None:
             groups = self.split.groups()
             own = [groups[source] for source in sources]
             first = [one if it is None else one | {"group": it} for one, it in zip(first, own, strict=True)]
+        return first
+
+    def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Predictions as they are written down: the row's id, its group if any, what was predicted, its reference."""
+        first = self.named()
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 

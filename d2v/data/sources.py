@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,7 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
         tables = named
     elif not tables:
         tables = [path for path in files if ending(path) == ".txt" and not NOT_TEXT.match(path.name)]
-        if tables and hasattr(data, "text_column") and (documents := read_documents(folder, tables, data)):
+        if tables and hasattr(data, "text_column") and (documents := read_documents(folder, tables, data, remarks)):
             return Source(documents, remarks)
     if not tables or (hasattr(data, "image_column") and TABLES[ending(tables[0])] == "text"):
         return None
@@ -375,6 +376,11 @@ def read_loose(media: Media, files: Sequence[PurePath], data: Data, remarks: lis
     )
     classes = any(hasattr(data, f"{kind}_column") for kind in ("label", "speaker"))
     lists = listed_files(media.root, files, media.files, remarks)
+    if "train" in lists:
+        named = {path for paths in lists.values() for path in paths}
+        if others := [path for path in media.files if path not in named]:
+            remarks.append(left_out(media.root, others, "not read: {}, which no list names"))
+        media = replace(media, files=tuple(path for path in media.files if path in named))
     readers = read_media(media, texts, asked_splits(data), lists, classes=classes)
     return Source(readers, remarks)
 

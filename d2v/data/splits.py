@@ -114,7 +114,8 @@ def whole_groups(groups: Sequence[Any], wanted: int, order: np.ndarray, classes:
     left = np.bincount(of_class)
     held, count = np.zeros(len(numbers), dtype=bool), 0
     rows = members(numbers)
-    for number in dict.fromkeys(numbers[order].tolist()):
+    drawn = dict.fromkeys(numbers[order].tolist())
+    for number in sorted(drawn, key=lambda number: len(rows[number]) > 2 * wanted):  # those far too large last
         own = np.bincount(of_class[rows[number]], minlength=len(left))
         if count >= wanted:
             break

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -68,7 +69,14 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         return table
     except InputError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (
+        OSError,
+        EOFError,
+        StopIteration,
+        ValueError,
+        zlib.error,
+        datasets.exceptions.DatasetGenerationError,
+    ) as error:
         raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
 
 
@@ -178,7 +186,7 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
         try:
             with open_binary(file) as stream:
                 yield from arrow.open_csv(stream, read, parse, convert)
-        except (pa.ArrowInvalid, EOFError) as error:
+        except (pa.ArrowInvalid, EOFError, zlib.error) as error:
             if "Empty CSV file" not in str(error):
                 raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
 
@@ -196,7 +204,7 @@ def read_header(file: Path, delimiter: str, *, quoted: bool, data: Data) -> tupl
         lines = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
         try:
             names = [name.strip() for name in next((line for line in lines if line), [])]
-        except (UnicodeDecodeError, csv.Error) as error:
+        except (EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
             raise InputError(f"{file}: not a table of text in UTF-8 ({error})") from error
     if not names:
         raise InputError(f"{file}: is empty")
@@ -296,6 +304,6 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
                 return [
                     row for line in islice(text, SAMPLE) if line.strip() and isinstance(row := json.loads(line), dict)
                 ]
-    except (InputError, OSError, ValueError, pa.ArrowException):
+    except (InputError, OSError, EOFError, TypeError, ValueError, zlib.error, pa.ArrowException):
         pass
     return []

@@ -21,12 +21,12 @@ from d2v.errors import InputError
 from tests.helpers import make_job
 
 
-def chosen(source, data, mode="train", seed=0, target="label"):
+def chosen(source, data, mode="train", seed=0, target="label", model=None):
     """The splits that a job of this data gets, and its facts."""
     import datasets
 
     tables = {name: datasets.Dataset.from_dict(columns) for name, columns in source.items()}
-    job = make_job(data, mode, seed=seed)
+    job = make_job(data, mode, seed=seed, model=model)
     splits = choose_splits(job, tables, {"text": "text"}, {target: target} if target else {})
     return splits, job
 
@@ -211,6 +211,50 @@ def test_a_fold_has_the_same_rows_in_all_modes(label):
     source = {"train": columns(53, **{label: ["a", "b", "b"] * 17 + ["c", "c"]})}
     tested = [chosen(source, LabelData(fold="2/4"), mode)[0]["test"] for mode in ("train", "evaluate", "predict")]
     assert tested[0].numbers().tolist() == tested[1].numbers().tolist() == tested[2].numbers().tolist()
+
+
+def test_a_fold_is_not_tested_where_no_test_is_wanted():
+    """As a sweep trains, which chooses by validation."""
+    splits, _ = chosen({"train": columns(53, label=["a", "b"] * 26 + ["a"])}, LabelData(fold="2/4", test_split=None))
+    assert list(splits) == ["train", "validation"] and sum(map(len, splits.values())) == 40
+
+
+def test_a_fold_of_several_labels_has_the_same_rows_in_evaluation(tmp_path):
+    """Where nobody says of what type the labels are, the model does."""
+    settings = {"problem_type": "multi_label_classification", "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    source = {"train": columns(50, label=["a;b", "c"] * 25)}
+    options = {"fold": "1/5", "label_separator": ";"}
+    trained, _ = chosen(source, LabelData(problem_type="multi_label", **options))
+    scored, _ = chosen(source, LabelData(**options), "evaluate", model=str(tmp_path))
+    assert trained["test"].numbers().tolist() == scored["test"].numbers().tolist()
+
+
+def test_a_fold_is_not_all_that_is_of_one_recording():
+    rows = {"text": ["long"] * 90 + [f"t{i}" for i in range(10)]}
+    splits, job = chosen({"train": rows}, AudioData(audio_column="text", fold="1/5"), target=None)
+    assert len(splits["test"]) == 20 and "of them are of the same text as rows of train" in line(job)
+
+
+def test_the_largest_group_is_held_out_last():
+    rows = columns(1000, who=["big"] * 900 + [f"w{i // 10}" for i in range(100)])
+    splits, _ = chosen({"train": rows}, Data(group_column="who"), target=None)
+    assert len(splits["validation"]) == 100
+
+
+def test_splits_with_other_classes_are_joined_by_name():
+    import datasets
+
+    tables = {}
+    for name, names in {"train": ["a", "b"], "other": ["b", "c"]}.items():
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        tables[name] = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features=features)
+    job = make_job(LabelData(train_split="train+other", validation_split="other"))
+    splits = choose_splits(job, tables, {"text": "text"}, {"label": "label"})
+    assert splits["train"].column("label") == ["a", "b", "b", "c"]
+    tables["other"] = datasets.Dataset.from_dict({"text": [[1], [2]], "label": ["b", "c"]})
+    with pytest.raises(InputError, match=r"train\+other: cannot be joined"):
+        choose_splits(job, tables, {"text": "text"}, {"label": "label"})
 
 
 def test_a_sample_says_which_column_has_the_ids(tmp_path):
