@@ -70,10 +70,17 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         found, options = finder.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
+    wrong: list[InputError] = []
     for file in found.config:
-        read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
+        try:
+            read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
+        except InputError as error:
+            wrong.append(error)  # unless what else is given puts it right
     args = [*(f"--config={file}" for file in found.config), *quoted(options, texts)]
-    values = read(args)
+    try:
+        values = read(args)
+    except InputError as error:
+        raise wrong[0] if wrong else error  # noqa: B904 (the same fault)
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
@@ -143,6 +150,8 @@ def as_written(values: dict[Any, Any], written: dict[str, Any], texts: set[str],
     """The values, with those of the options `texts` as they were written; null stays null."""
     if len(values) < len(written):
         raise ValueError(f"two of the keys {', '.join(written)} mean the same in YAML; quotes tell them apart")
+    if "<<" in written:
+        raise ValueError("keys cannot be merged with <<; every option has a line of its own")
     found = {}
     for value, (key, text) in zip(values.values(), written.items(), strict=True):
         name = f"{before}{key}"
@@ -212,7 +221,7 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     except Interrupted as error:
         exit_with(130, f"interrupted: {error}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise
         exit_with(2, f"error: {error.filename or 'a file'}: {error.strerror}; what was saved before is untouched")
     finally:

@@ -10,6 +10,7 @@ that the interval is that of the difference. The curves are drawn to `compare.pn
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise InputError(f"{folder}: no {name}; a run that was scored has one (recipes write it at their end)")
     predictions = read_predictions(str(folder))
     try:
-        by_id = {row_id(row): {key: row[key] for key in row if key != "scores"} for row in predictions}
+        names = numbered(list(map(row_id, predictions)))
+        shown = [{key: row[key] for key in row if key != "scores"} for row in predictions]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'predictions.jsonl'}: a row has no id, nor enrol and test") from error
     path = folder / "config.yaml"
@@ -113,14 +115,25 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable YAML ({error})") from error
     facts = read_json(folder / "data.json").get("facts", []) if (folder / "data.json").exists() else []
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
+    statistics, ids, clusters = load_statistics(folder / "statistics.npz")
     return {
         "results": read_json(folder / "results.json"),
-        "statistics": load_statistics(folder / "statistics.npz"),
-        "predictions": by_id,
+        "statistics": (statistics, numbered(ids), clusters),
+        "predictions": dict(zip(names, shown, strict=True)),
         "options": dict(flat(options)),
         "environment": dict(flat(environment)),
         "facts": {each["line"]: True for each in facts},
     }
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of rows, of which those that stand there again have the number of the time, so that none is lost."""
+    times = Counter[str]()
+    found = []
+    for name in names:
+        times[name] += 1
+        found.append(name if times[name] == 1 else f"{name} ({times[name]})")
+    return found
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any], leave: Iterable[str] = ()) -> dict[str, list]:
@@ -251,6 +264,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if len(options.runs) < 2:
             raise InputError("name two runs or more")
+        if len(set(options.runs)) < len(options.runs):
+            raise InputError("a run is named twice")
         first, *others = options.runs
         found = [compare(first, other, replications=options.replications) for other in others]
     except InputError as error:

@@ -67,6 +67,7 @@ class Run:
         counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")
         at_least(1, "run", self, (*counts, "max_nonfinite"))
         at_least(0, "run", self, ("save_minutes", "max_minutes", "replications"))
+        self.out = str(Path(self.out).expanduser()) if self.out.startswith("~") else self.out
         if not 0 <= self.seed < 2**32:  # which numpy takes
             raise InputError(f"run.seed should be between 0 and {2**32 - 1}, not {self.seed}")
 
@@ -205,6 +206,8 @@ class Data:
     header: list[str] | None = None
 
     def __post_init__(self):
+        if self.path is not None and not self.path.strip():
+            raise InputError("data.path is empty, such as a variable that is not set; leave it out for the demo")
         if self.path:
             self.path = str(Path(self.path).expanduser())
         self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter or "", self.delimiter)
@@ -321,7 +324,8 @@ def demo_file(config: type) -> Path | None:
 
 def named_model(model: str | None, data: Data) -> str | None:
     """The model that the option `model` means, small being one for each modality."""
-    return {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)
+    named = {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)
+    return str(Path(named).expanduser()) if named and named.startswith("~") else named
 
 
 def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) -> None:

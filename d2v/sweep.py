@@ -42,6 +42,7 @@ OWN = {
     "run.out": "--out says where all runs are",
     "run.seed": "--seeds says how many seeds",
     "run.resume": "what was cut off goes on",
+    "run.push": "every run would be pushed; python -m d2v.push pushes the one that was chosen",
     "run.max_minutes": "a run that stops early would count as finished; stop the sweep, and the same command goes on",
 }
 """Options that are the sweep's own, and why."""
@@ -181,7 +182,7 @@ def sweep(
             runs had others.
         Interrupted: a signal came.
     """
-    for name in (option.split("=")[0].removeprefix("--") for option in options):
+    for name in (option.split("=")[0].removeprefix("--") for option in options if option.startswith("--")):
         if name in OWN:
             raise InputError(f"--{name} is the sweep's own: {OWN[name]}")
     if "finish_pretraining(" in recipe.read_text("utf-8"):
@@ -196,7 +197,7 @@ def sweep(
     for (combination, seed), folder in trained.items():
         if not (folder / "results.json").exists():
             own = [f"--run.seed={seed}", f"--run.out={folder}", "--run.resume=true", "--data.test_split=null"]
-            own += ["--run.max_minutes=null"]  # which a file of options may have
+            own += ["--run.max_minutes=null", "--run.push=null"]  # which a file of options may have
             commands.append([*command_of(recipe, options, combination), *own])
     run_all(commands, processes)
     found: dict[Combination, list[float | None]] = {}

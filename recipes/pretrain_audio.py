@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
         return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
-    probe = build_probe(job, splits, lambda rows: extractor(load_clips(rows, data, extractor.sampling_rate)[1]))
+    probe = build_probe(job, rows, lambda rows: extractor(load_clips(rows, data, extractor.sampling_rate)[1]))
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="synthesised narration", then="asr_ctc")
 

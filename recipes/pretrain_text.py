@@ -19,6 +19,7 @@ from d2v.data.language_modeling import pieces, text_windows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
+from d2v.data.rows import Rows
 from d2v.data.text import tokenizer_for
 from d2v.demo.text import documentation
 from d2v.models.pretraining import at_masked, begin
@@ -75,7 +76,8 @@ def main(config: Config) -> dict[str, Any]:
     def tokens(rows):
         return tokenizer.pad([each.ids for each in tokenizer([row[data.text_column] for row in rows], max_length=size)])
 
-    probe = build_probe(job, splits, tokens)
+    whole = {name: Rows(split, split.ids(), [1] * len(split)) for name, split in splits.items()}
+    probe = build_probe(job, whole, tokens)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="Python's documentation", then="masked_lm")
 

@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
         return losses.regression(outputs, at_masked(patches(batch["pixel_values"], patch), batch["masked"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
-    probe = build_probe(job, splits, lambda rows: processor(load_images(rows, data, processor.channels)[1]))
+    probe = build_probe(job, rows, lambda rows: processor(load_images(rows, data, processor.channels)[1]))
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[processor], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="scenes of digits", then="image_classification")
 

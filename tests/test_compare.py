@@ -43,6 +43,22 @@ def runs(tmp_path):
     return made
 
 
+def test_rows_of_one_id_are_matched_in_order(tmp_path, capsys):
+    """As of two tables that were joined: a run does not differ from its own copy."""
+    pairs = ["a"] * 20, ["a"] * 10 + ["b"] * 10
+    made = [
+        write_run(
+            tmp_path / name, s.class_statistics(*pairs, NAMES), list("0123456789") * 2, [{}] * 20, {"accuracy": 0.5}
+        )
+        for name in ("run", "copy")
+    ]
+    found = compare(*made)
+    assert found["rows"]["matched"] == 20 and found["metrics"]["accuracy"]["difference"] == 0
+    with pytest.raises(SystemExit):
+        main([str(made[0]), str(made[0])])
+    assert "a run is named twice" in capsys.readouterr().err
+
+
 def test_two_runs(runs, capsys, tmp_path):
     first, second, _ = runs
     found = compare(first, second)

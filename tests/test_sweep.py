@@ -221,6 +221,7 @@ def test_bad_input(fake, tmp_path, capsys):
         ([str(fake), "--seeds", "0"], "--seeds and --processes should be at least 1"),
         ([str(fake), "--", "--run.out=x"], "--run.out is the sweep's own: --out says where"),
         ([str(fake), "--", "--run.max_minutes", "5"], "--run.max_minutes is the sweep's own: a run that stops early"),
+        ([str(fake), "--", "--run.push=me/model"], "--run.push is the sweep's own: every run would be pushed"),
         (["pretrain_text"], "pretrain_text.py: pretraining has no metric that combinations are chosen by"),
     ):
         with pytest.raises(SystemExit) as error:

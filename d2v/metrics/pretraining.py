@@ -3,6 +3,8 @@
 Shapes: N positions, D width.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,12 @@ def effective_rank(covariance: Tensor) -> float:
 
     Args:
         covariance: (D, D).
+
+    Returns:
+        NaN where it is not finite, after an update that is skipped.
     """
+    if not covariance.isfinite().all():
+        return math.nan
     eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
     shares = eigenvalues / eigenvalues.sum().clamp(min=1e-30)
     return float(torch.exp(-(shares * shares.clamp(min=1e-30).log()).sum()))

@@ -45,13 +45,13 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration's values by the names of their options."""
+def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A configuration's values by the names of their options; class weights, a dictionary too, are one value."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from ((f"{key}.{name}", each) for name, each in value.items())
         else:
-            yield prefix + key, value
+            yield key, value
 
 
 def fingerprint(source: str | None, out: Path) -> dict[str, Any] | None:

@@ -84,7 +84,7 @@ class Log:
     def say(self, step: int, **values: float) -> None:
         """Write the averages since the last time, and these values."""
         seconds, rate = time.monotonic() - self.since, f"{self.unit.replace(' ', '_')}_per_second"
-        values = {"loss": self.loss / max(self.items, 1), rate: self.size / seconds} | values
+        values = {"loss": self.loss / (self.items or 1), rate: self.size / seconds} | values
         self.write(step, values | {"waiting_for_data": self.waited / seconds})
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values[rate]:.0f} {self.unit}/s")
         self.reset()

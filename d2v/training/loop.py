@@ -398,7 +398,7 @@ def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator)
     """
     # Gradients are summed over items and averaged over processes, and in fp16 scaled until they are clipped: so the
     # bound is scaled too, and the division comes last.
-    per_item = accelerator.num_processes / max(items, 1)
+    per_item = accelerator.num_processes / (items or 1)
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), clip / per_item if clip else math.inf)))
     if finite := math.isfinite(norm):
         torch._foreach_mul_([local(p.grad) for p in model.parameters() if p.grad is not None], per_item)

@@ -3,7 +3,7 @@
 Shapes: N rows, D width, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2v.config import Job
-from d2v.data.rows import Rows, Split
+from d2v.data.rows import Rows
 from d2v.errors import InputError
 from d2v.training.engine import sharding
 
@@ -20,12 +20,12 @@ RIDGE = 0.1
 """The penalty beside standardised features, of which each then has a variance of 1."""
 
 
-def build_probe(job: Job, splits: dict[str, Split], read: Read) -> Callable[[Any], dict[str, float]] | None:
+def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[Any], dict[str, float]] | None:
     """What `pretrain` calls at each evaluation; None where `probe.column` names no labels.
 
     Args:
         job: whose configuration is a `Pretraining`.
-        splits: train and validation.
+        probed: the rows of train and validation that can be used; those without a label are passed over.
         read: what a model takes of rows.
 
     Raises:
@@ -34,19 +34,23 @@ def build_probe(job: Job, splits: dict[str, Split], read: Read) -> Callable[[Any
     options = job.config.probe
     if options.column is None:
         return None
-    if splits["train"].stream is not None or sharding():
+    if probed["train"].split.stream is not None or sharding():
         raise InputError("probe.column does not go with streams, nor with FSDP; leave it out")
-    rows, labels = {}, {}
+    rows, labels = {}, dict[str, list[str]]()
     for name in ("train", "validation"):
-        split = splits[name]
+        split = probed[name].split
         if options.column not in split.table.column_names:
             there = ", ".join(split.table.column_names)
             raise InputError(f"{name}: no column {options.column!r} (probe.column); there are {there}")
-        chosen = np.random.default_rng(0).permutation(len(split))[: options.rows]
-        part = split.select(np.sort(chosen))
-        rows[name], labels[name] = Rows(part, part.ids(), [1] * len(part)), part.column(options.column)
-    names = list(dict.fromkeys(map(str, labels["train"])))
-    numbers = {name: [names.index(str(v)) if str(v) in names else -1 for v in found] for name, found in labels.items()}
+        values = split.column(options.column)
+        order = np.random.default_rng(0).permutation(len(split)).tolist()
+        chosen = sorted([i for i in order if values[i] is not None][: options.rows])
+        if not chosen:
+            raise InputError(f"{name}: no row has a value in {options.column!r} (probe.column)")
+        rows[name] = [probed[name][i] | {"row": i} for i in chosen]
+        labels[name] = [str(values[i]) for i in chosen]
+    names = list(dict.fromkeys(labels["train"]))
+    numbers = {name: [names.index(v) if v in names else -1 for v in found] for name, found in labels.items()}
     targets = {name: torch.tensor(found) for name, found in numbers.items()}
 
     @torch.no_grad()
@@ -54,8 +58,8 @@ def build_probe(job: Job, splits: dict[str, Split], read: Read) -> Callable[[Any
         device, features = next(model.parameters()).device, {}
         for name, found in rows.items():
             states = []
-            for i in range(len(found)):  # one at a time: nothing is padded
-                inputs = {key: value.to(device) for key, value in read([found[i] | {"row": i}]).items()}
+            for row in found:  # one at a time: nothing is padded
+                inputs = {key: value.to(device) for key, value in read([row]).items()}
                 layers = model(**inputs, output_hidden_states=True).hidden_states
                 states.append(torch.stack([layer[0].cpu().double().mean(0) for layer in layers]))
             features[name] = torch.stack(states, 1)  # (layers, N, D)

@@ -213,14 +213,19 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a line a record: its file's name, the classes of its `scores`, their scores."""
-    ranks = range(1, 1 + len(records[0]["scores"]))
+    """Write a line a record: its file's name, its up to five likeliest classes, their scores.
+
+    Where files in several folders have one name, all have their whole paths.
+    """
+    names = [Path(row["id"]).name for row in records]
+    names = names if len(set(names)) == len(names) else [row["id"] for row in records]
+    ranks = range(1, 1 + min(len(records[0]["scores"]), 5))
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["filename", *(f"top{i}" for i in ranks), *(f"p{i}" for i in ranks)])
-        lines.writerows(
-            [Path(row["id"]).name, *row["scores"], *row["scores"].values()] for row in map(rounded, records)
-        )
+        for name, row in zip(names, records, strict=True):
+            scores = rounded(row, len(ranks))["scores"]
+            lines.writerow([name, *scores, *scores.values()])
 
 
 def plot_curves(out: Path, metric: str) -> None:

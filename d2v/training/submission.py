@@ -11,7 +11,7 @@ import numpy as np
 from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
-ANSWERS = ("label", "labels", "value", "text", "answer", "filled", "tags", "mask", "score")
+ANSWERS = ("label", "labels", "value", "filled", "text_lm", "text", "answer", "tags", "mask", "score")
 """What recipes call a row's prediction; a sample's only column beside the ids means it, whatever its own name."""
 
 

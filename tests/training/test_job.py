@@ -12,6 +12,7 @@ import torch
 
 from d2v.config import Data, Optim, Recipe, Run
 from d2v.data import cores as granted
+from d2v.data.labels import LabelData
 from d2v.errors import InputError
 from d2v.training import engine, identity, job
 from d2v.training.identity import RUN, check_config, check_data, fingerprint, plain
@@ -184,6 +185,15 @@ def written(tmp_path, config, **more):
     folder.mkdir(parents=True)
     (folder / RUN).write_text(json.dumps({"config": plain(config)} | more))
     return folder
+
+
+@pytest.mark.parametrize("other", [{"a": 5.0}, {"a": 2.0, "b": 9.0}, "balanced"])
+def test_class_weights_are_one_option(other, tmp_path):
+    config = Recipe(data=LabelData(class_weights={"a": 2.0} if other != {"a": 5.0} else "equal"))
+    folder = written(tmp_path, config)
+    assert check_config(config, folder) == []
+    with pytest.raises(InputError, match=r"here is data.class_weights .* \(was "):
+        check_config(replace(config, data=LabelData(class_weights=other)), folder)
 
 
 def test_options_are_compared_by_what_they_do(tmp_path):

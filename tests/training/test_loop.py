@@ -80,7 +80,7 @@ class Numbers:
         self.done = state["done"]
 
 
-def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, batches=None, **run):
+def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, batches=None, weight=1.0, **run):
     """A run of the loop on sixteen clips of noise; returns the model as it is in the end, and the loop's counters."""
     run = {"max_steps": 12, "eval_every": 4, "log_every": 1} | run
     optim = Optim(lr=1e-3, **(optim or {}))
@@ -95,7 +95,7 @@ def train(out, *, loss_hook=None, scores=None, optim=None, arch=None, rows=4, ba
         logits = model(batch["input_values"], batch["attention_mask"]).logits
         frames = settings.frames(batch["attention_mask"].sum(1))
         total, count = losses.ctc(logits, batch["labels"], frames, blank=0, zero_infinity=True)
-        return (total * batch["poison"] if "poison" in batch else total), count
+        return weight * (total * batch["poison"] if "poison" in batch else total), weight * count
 
     def evaluate(model):
         if TRYING.get():
@@ -494,6 +494,15 @@ def test_a_failing_evaluation_is_repeated_and_costs_no_update(tmp_path):
     resumed, _ = train(tmp_path / "cut", scores=[1, 2], resume=True)
     assert torch.equal(weights(resumed), weights(straight))
     assert lines(tmp_path / "cut", "eval_score") == [0, 1, 2]
+
+
+def test_weights_of_a_loss_that_are_small_throughout_change_nothing(tmp_path):
+    """Class weights are weights of a mean: of an update with less than 1 in all, such as 0.18, too."""
+    logs = []
+    for weight in (1.0, 2**-10):
+        train(tmp_path / str(weight), weight=weight, optim={"clip": 0.5}, arch=STILL)
+        logs.append([lines(tmp_path / str(weight), key) for key in ("loss", "norm")])
+    assert logs[0] == [pytest.approx(values, rel=1e-4) for values in logs[1]]
 
 
 def test_a_checkpoint_every_so_many_minutes(tmp_path):

@@ -50,6 +50,14 @@ def fill(tmp_path, sample, records):
         ("id\ttext\n7\t\n", [{"id": "7", "text": 'a, "b"', "words": []}], 'id\ttext\n7\t"a, ""b"""\n', ""),
         ("id,words,text\n007,,\n", [{"id": "007", "text": "a", "words": [1, 2]}], "id,words,text\n007,1 2,a\n", ""),
         ("id,text\na.b,\n", [{"id": "a.b", "text": ""}, {"id": "a.c", "text": "x"}], "id,text\na.b,\n", LEFT),
+        # what a masked model filled in, and what a language model made of a recording, are the answers
+        (
+            "id,sentence\n1,\n",
+            [{"id": "1", "text": "a <mask>", "filled": "a b"}],
+            "id,sentence\n1,a b\n",
+            "sentence is filled",
+        ),
+        ("id,x\n1,\n", [{"id": "1", "text": "helo", "text_lm": "hello"}], "id,x\n1,hello\n", "x is text_lm"),
         # a trial is a pair of clips
         ("trial,p\na b,\n", [{"enrol": "a", "test": "b", "score": 0.5}], "trial,p\na b,0.5\n", "p is score"),
     ],
