@@ -76,14 +76,14 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: clips and their classes
     splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type)
+    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names))
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: a pooled encoder with one output a class
     model = build(job, Data2VecAudioForSequenceClassification, **labels.head)
     settings = model.config
     rows = clip_rows(
-        *(job, splits, extractor.sampling_rate, settings.shortest_clip, references),
+        *(job, splits, extractor.sampling_rate, math.ceil(settings.shortest_clip * (1 + data.speed)), references),
         learn=lambda label, seconds: labels.problem(label),
         score=lambda label, seconds: labels.problem(label),
         crop_seconds=data.crop_seconds or math.inf,

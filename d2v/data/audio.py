@@ -51,6 +51,7 @@ class AudioData(PartData):
     def __post_init__(self):
         super().__post_init__()
         at_least(1, "data", self, ("channel",))
+        at_least(0.1, "data", self, ("crop_seconds",) if hasattr(self, "crop_seconds") else ())  # some frames
 
     @property
     def together(self) -> str | None:
@@ -220,7 +221,10 @@ def headers_of(table: "pa.Table") -> "pa.Table":
     elif {"array", "sampling_rate"} <= set(names) and not pa.types.is_nested(values.type["array"].type.value_type):
         arrays, rates = pc.struct_field(values, "array"), pc.struct_field(values, "sampling_rate")
         pairs = zip(pc.list_value_length(arrays).to_pylist(), rates.to_pylist(), strict=True)
-        infos = [AudioInfo(length, rate, 1) if length and rate else None for length, rate in pairs]
+        infos = [
+            AudioInfo(length, rate, 1) if length and isinstance(rate, int) and rate >= 1000 else None
+            for length, rate in pairs
+        ]
     known: dict[str, AudioInfo | str] = {}  # several rows may be parts of one file
     rest = [i for i, info in enumerate(infos) if not info]
     for i, value in zip(rest, values.take(pa.array(rest, pa.int64())).to_pylist(), strict=True):

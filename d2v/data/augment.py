@@ -32,7 +32,7 @@ class Augment:
         erasing: share of the images that have a rectangle replaced by noise.
         mixup: alpha of MixUp, such as 0.8; 0 leaves it out.
         cutmix: alpha of CutMix; 0 leaves it out; with both, each batch has one of them.
-        smoothing: label smoothing of single labels, unless data.label_smoothing is given.
+        smoothing: label smoothing of single labels, unless data.label_smoothing is above 0.
     """
 
     crop: tuple[float, float] = (0.08, 1.0)

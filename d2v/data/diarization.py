@@ -253,7 +253,9 @@ def settle_segments(
     begin = part[0] if part else 0.0
     settled: list[Segment] = []
     for start, end, label in segments:
-        if part:
+        if start > end:
+            return segments, {}  # which `check_segments` names
+        if part and start < end:
             start, end = max(round(start - begin, 6), 0.0), min(round(end - begin, 6), seconds)
             if start >= end:
                 continue

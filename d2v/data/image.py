@@ -148,10 +148,13 @@ def fit_processor(
     shape = dict(zip(("height", "width"), size, strict=True))
     if crop_ratio is None and shape == (processor.crop_size if processor.do_center_crop else processor.size):
         return processor
+    if crop_ratio is None and processor.do_center_crop:  # the model's own, of other sizes too
+        edge = processor.size.get("shortest_edge") or min(processor.size.values())
+        crop_ratio = min(min(processor.crop_size.values()) / edge, 1.0)
     if not crop_ratio:
         return replace(processor, size=shape, do_center_crop=False)
-    edge = {"shortest_edge": round(min(size) / crop_ratio)}
-    return replace(processor, size=edge, do_center_crop=True, crop_size=shape)
+    around = {"shortest_edge": round(min(size) / crop_ratio)}
+    return replace(processor, size=around, do_center_crop=True, crop_size=shape)
 
 
 def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:

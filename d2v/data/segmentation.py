@@ -88,6 +88,8 @@ class SegmentationData(Data):
     def __post_init__(self):
         super().__post_init__()
         at_least(1, "data", self, ("size", "window", "stride"))
+        if self.values and min(self.values) < 0:
+            raise InputError(f"data.values should have values of 0 or more, as label maps have, not {min(self.values)}")
         if self.values and (self.reduce_labels or self.ignore_label is not None):
             raise InputError(
                 "data.values says all; data.reduce_labels and data.ignore_label should not be given with it"
@@ -333,7 +335,8 @@ def random_crops(
 ) -> dict[str, Tensor]:
     """What a model is trained on of B images: `pixel_values` (B, C, H, W) and `labels` (B, H, W), of `random_crop`."""
     pairs = [random_crop(*each, data, processor) for each in zip(images, masks, seeds, strict=True)]
-    pairs = pairs if len(pairs) > 1 else pairs * 2  # BatchNorm takes two; the same one twice changes nothing else
+    if len(pairs) == 1:  # BatchNorm takes two; the copy counts for nothing
+        pairs += [(pairs[0][0], torch.full_like(pairs[0][1], IGNORED))]
     pixels, labels = zip(*pairs, strict=True)
     return {"pixel_values": torch.stack(pixels), "labels": torch.stack(labels)}
 
@@ -354,9 +357,10 @@ def random_crop(
 
 
 def normalise(pixels: Tensor, processor: ImageProcessor) -> Tensor:
-    """(3, H, W) uint8 as a model takes it, by the mean and deviation of each channel."""
+    """(3, H, W) uint8 as a model takes it, as its processor scales them."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    return (pixels / 255 - mean) / std
+    pixels = pixels / (1 / processor.rescale_factor) if processor.do_rescale else pixels.float()
+    return (pixels - mean) / std if processor.do_normalize else pixels
 
 
 def to_pixels(image: Image.Image, data: SegmentationData, processor: ImageProcessor) -> Tensor:

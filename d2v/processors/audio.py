@@ -245,7 +245,7 @@ def _mend(data: bytes) -> tuple[bytes, str | None]:
     while data[place : place + 4] == b"OggS" and place + 27 <= len(data):  # page after page (RFC 3533)
         last, segments = data[place + 5] & 4, data[place + 26]
         end = place + 27 + segments + sum(data[place + 27 : place + 27 + segments])
-        if last and end < len(data):
+        if last and end < len(data) and data[end : end + 4] != b"OggS":  # which would be another recording
             return data[:end], f"{len(data) - end} bytes behind its last page"
         place = end
     return data, None

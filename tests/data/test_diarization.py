@@ -219,6 +219,10 @@ def test_segments_of_a_part_begin_with_it():
     segments = [(0.0, 1.0, "a"), (10.5, 11.0, "a"), (9.0, 10.2, "b"), (11.5, 14.0, "b"), (12.0, 13.0, "a")]
     settled = [(0.5, 1.0, "a"), (0.0, 0.2, "b"), (1.5, 2.0, "b")]
     assert settle_segments(segments, 2.0, (10.0, 12.0), merge=True) == (settled, {})
+    wrong = [(11.0, 10.5, "a"), (10.5, 11.0, "b")]  # ends before it begins: named, and not left out
+    assert "should begin at 0" in check_segments(settle_segments(wrong, 2.0, (10.0, 12.0), merge=True)[0], 2.0)
+    settled = settle_segments([(11.0, 11.0, "a")], 2.0, (10.0, 12.0), merge=True)
+    assert settled == ([], {"segments without a length left out": 1})
 
 
 @given(

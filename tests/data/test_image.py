@@ -102,6 +102,8 @@ def test_crop_ratio():
     assert (middle.size, middle.do_center_crop) == ({"shortest_edge": 256}, True)  # as BEiT's 224 / 256
     assert (middle.crop_size, middle.image_mean) == ({"height": 224, "width": 224}, given.image_mean)
     assert fit_processor(middle, (224, 224), None) is middle  # an evaluation sees what the training's saw
+    larger = fit_processor(middle, (384, 384), None)
+    assert (larger.size, larger.do_center_crop) == ({"shortest_edge": 439}, True)  # the same middle at another size
     whole = fit_processor(middle, (224, 224), 0)
     assert (whole.size, whole.do_center_crop) == ({"height": 224, "width": 224}, False)
     assert fit_processor(given, (32, 48), None).size == {"height": 32, "width": 48}  # a model of another size

@@ -145,6 +145,7 @@ def test_label_maps_of_names_that_are_alike(images, maps, expected, tmp_path):
         ({"window": 64}, "data.window and data.stride go together"),
         ({"window": 64, "stride": 65}, "the stride no longer than the window"),
         ({"size": 0}, "data.size should be at least 1"),
+        ({"values": {0: 0, 1: 1, -1: None}}, "data.values should have values of 0 or more"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -342,6 +343,7 @@ def test_images_of_other_channels(channels, mode):
     assert to_pixels(image, data, processor).shape == (channels, 16, 24)
     crops = random_crops([image], [torch.zeros(20, 30, dtype=torch.uint8)], [(0, 0, 0)], data, processor)
     assert crops["pixel_values"].shape == (2, channels, 24, 24) and crops["labels"].shape == (2, 24, 24)
+    assert (crops["labels"][1] == 255).all()  # the copy is there for BatchNorm, and counts for nothing
 
 
 def test_pixels_are_normalised_by_channel():
@@ -352,6 +354,14 @@ def test_pixels_are_normalised_by_channel():
     expected = [(90 / 255 - 0.5) / 0.5, (120 / 255 - 0.4) / 0.2, (150 / 255 - 0.3) / 0.1]
     assert pixels.shape == (3, 10, 15) and pixels[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
     assert torch.equal(pixels, normalise(to_tensor(image, 10), processor))
+
+
+@pytest.mark.parametrize("options", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}])
+def test_pixels_are_scaled_as_the_processor_says(options):
+    processor, (image, _) = ImageProcessor(do_resize=False, do_center_crop=False, **options), picture()
+    found = normalise(image, processor)
+    expected = processor([Image.fromarray(image.permute(1, 2, 0).numpy())])["pixel_values"][0]
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_random_crop_is_padded_by_the_mean_and_the_ignored_label():

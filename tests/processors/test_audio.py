@@ -214,6 +214,14 @@ def test_bytes_behind_the_last_page_of_an_ogg_do_not_matter(subtype, behind):
             load_audio(cut + BEHIND[behind])
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_second_recording_in_an_ogg_is_not_cut_away(subtype):
+    """As `cat a.ogg b.ogg` and captures of radio are; only the first would be heard."""
+    both = [encoded(tone()[:count], kind="OGG", subtype=subtype) for count in (8000, 6000)]
+    with pytest.raises(InputError, match="cut off|malformed"):
+        load_audio(b"".join(both))
+
+
 SUBTYPES = {"WAV": "PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT ULAW IMA_ADPCM", "WAVEX": "PCM_16", "FLAC": "PCM_16 PCM_24"}
 KINDS = [(kind, subtype) for kind, several in (SUBTYPES | {"AIFF": "PCM_16"}).items() for subtype in several.split()]
 RATES = [8000, 16_000, 44_100, 48_000]
