@@ -160,8 +160,7 @@ def main(config: Config) -> dict[str, Any]:
     timelines = partial(plot_timelines, path=job.out / "timeline.png", free_names=diarization)
     draw = partial(timelines, references, predictions) if job.labelled else None
     export(job, segment_tiers(predictions))
-    ids = by_recording(split, rows[split].ids)
-    records = segment_records({ids[name]: segments for name, segments in predictions.items()})
+    records = segment_records(predictions, by_recording(split, rows[split].named()))
     about: About = {"metric": metric, "task": "voice-activity-detection", "demo": "synthesised conversations"}
     return finish(job, metrics, records, statistics, draw, split=split, seconds=seconds, notes=notes, **about)
 

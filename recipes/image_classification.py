@@ -88,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: images and their classes
     splits = load(job, digits, inputs={"image": data.image_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type, top5=True)
+    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names), top5=True)
     ranked = labels.problem_type == "single_label"
 
     # Model: mean-pooled patches with one output a class
@@ -107,11 +107,13 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch["pixel_values"]).logits  # (B, C)
         return losses.classification(logits, batch["labels"], settings.problem_type, **labels.loss_options | smoothing)
 
-    # Prediction: the five classes with the highest scores
+    # Prediction: the classes with the highest scores, five at the least
+    listed = max(data.listed_scores, 5) if ranked and data.listed_scores and not data.submission else None
+
     def predict_fn(model, batch):
         views = [batch["pixel_values"]] + ([batch["pixel_values"].flip(-1)] if data.test_flip else [])
         scores = torch.stack([labels.scores(model(view).logits) for view in views]).mean(0)  # (B, C)
-        return [labels.decode(row, most=5 if ranked else None) for row in scores.tolist()]
+        return [labels.decode(row, most=listed) for row in scores.tolist()]
 
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collate_rows), predict_fn)

@@ -15,7 +15,7 @@
 of Python's standard library a paragraph documents, in a few minutes on a CPU.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
 from d2v.data.labels import LabelData, read_labels
-from d2v.data.load import load
+from d2v.data.load import load, load_also
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.text import TextData, Truncation, all_texts, text_rows, token_batch, tokenizer_for
 from d2v.decode.text_classification import join_windows
@@ -77,11 +77,9 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: texts or pairs of them, and their labels
     inputs = {"text": data.text_column, "pair": data.pair_column}
     splits = load(job, docs_classification, inputs=inputs, targets=data.targets)
-    for ending, name in data.also.items() if job.labelled else ():
-        other = replace(job, config=replace(config, mode="evaluate", data=replace(data, test_split=name)))
-        splits[ending] = load(other, docs_classification, inputs=inputs, targets=data.targets)["test"]
+    splits |= load_also(job, docs_classification, inputs=inputs, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type)
+    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names))
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
     tokenizer = tokenizer_for(job, lambda: all_texts(splits["train"], texts))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.data.diarization import Segment, SegmentData
+from d2v.data.diarization import Segment, SegmentData, one_word
 from d2v.decode.windows import Windowed, windowed_logits
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
@@ -99,11 +99,18 @@ def read_decision(source: str | os.PathLike) -> dict[str, Any]:
     return read_json(path) if path else {}
 
 
-def segment_records(recordings: Mapping[str, Sequence[Segment]]) -> list[dict[str, Any]]:
-    """The segments of each recording as predictions have them, in milliseconds: `id` and `segments`."""
+def segment_records(
+    recordings: Mapping[str, Sequence[Segment]], named: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The segments of each recording as predictions have them, in milliseconds: what names it, and `segments`.
+
+    Args:
+        recordings: segments by recording.
+        named: the `id` and perhaps the `group` of each, see `d2v.data.rows.Rows.named`.
+    """
     return [
         {
-            "id": recording,
+            **named[recording],
             "segments": [
                 {"start": round(start, 3), "end": round(end, 3), "speaker": speaker} for start, end, speaker in segments
             ],
@@ -123,11 +130,13 @@ def write_rttm(path: str | os.PathLike, recordings: Mapping[str, Sequence[Segmen
     """Write RTTM: ten fields, milliseconds. A segment that rounds to nothing is left out, since scorers refuse it.
 
     Raises:
-        InputError: a name that is empty or has white space, which would be two fields.
+        InputError: a recording whose name is empty or has white space, which would be two fields; in the names of
+            speakers and classes it becomes an underscore.
     """
     lines = []
     for recording, segments in recordings.items():
         for start, end, speaker in sorted(segments):
+            speaker = one_word(speaker)
             for name in (recording, speaker):
                 if len(name.split()) != 1 or name != name.strip():
                     raise InputError(f"{path}: the name {name!r} should be one word; RTTM separates fields by spaces")

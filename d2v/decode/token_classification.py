@@ -26,12 +26,13 @@ def write_conll(path: Path, records: Sequence[dict[str, Any]], keys: Sequence[st
 
     Args:
         path: file to write.
-        records: sentences; white space within a word becomes an underscore, words without a reference are left out.
+        records: sentences; white space within a word or label becomes an underscore, and words without a reference are
+            left out.
         keys: of the words and of the columns of their labels; conlleval compares the last two.
     """
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             for word, *labels in zip(*(record[key] for key in keys), strict=True):
                 if None not in labels:
-                    file.write(f"{' '.join(('_'.join(word.split()), *labels))}\n")
+                    file.write(" ".join("_".join(each.split()) for each in (word, *labels)) + "\n")
             file.write("\n")

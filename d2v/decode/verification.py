@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2v.data.diarization import one_word
 from d2v.data.verification import NamedTrial, Trial
 from d2v.errors import InputError
 from d2v.pretrained import fetch_file, read_weights_file, write_weights
@@ -106,12 +107,14 @@ def trial_records(named: Sequence[NamedTrial], scores: Scores) -> list[dict[str,
 def write_scores(path: str | os.PathLike, trials: Trials, scores: Scores) -> None:
     """Write `<score> <enrolment clip> <test clip>` a line, as VoxSRC takes it: from 0 to 1, in the same order.
 
-    Cosines are mapped by (x + 1) / 2, scores beyond them, as `s_norm` gives, by the logistic function.
+    Cosines are mapped by (x + 1) / 2, and scores beyond them, as `s_norm` gives, by the largest; white space in a name
+    becomes an underscore.
     """
     values = np.asarray(scores, dtype=float)
-    cosines = np.abs(values).max(initial=0) <= 1 + 1e-6  # more than 1 by rounding
-    mapped = ((values + 1) / 2).clip(0, 1) if cosines else 1 / (1 + np.exp(-values))
-    lines = [f"{score:.8f} {enrol} {test}\n" for score, (_, enrol, test) in zip(mapped, trials, strict=True)]
+    largest = np.abs(values).max(initial=1)
+    mapped = ((values / (largest if largest > 1 + 1e-6 else 1) + 1) / 2).clip(0, 1)  # a cosine is over 1 by rounding
+    pairs = [(one_word(str(enrol)), one_word(str(test))) for _, enrol, test in trials]
+    lines = [f"{score:.8f} {enrol} {test}\n" for score, (enrol, test) in zip(mapped, pairs, strict=True)]
     Path(path).write_text("".join(lines), "utf-8")
 
 

@@ -137,7 +137,7 @@ def micro_f1(references: np.ndarray, scores: np.ndarray, classes: Sequence[str])
     """F1 of all pairs of example and class together; what scores above a half is predicted."""
     from sklearn.metrics import f1_score
 
-    return f1_score(references, np.asarray(scores) > 0.5, average="micro", zero_division=0)
+    return f1_score(np.ravel(references), np.ravel(np.asarray(scores) > 0.5), zero_division=0)
 
 
 def pearson(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
@@ -194,17 +194,22 @@ METRICS: dict[str, dict[str, Callable]] = {  # by problem type; the first two ar
 }
 
 
-def choose_metrics(names: Sequence[str], problem_type: str, *, top5: bool = False) -> list[str]:
+def choose_metrics(
+    names: Sequence[str], problem_type: str, *, classes: int | None = None, top5: bool = False
+) -> list[str]:
     """The metrics to report.
 
     Args:
         names: of metrics, or none for the two that are the default.
         problem_type: a key of `METRICS`.
+        classes: how many there are, where it is known.
         top5: the default of single labels is `accuracy` and `accuracy_top5`.
 
     Raises:
-        InputError: there is no such metric of this type of problem.
+        InputError: there is no such metric of this type of problem, or of so few classes.
     """
+    if TOP5 in names and classes is not None and classes < 5:
+        raise InputError(f"data.metrics: {TOP5} is of five classes or more; there are {classes}")
     known = [*METRICS[problem_type], *([TOP5] if problem_type == "single_label" else [])]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"data.metrics: {unknown[0]} is no metric of {problem_type}; there are {', '.join(known)}")
@@ -338,7 +343,8 @@ def write_classes(path: Path, references: Any, predictions: Any, names: Sequence
 
     names = list(names)
     if isinstance(references, np.ndarray):
-        options: dict[str, Any] = {"labels": range(len(names))}
+        # Of a single class scikit-learn takes zeros and ones for two.
+        options: dict[str, Any] = {"labels": range(len(names)) if len(names) > 1 else [1]}
         counts = predictions.sum(0).astype(int).tolist()
     else:
         options, known = {"labels": names}, Counter(predictions)

@@ -82,9 +82,11 @@ def test_write_rttm(tmp_path):
         "SPEAKER rec 1 2.000 1.250 <NA> <NA> b <NA> <NA>",
         "SPEAKER rec 1 6.000 0.001 <NA> <NA> a <NA> <NA>",
     ]
-    for recordings in ({"two words": segments}, {"": segments}, {"rec": [(0.0, 1.0, "Anna B.")]}, {" r": segments}):
+    for recordings in ({"two words": segments}, {"": segments}, {" r": segments}):
         with pytest.raises(InputError, match="should be one word"):
             write_rttm(tmp_path / "b.rttm", recordings)
+    write_rttm(tmp_path / "b.rttm", {"rec": [(0.0, 1.0, "Anna B.")]})
+    assert (tmp_path / "b.rttm").read_text().split()[7] == "Anna_B."
 
 
 times = st.tuples(st.floats(0, 5000), st.floats(0.001, 100), st.sampled_from("ab"))
@@ -113,10 +115,12 @@ def test_the_decision_lies_beside_the_model(tmp_path):
 
 
 def test_records_and_arrays(tmp_path):
-    records = segment_records({"a b.wav": [(0.0, 1 / 3, "x")], "c": []})
+    records = segment_records(
+        {"a": [(0.0, 1 / 3, "x")], "c": []}, {"a": {"id": "a b.wav"}, "c": {"id": "c", "group": "g"}}
+    )
     assert records == [
         {"id": "a b.wav", "segments": [{"start": 0.0, "end": 0.333, "speaker": "x"}]},
-        {"id": "c", "segments": []},
+        {"id": "c", "group": "g", "segments": []},
     ]
     values = np.arange(6, dtype=np.float32).reshape(3, 2)
     for _ in range(2):  # a run that is repeated writes over it

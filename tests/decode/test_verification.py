@@ -23,9 +23,10 @@ TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 def test_score_file(tmp_path):
     write_scores(tmp_path / "scores.txt", TRIALS, [np.float32(1.0000001), -0.5])
     assert (tmp_path / "scores.txt").read_text() == "1.00000000 a/1.wav a/2.wav\n0.25000000 a/1.wav b/1.wav\n"
-    write_scores(tmp_path / "scores.txt", TRIALS, [np.log(3), -7.0])  # beyond cosines: odds of 3 to 1 are 0.75
+    write_scores(tmp_path / "scores.txt", [(1, "my talk.wav", "b"), *TRIALS], [45.0, 21.0, -45.0])  # beyond cosines
     lines = (tmp_path / "scores.txt").read_text().splitlines()
-    assert lines[0] == "0.75000000 a/1.wav a/2.wav" and 0 < float(lines[1].split()[0]) < 0.001
+    assert [line.split() for line in lines[:2]] == [["1.00000000", "my_talk.wav", "b"], ["0.73333333", *TRIALS[0][1:]]]
+    assert lines[2].startswith("0.00000000 ")
     with pytest.raises(ValueError):
         write_scores(tmp_path / "scores.txt", TRIALS, [0.0])
 

@@ -24,6 +24,7 @@ from d2v.metrics.classification import (
     classification_metrics,
     label_metrics,
     mean_average_precision,
+    micro_f1,
     plot_confusion,
     ranked_accuracy,
     real_accuracy,
@@ -159,6 +160,8 @@ def test_metrics_are_chosen_by_name():
         assert choose_metrics(list(names), problem_type) == list(names)
     with pytest.raises(InputError, match="data.metrics: pearson is no metric of single_label; there"):
         choose_metrics(["accuracy", "pearson"], SINGLE)
+    with pytest.raises(InputError, match="accuracy_top5 is of five classes or more; there are 3"):
+        choose_metrics(["accuracy_top5"], SINGLE, classes=3)
     with pytest.raises(InputError, match="no example to score"):
         classification_metrics(["accuracy"], SINGLE, [], [])
 
@@ -290,6 +293,10 @@ def test_a_line_a_class_of_several_labels(tmp_path):
     report_classes(tmp_path, labels, [["a"], ["a", "b"], []], [{"labels": ["a"]}, {"labels": ["a"]}, {"labels": ["b"]}])
     first, second = read_csv(tmp_path / "classes.csv")
     assert (first["f1"], second["f1"], second["references"], second["predictions"]) == ("1.0", "0.0", "1", "1")
+    report_classes(tmp_path, Labels(["toxic"], "multi_label"), [["toxic"], [], []], [{"labels": []}] * 3)
+    (only,) = read_csv(tmp_path / "classes.csv")  # the class, and not its absence
+    assert (only["f1"], only["references"], only["predictions"]) == ("0.0", "1", "0")
+    assert micro_f1(np.array([[1], [0], [0]]), np.array([[0.1], [0.2], [0.1]]), ["toxic"]) == 0
     report_classes(tmp_path / "none", Labels(["LABEL_0"], "regression"), [1.0], [{"value": 1.0}])
     assert not (tmp_path / "none").exists() and not (tmp_path / "confusion.png").exists()
 
