@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from benchmarks.recipe import load_recipe
 from d2v import cli
 from d2v.cli import parse
-from d2v.config import Data, Optim, Run
+from d2v.config import Data, Optim, Recipe, Run
 from d2v.errors import InputError, Interrupted, Prepared
 from d2v.training.job import to_yaml
 
@@ -147,6 +147,16 @@ def test_demo_defaults_only_without_a_path(tmp_path, write):
     for args in (["--data.path", "somewhere"], ["--config", with_path]):
         found = parse(Config, args, demo=demo)
         assert (found.optim.lr, found.run.epochs, found.run.seed) == (1e-3, 10, 0)
+
+
+def test_a_file_may_say_half_of_what_the_command_says(write):
+    """What options mean together counts once all are there; keys are not merged."""
+    file = write("optim: {schedule: tri_stage}")
+    assert parse(Recipe, ["--config", file, "--optim.final_scale", "0.05"]).optim.schedule == "tri_stage"
+    with pytest.raises(InputError, match=r"config.yaml: optim.final_scale should be above 0"):
+        parse(Recipe, ["--config", file])
+    with pytest.raises(InputError, match="keys cannot be merged with <<"):
+        parse(Recipe, ["--config", write("optim:\n  <<: {lr: 1.0e-3}\n")])
 
 
 def test_yaml_round_trip(write, tmp_path):

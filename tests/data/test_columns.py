@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from benchmarks.recipe import load_recipe
-from d2v.config import Data
+from d2v.config import Data, Run, named_model
 from d2v.data.audio import AudioData
 from d2v.data.columns import unlabelled
 from d2v.data.image import ImageData
@@ -144,9 +144,15 @@ def test_absolute_and_empty_names_stay(folder):
     assert split["id"][:] == ["1", "2", "3", "4"]
 
 
+def test_a_variable_that_is_not_set_is_no_demo():
+    with pytest.raises(InputError, match="data.path is empty, such as a variable that is not set"):
+        Data(path=" ")
+
+
 def test_a_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    assert Run(out="~/run").out == str(folder.parent / "run") and named_model("~/m", Data()) == str(folder.parent / "m")
     assert Data(path="~/set").path == str(folder)
     assert len(read(AudioData(path="~/set"))["train"]) == 1
 

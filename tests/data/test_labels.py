@@ -414,3 +414,16 @@ def test_scores_are_whole_until_they_are_written():
     """Metrics of scores that differ in the seventh decimal have an order of their own."""
     scores = Labels(["a", "b"], "multi_label").decode([0.12345678, 0.12345679])["scores"]
     assert scores == {"a": 0.12345678, "b": 0.12345679}
+
+
+@pytest.mark.parametrize("options", [{"label_columns": ["a", "b"]}, {"label_separator": ";"}])
+@pytest.mark.parametrize("kind", [None, "regression"])
+def test_options_of_several_labels_are_for_those_alone(options, kind):
+    (name,) = options
+    with pytest.raises(InputError, match=f"data.{name} is for data.problem_type multi_label, not for"):
+        read([1, 2], problem_type=kind, **options)
+
+
+def test_two_rows_of_numbers_are_no_zeros_and_ones_if_those_of_train_are_not():
+    _, references = read([[0, 1], [4], [2, 3]], [[0, 1], [0, 1]], problem_type="multi_label")
+    assert references["validation"] == [["0", "1"], ["0", "1"]]

@@ -8,11 +8,12 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from benchmarks.recipe import load_recipe
 from d2v.config import Data
 from d2v.data.audio import AudioData
 from d2v.data.labels import LabelData
 from d2v.data.language_modeling import LanguageData
-from d2v.data.load import choose_splits
+from d2v.data.load import choose_splits, load_also
 from d2v.data.multiple_choice import ChoiceData
 from d2v.data.question_answering import QuestionData
 from d2v.data.rows import Split
@@ -211,6 +212,12 @@ def test_a_fold_has_the_same_rows_in_all_modes(label):
     source = {"train": columns(53, **{label: ["a", "b", "b"] * 17 + ["c", "c"]})}
     tested = [chosen(source, LabelData(fold="2/4"), mode)[0]["test"] for mode in ("train", "evaluate", "predict")]
     assert tested[0].numbers().tolist() == tested[1].numbers().tolist() == tested[2].numbers().tolist()
+
+
+def test_a_split_that_is_tested_besides_takes_no_other_s_place():
+    data = load_recipe("text_classification").ClassificationData(also={"train": "train"})
+    with pytest.raises(InputError, match="data.also: train is a split of the run; should be another ending"):
+        load_also(make_job(data, "evaluate"), dict, inputs={})
 
 
 def test_a_fold_is_not_tested_where_no_test_is_wanted():

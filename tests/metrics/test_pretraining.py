@@ -1,5 +1,7 @@
 """Ranks and deviations of what is known."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,3 +40,8 @@ def test_without_a_teacher_there_is_the_front_alone():
     moments = Moments()
     moments.add(PretrainingOutput(None, None, torch.randn(3, 2), torch.randn(7, 5)))
     assert moments.figures().keys() == {"front_rank", "front_deviation"}
+
+
+def test_a_pass_that_is_not_finite_has_no_rank():
+    """Its update is skipped; the line of the log that follows must not end the run."""
+    assert math.isnan(effective_rank(torch.full((3, 3), torch.nan)))

@@ -323,3 +323,12 @@ def test_every_demo_with_a_figure_from_random_weights_says_it():
     for name in (row["recipe"] for row in rows):
         config = parse(load_recipe(name).Config, [], demo=RECIPES / f"configs/{name}/demo.yaml")
         assert report.from_scratch(Job(config, None, name))
+
+
+def test_a_file_of_ranked_classes_has_five_and_names_that_differ(tmp_path):
+    scores = {name: i / 10 for i, name in enumerate("abcdefg")}
+    for ids, names in ((["x/1.jpg", "y/2.jpg"], ["1.jpg", "2.jpg"]), (["x/1.jpg", "y/1.jpg"], ["x/1.jpg", "y/1.jpg"])):
+        report.write_ranked_csv(tmp_path / "p.csv", [{"id": name, "scores": scores} for name in ids])
+        header, *rows = csv.reader((tmp_path / "p.csv").open())
+        assert header == ["filename", *(f"top{i}" for i in range(1, 6)), *(f"p{i}" for i in range(1, 6))]
+        assert [row[0] for row in rows] == names and rows[0][1:] == [*"gfedc", "0.6", "0.5", "0.4", "0.3", "0.2"]
