@@ -103,6 +103,8 @@ def read_documents(
 ) -> dict[str, Reader] | None:
     """Splits of texts in folders of classes, a document a file, as IMDB's reviews come; None if folders say no class.
 
+    Texts elsewhere are left out, as those are that have no class.
+
     Args:
         root: the folder.
         files: of texts, relative to it.
@@ -112,7 +114,9 @@ def read_documents(
     inside = [path for path in files if len(path.parts) > (1 if level is None else level + 2)]
     if not hasattr(data, "label_column") or len(inside) < len(files) / 2:
         return None
-    if others := [path for path in files if path not in set(inside)]:
+    inside = [path for path in inside if path.parent.name != "unsup"]  # as IMDB calls its reviews without a class
+    used = set(inside)
+    if others := [path for path in files if path not in used]:
         line = f"{root}: not read: {len(others)} texts in no folder of a class; the first is {others[0]}"
         remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
     media = Media(root, tuple(inside), data.text_column, data.label_column, "")  # type: ignore[attr-defined]

@@ -396,6 +396,13 @@ READ = {
         {"train": 2, "validation": 2, "test": ["neg", "neg", "pos", "pos"]},
         {"validation_share": 0.5},
     ),
+    "IMDB's reviews without a class, and texts beside the folders": (
+        "text_classification",
+        {f"{kind}/{{}}_9.txt": "A film." for kind in ("train/neg", "train/pos", "test/neg", "test/pos", "train/unsup")}
+        | {"train/urls.txt": "a"},
+        {"train": 2, "validation": 2, "test": ["neg", "neg", "pos", "pos"]},
+        {"validation_share": 0.5},
+    ),
     "a column that says the split": (
         "text_classification",
         {"rows.csv": "text,label,split\na,x,train\nb,y,train\nc,x,val\nd,y,test\n"},
@@ -590,6 +597,20 @@ def test_layouts_are_read(tmp_path, name):
         found[split] = feature.int2str(values) if named else values
     assert found == expected
     assert [fact["fact"] for fact in facts].count("splits") == 1
+
+
+def test_texts_and_files_that_are_not_read_are_said(tmp_path):
+    _, files, _, _ = READ["IMDB's reviews without a class, and texts beside the folders"]
+    write(tmp_path / "imdb", files)
+    data = load_recipe("text_classification").ClassificationData(path=str(tmp_path / "imdb"))
+    assert "not read: 3 texts in no folder of a class" in " | ".join(line for _, line, _ in read(data).remarks)
+    write(tmp_path / "lists", {"{}/{}.wav".replace("{}", kind, 1): SOUND for kind in "ab"})
+    (tmp_path / "lists/train.txt").write_text("a/1.wav\nb/1.wav\n")
+    (tmp_path / "lists/test.txt").write_text("a/2.wav\n")
+    splits, *_ = chosen(tmp_path, "audio_classification", path="lists")
+    assert (sum(len(splits[name]) for name in ("train", "validation")), len(splits["test"])) == (2, 1)
+    source = read(load_recipe("audio_classification").ClassificationData(path=str(tmp_path / "lists")))
+    assert "not read: " in " | ".join(line for _, line, _ in source.remarks)
 
 
 def test_what_lists_and_columns_of_splits_leave_out_is_said(tmp_path):
