@@ -181,6 +181,7 @@ def verdicts(task: Task, runs: dict[tuple[str, float, int], Path]) -> list[str]:
         ("both", "scratch"),
         ("both", "scratch_longer"),
         ("data2vec", "scratch"),
+        ("auxiliary", "scratch"),
         *((arm, "auxiliary") for arm in ("data2vec", "both")),
     ):
         if not arms[first] or not arms[second]:
