@@ -224,8 +224,8 @@ def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
         lines = csv.writer(file)
         lines.writerow(["filename", *(f"top{i}" for i in ranks), *(f"p{i}" for i in ranks)])
         for name, row in zip(names, records, strict=True):
-            scores = rounded(row, len(ranks))["scores"]
-            lines.writerow([name, *scores, *scores.values()])
+            best = nlargest(len(ranks), row["scores"].items(), key=itemgetter(1))
+            lines.writerow([name, *(each for each, _ in best), *(round(float(score), 6) for _, score in best)])
 
 
 def plot_curves(out: Path, metric: str) -> None:

@@ -332,3 +332,7 @@ def test_a_file_of_ranked_classes_has_five_and_names_that_differ(tmp_path):
         header, *rows = csv.reader((tmp_path / "p.csv").open())
         assert header == ["filename", *(f"top{i}" for i in range(1, 6)), *(f"p{i}" for i in range(1, 6))]
         assert [row[0] for row in rows] == names and rows[0][1:] == [*"gfedc", "0.6", "0.5", "0.4", "0.3", "0.2"]
+    report.write_ranked_csv(
+        tmp_path / "p.csv", [{"id": "1", "scores": {"a": 0.25, "b": 0.75}}]
+    )  # all, in order of class
+    assert (tmp_path / "p.csv").read_text() == "filename,top1,top2,p1,p2\n1,b,a,0.75,0.25\n"
