@@ -76,7 +76,8 @@ def main(config: Config) -> dict[str, Any]:
     def tokens(rows):
         return tokenizer.pad([each.ids for each in tokenizer([row[data.text_column] for row in rows], max_length=size)])
 
-    whole = {name: Rows(split, split.ids(), [1] * len(split)) for name, split in splits.items()}
+    probed = splits if config.probe.column else {}  # whole texts, and not the windows that are learnt from
+    whole = {name: Rows(split, split.ids(), [1] * len(split)) for name, split in probed.items()}
     probe = build_probe(job, whole, tokens)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="Python's documentation", then="masked_lm")

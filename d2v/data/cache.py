@@ -16,7 +16,7 @@ import numpy as np
 import d2v
 from d2v.config import Job
 from d2v.data.cores import granted_cores
-from d2v.data.rows import CHUNK, Split
+from d2v.data.rows import CHUNK, Split, has_paths, paths_outside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,15 +169,10 @@ def contents(table: "pa.Table") -> bytes:
 def paths_of(table: "pa.Table") -> list[str]:
     """The values of a table that may be paths of files."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     found: list[str] = []
     for column in table.columns:
-        names = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
-        if "path" in names:
-            inside = pc.is_valid(pc.struct_field(column, "bytes")) if "bytes" in names else None
-            column = pc.struct_field(column, "path")
-            column = column if inside is None else column.filter(pc.invert(inside))
+        column = paths_outside(column) if has_paths(column.type) else column
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             found += (path for path in column.unique().to_pylist() if path)
     return found

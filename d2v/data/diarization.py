@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from d2v.config import Job, at_least
+from d2v.config import Job
 from d2v.data.audio import AudioData, clip_rows
 from d2v.data.facts import note
 from d2v.data.files import AUDIO, walk
@@ -67,7 +67,6 @@ class SegmentData(AudioData):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(0.1, "data", self, ("crop_seconds",))
         if self.rttm is None and self.path and Path(self.path).is_dir():
             endings = set(map(ending, walk(Path(self.path))))
             tables = {each for each in endings if TABLES.get(each, "text") != "text"}

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from d2v.config import Data
-from d2v.data.files import AUDIO, PICTURES, fitting, split_level, usual, usual_file, wanted
+from d2v.data.files import AUDIO, PICTURES, counted, fitting, split_level, usual, usual_file, wanted
 from d2v.data.tables import SAMPLE, Remark
 from d2v.errors import InputError
 
@@ -98,6 +98,12 @@ def read_media(
     return readers
 
 
+def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:
+    """The remark that files of a folder are not read; `{}` in `why` stands for how many of which kinds."""
+    line = f"{folder}: {why.format(counted(others))}; the first is {others[0]}"
+    return "files left out", line, {"files": len(others), "first": str(others[0])}
+
+
 def read_documents(
     root: Path, files: Sequence[PurePath], data: Data, remarks: list[Remark]
 ) -> dict[str, Reader] | None:
@@ -117,8 +123,7 @@ def read_documents(
     inside = [path for path in inside if path.parent.name != "unsup"]  # as IMDB calls its reviews without a class
     used = set(inside)
     if others := [path for path in files if path not in used]:
-        line = f"{root}: not read: {len(others)} texts in no folder of a class; the first is {others[0]}"
-        remarks.append(("files left out", line, {"files": len(others), "first": str(others[0])}))
+        remarks.append(left_out(root, others, f"not read: {len(others)} texts in no folder of a class"))
     media = Media(root, tuple(inside), data.text_column, data.label_column, "")  # type: ignore[attr-defined]
     readers = read_media(media, {}, (), classes=True)
     return {name: partial(with_texts, reader, media.column) for name, reader in readers.items()}

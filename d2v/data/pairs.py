@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from d2v.config import Data
 from d2v.data.files import PICTURES, split_level, walk
-from d2v.data.folders import listed_files
-from d2v.data.sources import Source, asked_splits, left_out, read
+from d2v.data.folders import left_out, listed_files
+from d2v.data.sources import Source, asked_splits, read
 from d2v.data.tables import Remark
 from d2v.errors import InputError
 

@@ -16,6 +16,7 @@ from d2v.data.facts import Decoded, note
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Value = TypeVar("Value")
@@ -105,18 +106,10 @@ class Split:
 
         Of files these are their paths, and none of those whose bytes the table has, which may be called anything.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         column = column or self.group or ""
-        kind = self.table.data.schema.field(column).type
-        names = [field.name for field in kind] if pa.types.is_struct(kind) else []
-        if "path" not in names:
+        if not has_paths(self.table.data.schema.field(column).type):
             return list(map(group_name, self.column(column)))
-        objects = self.table.select_columns([column]).with_format("arrow")[:][column]
-        paths = pc.struct_field(objects, "path")
-        if "bytes" in names:
-            paths = pc.if_else(pc.is_valid(pc.struct_field(objects, "bytes")), pa.scalar(None, paths.type), paths)
+        paths = paths_outside(self.table.select_columns([column]).with_format("arrow")[:][column])
         return list(map(group_name, paths.take(self.index).to_pylist()))
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -138,7 +131,7 @@ class Split:
                 return self._named([str(name) for name in self.column(column)])
         numbers = self._named([str(number) for number in self.numbers().tolist()])
         if files is None:
-            return list(numbers)
+            return numbers
         return [str(path or number) for path, number in zip(self.files(files), numbers, strict=True)]
 
     def _named(self, names: list[str]) -> list[str]:
@@ -159,6 +152,24 @@ class Split:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return self.column(column)
         return [None] * len(self)
+
+
+def has_paths(kind: "pa.DataType") -> bool:
+    """Whether a column's values are files as `datasets` stores them, with a `path`."""
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+
+
+def paths_outside(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """The paths of files, of a column that has them; none of those whose bytes the table has."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    paths = pc.struct_field(column, "path")
+    if column.type.get_field_index("bytes") < 0:
+        return paths
+    return pc.if_else(pc.is_valid(pc.struct_field(column, "bytes")), pa.scalar(None, paths.type), paths)
 
 
 def group_name(value: Any) -> str | None:

@@ -31,6 +31,7 @@ from d2v.data.files import (
 )
 from d2v.data.folders import (
     Media,
+    left_out,
     listed_files,
     make_table,
     media_of,
@@ -298,12 +299,6 @@ def unnamed_test(
             paths.setdefault(path.parts[0], []).append(str(media.root / path))
     paths = {name: each for name, each in paths.items() if named.isdisjoint(each)}
     return {name: partial(make_table, {media.column: each}, "", None, []) for name, each in paths.items()}
-
-
-def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:
-    """The remark that files of a folder are not read; `{}` in `why` stands for how many of which kinds."""
-    line = f"{folder}: {why.format(counted(others))}; the first is {others[0]}"
-    return "files left out", line, {"files": len(others), "first": str(others[0])}
 
 
 def names_of(paths: Sequence[PurePath]) -> set[str]:

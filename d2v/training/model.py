@@ -79,10 +79,8 @@ def build(
     if job.training and config.lora.rank:
         add_lora(model, **vars(config.lora))
         adapter, (source, revision) = model.peft_config[NAME], split_revision(config.model or "")
-        adapter.base_model_name_or_path, adapter.revision = (
-            (str(local_folder(source) or source) if source else None),
-            revision,
-        )
+        adapter.base_model_name_or_path = str(local_folder(source) or source) if source else None
+        adapter.revision = revision
     elif config.freeze == "encoder":
         model.freeze_base_model()
     elif config.freeze == "feature_encoder":

@@ -36,7 +36,7 @@ def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[A
         return None
     if probed["train"].split.stream is not None or sharding():
         raise InputError("probe.column does not go with streams, nor with FSDP; leave it out")
-    rows, labels = {}, dict[str, list[str]]()
+    rows, labels = dict[str, list[int]](), dict[str, list[str]]()
     for name in ("train", "validation"):
         split = probed[name].split
         if options.column not in split.table.column_names:
@@ -44,11 +44,10 @@ def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[A
             raise InputError(f"{name}: no column {options.column!r} (probe.column); there are {there}")
         values = split.column(options.column)
         order = np.random.default_rng(0).permutation(len(split)).tolist()
-        chosen = sorted([i for i in order if values[i] is not None][: options.rows])
-        if not chosen:
+        rows[name] = sorted([i for i in order if values[i] is not None][: options.rows])
+        if not rows[name]:
             raise InputError(f"{name}: no row has a value in {options.column!r} (probe.column)")
-        rows[name] = [probed[name][i] | {"row": i} for i in chosen]
-        labels[name] = [str(values[i]) for i in chosen]
+        labels[name] = [str(values[i]) for i in rows[name]]
     names = list(dict.fromkeys(labels["train"]))
     numbers = {name: [names.index(v) if v in names else -1 for v in found] for name, found in labels.items()}
     targets = {name: torch.tensor(found) for name, found in numbers.items()}
@@ -58,8 +57,8 @@ def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[A
         device, features = next(model.parameters()).device, {}
         for name, found in rows.items():
             states = []
-            for row in found:  # one at a time: nothing is padded
-                inputs = {key: value.to(device) for key, value in read([row]).items()}
+            for i in found:  # one at a time: nothing is padded
+                inputs = {key: value.to(device) for key, value in read([probed[name][i] | {"row": i}]).items()}
                 layers = model(**inputs, output_hidden_states=True).hidden_states
                 states.append(torch.stack([layer[0].cpu().double().mean(0) for layer in layers]))
             features[name] = torch.stack(states, 1)  # (layers, N, D)
