@@ -26,7 +26,8 @@ class Augment:
     Attributes:
         crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.
         flip: share of the images that are mirrored.
-        rand_augment: magnitude of RandAugment's two operations, 1 to 10; 0 leaves it out.
+        rand_augment: magnitude of RandAugment's two operations, 1 to 10; 0 leaves it out. Each is done to half of the
+            images, as in timm; they are torchvision's, which has no inversion, and their magnitude does not vary.
         color_jitter: maximum change of brightness, contrast and saturation. timm, and so BEiT, has it only without
             RandAugment.
         erasing: share of the images that have a rectangle replaced by noise.
@@ -82,7 +83,8 @@ def augmenter(
     if augment.rand_augment:
         fill = [128] * processor.channels
         # Bin m of 11 is m / 10 of an operation's range, as timm counts; grey fills what a rotation uncovers.
-        steps.append(v2.RandAugment(2, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=fill))
+        operation = v2.RandAugment(1, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=fill)
+        steps += [v2.RandomApply([operation], 0.5)] * 2  # timm's chance (rand_augment_transform), which BEiT has
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
     erase = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes

@@ -27,7 +27,7 @@ class ChoiceData(TextData):
 
     Attributes:
         prompt_column: column of what comes first: a sentence, a question, a text with a question.
-        start_column: column of the text that all choices of a row begin with; null for none.
+        start_column: column of the text that all choices of a row begin with, which may be blank; null for none.
         choice_columns: columns of one choice each; or a single one of lists of choices, or of lists `text` and `label`.
         label_column: column of the right choice: its number, from 0, its letter, A to Z, or what `label` calls it.
         label_smoothing: share of the probability that is spread over all choices of a row in training.
@@ -54,8 +54,8 @@ class ChoiceData(TextData):
 def read_exams(data: ChoiceData) -> Mapping[str, "Dataset"]:
     """All splits of a source; the files of RACE's authors too: `train`, `dev` and `test` with folders of texts.
 
-    Such a file is an object with an `article`, its `questions`, their `options` and `answers`. A prompt is the article
-    and a question; columns are called as the options say.
+    Such a file is an object with an `article`, its `questions`, their `options` and `answers`. A prompt is an article,
+    which is what is cut of a long text, and a choice a question and an option; columns are called as the options say.
     """
     root, found = Path(data.path or ""), dict[str, list[Path]]()
     for file in walk(root) if data.path else ():
@@ -87,8 +87,11 @@ def exam_rows(data: ChoiceData, files: Sequence[Path]) -> "Dataset":
             for i, (question, options, answer) in enumerate(
                 zip(exam["questions"], exam["options"], answers, strict=True)
             ):
-                row = {"id": f"{exam.get('id', file.stem)}-{i}", data.prompt_column: f"{exam['article']} {question}"}
-                row |= {data.start_column: ""} if data.start_column else {}
+                row = {"id": f"{exam.get('id', file.stem)}-{i}", data.prompt_column: exam["article"]}
+                if data.start_column:
+                    row[data.start_column] = question
+                else:
+                    options = [f"{question} {option}" for option in options]
                 one = len(data.choice_columns) == 1
                 row |= dict(zip(data.choice_columns, [options] if one else options, strict=True))
                 rows.append(row | {data.label_column: answer})
@@ -119,7 +122,7 @@ def read_choices(
         before = {column: split.column(column) for column in (data.prompt_column, data.start_column) if column}
         listed = list(map(list_choices, choice_values(split, data.choice_columns)))
         reasons = [
-            choices_problem({column: values[i] for column, values in before.items()}, choices, data.choice_columns)
+            choices_problem({column: values[i] for column, values in before.items()}, choices, data)
             for i, (choices, _) in enumerate(listed)
         ]
         numbers: list[int | None] = []
@@ -137,7 +140,7 @@ def read_choices(
         starts = before[data.start_column] if data.start_column else None
         kept[name], texts[name] = split.select(good), []
         for i in good:
-            start = f"{starts[i]} " if starts and starts[i] else ""
+            start = f"{starts[i]} " if starts and starts[i].strip() else ""
             choices = [f"{start}{choice}" for choice in listed[i][0]]
             texts[name].append({"prompt": before[data.prompt_column][i], "choices": choices})
         if job.labelled:
@@ -204,20 +207,22 @@ def choice_rows(
     return Rows(split, split.ids(), lengths, labels, items)
 
 
-def choices_problem(texts: dict[str, Any], choices: Any, columns: Sequence[str]) -> str | None:
+def choices_problem(texts: dict[str, Any], choices: Any, data: ChoiceData) -> str | None:
     """Why a row's texts cannot be used, or None.
 
     Args:
         texts: what comes before a choice, by column.
         choices: what may follow.
-        columns: where they are from.
+        data: what the columns are called.
     """
+    columns = data.choice_columns
     if not isinstance(choices, list):
         return f"{columns[0]} is {choices!r:.40}; should be a list of texts, or one of several columns"
     if len(choices) < 2:
         return f"{columns[0]} has {len(choices)} choices; should have two or more"
     for column, text in [*texts.items(), *((f"choice {i}", text) for i, text in enumerate(choices))]:
-        if not isinstance(text, str) or not text.strip():
+        blank = column == data.start_column  # HellaSwag's endings may begin with themselves
+        if not isinstance(text, str) or not (text.strip() or blank):
             return f"{column} is {text!r:.40}; should be text"
     return None
 

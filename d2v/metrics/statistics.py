@@ -12,7 +12,7 @@ from d2v.metrics.classification import above_half, likeliest
 from d2v.metrics.diarization import Recordings, error_seconds, name_speakers
 from d2v.metrics.intervals import Statistics
 from d2v.metrics.question_answering import question_answering_metrics
-from d2v.metrics.token_classification import as_iobes, scored_words
+from d2v.metrics.token_classification import as_iobes, scored_words, strict_scheme
 
 
 def transcript_statistics(references: Sequence[str], predictions: Sequence[Mapping[str, str]]) -> Statistics:
@@ -99,21 +99,18 @@ def word_statistics(
 def chunk_statistics(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> Statistics:
     """Of `d2v.metrics.token_classification.chunk_metrics`: chunks of each sentence, predicted, referred to and both."""
     from seqeval.metrics.sequence_labeling import get_entities
-    from seqeval.scheme import IOB2, IOBES, Entities
+    from seqeval.scheme import Entities
 
     references, predictions = ([list(map(as_iobes, labels)) for labels in side] for side in (references, predictions))
-    prefixes = {label[0] for side in (references, predictions) for labels in side for label in labels}
-    scheme = IOBES if prefixes & {"E", "S"} else IOB2
+    scheme = strict_scheme(references, predictions)
     chunks: dict[str, list[tuple[int, int, int]]] = {"": [], "_strict": []}
     words = []
     for reference, prediction in zip(references, predictions, strict=True):
-        sides = {
-            "": [set(get_entities(side)) for side in (reference, prediction)],
-            "_strict": [
-                {each.to_tuple()[1:] for each in Entities([side], scheme).entities[0]}
-                for side in (reference, prediction)
-            ],
-        }
+        sides: dict[str, list[set[Any]]] = {"": [set(get_entities(side)) for side in (reference, prediction)]}
+        sides["_strict"] = sides[""]
+        if scheme:
+            found = (Entities([side], scheme).entities[0] for side in (reference, prediction))
+            sides["_strict"] = [{each.to_tuple()[1:] for each in side} for side in found]
         for ending, (referred, predicted) in sides.items():
             chunks[ending].append((len(referred & predicted), len(predicted), len(referred)))
         words.append((sum(a == b for a, b in zip(reference, prediction, strict=True)), len(reference)))

@@ -2,9 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from d2v.errors import InputError
 from d2v.metrics.classification import accuracy_and_f1
+
+if TYPE_CHECKING:
+    from seqeval.scheme import Token
 
 Labels = Sequence[Sequence[str]]
 # B begins, I or M goes on, E or L ends, and S, U or W is all of a chunk; its type may follow, or there is only one.
@@ -59,26 +64,42 @@ def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
     """`precision`, `recall` and `f1` of all chunks together, `f1_strict`, and the `accuracy` of the labels, O counted.
 
     As in conlleval a chunk need not begin with B-: an I- that follows on nothing of its type begins one. `f1_strict`
-    takes that for no chunk.
+    takes that for no chunk, unless the references have such chunks themselves (IOB1, as CoNLL-2003 was published).
 
     Args:
-        references: the labels of each sentence's words: IOBES, or BILOU, if an end or a single occurs, else IOB2.
+        references: the labels of each sentence's words: IOBES, or BILOU, if an end or a single occurs, else IOB2 or
+            IOB1.
         predictions: the same shape.
 
     Raises:
         InputError: no words.
     """
-    from seqeval import scheme as schemes
     from seqeval.metrics.sequence_labeling import accuracy_score, f1_score, precision_recall_fscore_support
 
     references, predictions = ([list(map(as_iobes, labels)) for labels in side] for side in (references, predictions))
-    prefixes = {label[0] for side in (references, predictions) for labels in side for label in labels}
-    if not prefixes:
+    if not any(references):
         raise InputError("no word to score; a metric needs at least one")
-    scheme = schemes.IOBES if prefixes & {"E", "S"} else schemes.IOB2
     options = {"average": "micro", "zero_division": 0}
     precision, recall, f1, _ = precision_recall_fscore_support(references, predictions, **options)
-    strict = f1_score(references, predictions, mode="strict", scheme=scheme, **options)
+    scheme = strict_scheme(references, predictions)
+    strict = f1_score(references, predictions, mode="strict", scheme=scheme, **options) if scheme else f1
     metrics = {"precision": precision, "recall": recall, "f1": f1, "f1_strict": strict}
     metrics["accuracy"] = accuracy_score(references, predictions)
     return {key: float(value) for key, value in metrics.items()}
+
+
+def strict_scheme(references: Labels, predictions: Labels) -> "type[Token] | None":
+    """The scheme by which a strict metric takes chunks, of labels by `as_iobes`; None where all chunks count, in IOB1.
+
+    The references alone say which it is: in IOB1 an I- that follows on nothing of its type begins a chunk.
+    """
+    from seqeval.scheme import IOB2, IOBES
+
+    if any(label[0] in "ES" for side in (references, predictions) for labels in side for label in labels):
+        return IOBES
+    starts = (
+        label[0] == "I" and before[1:] != label[1:]
+        for labels in references
+        for before, label in pairwise(["O", *labels])
+    )
+    return None if any(starts) else IOB2

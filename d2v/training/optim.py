@@ -20,7 +20,8 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
     """Trainable parameters by learning rate and weight decay.
 
-    One-dimensional parameters (biases, norms, scales) have no weight decay. With layer decay, block i of L learns
+    One-dimensional parameters (biases, norms, scales) have no weight decay, nor have images' class token and positions
+    (`no_weight_decay` in BEiT's `modeling_finetune.py`). With layer decay, block i of L learns
     `layer_decay ** (L - i)` times as fast as the head and what lies before the first block `layer_decay ** (L + 1)`
     times, as in BEiT (`optim_factory.py`), and whatever the weight decay is.
 
@@ -32,7 +33,8 @@ def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             lr = optim.lr * optim.layer_decay ** (depth + 1 - layer_of(name, model.base_model_prefix, depth))
-            decay = optim.weight_decay if parameter.ndim > 1 else 0.0
+            decayed = parameter.ndim > 1 and not name.endswith((".cls_token", ".position_embeddings"))
+            decay = optim.weight_decay if decayed else 0.0
             group = {"params": [], "lr": lr, "peak_lr": lr, "weight_decay": decay}
             groups.setdefault((lr, decay), group)["params"].append(parameter)
     return list(groups.values())
