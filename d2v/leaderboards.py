@@ -206,7 +206,7 @@ def open_asr(
     """The Open ASR Leaderboard: a manifest of one set, of text as it is, since scoring normalises.
 
     Args:
-        run: of asr_ctc in mode evaluate.
+        run: of asr_ctc in mode evaluate; where it used a language model, what that heard is the entry.
         model: its hub id.
         name: of the set within the data set, such as librispeech; empty if it is a data set of its own.
         split: such as test.clean.
@@ -220,6 +220,7 @@ def open_asr(
         raise InputError(f"model: should be a hub id like me/data2vec-mine, not {model!r}")
     rows = read_predictions(run, id=str, text=str, reference=str)
     took = read_json(Path(run, "results.json")).get("seconds")
+    texts = [row.get("transcript", row["reference"]) for row in rows]  # a reference has the case of the vocabulary
     # open_asr_leaderboard: write_manifest in normalizer/eval_utils.py. Speed is scored where all rows have a duration
     # and a time, as the quotient of their sums, so that the mean does for each time.
     manifest = [
@@ -227,12 +228,12 @@ def open_asr(
             "audio_filepath": row["id"],
             "duration": row.get("seconds"),
             "time": took and took / len(rows),
-            "text": row["reference"],
-            "pred_text": row["text"],
+            "text": text,
+            "pred_text": row.get("text_lm", row["text"]),
         }
-        for row in rows
-        # is_target_text_in_range in normalizer/data_utils.py
-        if row["reference"].strip() not in ("", "ignore time segment in scoring")
+        for row, text in zip(rows, texts, strict=True)
+        # is_target_text_in_range in normalizer/data_utils.py, which sees a text without case and signs
+        if re.sub(r"[\W_]+", " ", text.lower()).strip() not in ("", "ignore time segment in scoring")
     ]
     parts = [part.replace("/", "-") for part in (model, dataset, name)]
     file = Path(out, "MODEL_{}_DATASET_{}_{}_{}.jsonl".format(*parts, split))

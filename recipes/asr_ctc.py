@@ -19,7 +19,7 @@ from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Recipe, Run
 from d2v.data.audio import clip_batch, long_recordings
-from d2v.data.ctc import TranscriptData, ctc_tokenizer, speech_rows
+from d2v.data.ctc import TranscriptData, ctc_tokenizer, speech_records, speech_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, pad_labels, train_loader
 from d2v.decode.captions import Format, export, transcript_tiers
@@ -139,7 +139,8 @@ def main(config: Config) -> dict[str, Any]:
         print("", show_errors(rows[split].compare(predictions)[0], texts), "", sep="\n")
     export(job, transcript_tiers(rows[split], predictions, data.audio_column))
     about: About = {"metric": "wer", "task": "automatic-speech-recognition", "demo": "synthesised number words"}
-    return finish(job, metrics, rows[split].records(predictions), statistics, split=split, seconds=seconds, **about)
+    records = speech_records(job, rows[split], predictions)
+    return finish(job, metrics, records, statistics, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -445,6 +445,16 @@ def test_open_asr_drops_what_has_no_reference(tmp_path):
     assert len(check_open_asr(file)) == 1
 
 
+def test_open_asr_takes_what_stood_there_and_what_was_heard_at_last(tmp_path):
+    """A reference has the vocabulary's case, and not the signs that it lacks; `time` has the beam search in it."""
+    row = ROWS["asr"][0] | {"reference": "ITS", "transcript": "It's", "text": "ITZ", "text_lm": "ITS"}
+    ignored = [row | {"transcript": text} for text in ("IGNORE_TIME_SEGMENT_IN_SCORING", " - ")]
+    main(open_asr(write_run(tmp_path / "asr", [row, *ignored]), tmp_path / "out"))
+    (file,) = (tmp_path / "out").iterdir()
+    (found,) = check_open_asr(file)
+    assert (found["text"], found["pred_text"]) == ("It's", "ITS")
+
+
 def test_open_asr_refuses(runs, tmp_path, capsys):
     heard = write_run(tmp_path / "heard", [{"id": "a", "text": "b"}])
     assert complaint(capsys, open_asr(heard, tmp_path)).endswith("a JSON object with id, text, reference ('reference')")

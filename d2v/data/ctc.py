@@ -1,7 +1,7 @@
 """Transcripts for CTC: the vocabulary of a run, and which transcripts cannot be used."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import eq
@@ -145,6 +145,15 @@ def speech_rows(
         learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
         score=lambda text, seconds: text_problem(text),
     )
+
+
+def speech_records(job: Job, rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Predictions as they are written down, see `Rows.records`, with each `transcript` as it was brought."""
+    records = rows.records(predictions)
+    if not job.labelled:
+        return records
+    texts = rows.split.column(job.config.data.text_column)
+    return [record | {"transcript": texts[row]} for record, (row, _) in zip(records, predictions, strict=True)]
 
 
 def text_problem(text: Any) -> str | None:

@@ -123,16 +123,23 @@ class Split:
     def ids(self, files: str | None = None) -> list[str]:
         """What to call each row in predictions: its `id`, or else its file or GLUE's `idx`, or else its number.
 
+        Files of one name in several folders are called by the column `file`, if there is one, as in SUPERB's data set.
+
         Args:
             files: the column of files, as paths or as `datasets` stores them, where there is one.
         """
+        numbers = self._named([str(number) for number in self.numbers().tolist()])
         for column in ("id",) if files else ("id", "idx"):
             if column in self.table.column_names:
-                return self._named([str(name) for name in self.column(column)])
-        numbers = self._named([str(number) for number in self.numbers().tolist()])
+                values = self.column(column)
+                names = self._named(list(map(str, values)))
+                return [it if value is not None else no for it, value, no in zip(names, values, numbers, strict=True)]
         if files is None:
             return numbers
-        return [str(path or number) for path, number in zip(self.files(files), numbers, strict=True)]
+        paths: list[Any] = self.files(files)
+        if len(set(paths)) < len(paths) and files != "file" and "file" in self.table.column_names:
+            paths = self.column("file")
+        return [str(path or number) for path, number in zip(paths, numbers, strict=True)]
 
     def _named(self, names: list[str]) -> list[str]:
         """The names, where they repeat in splits that were joined with that of the split before them."""

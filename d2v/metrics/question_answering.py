@@ -1,4 +1,8 @@
-"""SQuAD's exact match and F1, as its two official scripts compute them, but as fractions."""
+"""SQuAD's exact match and F1, as its two official scripts compute them, but as fractions.
+
+In scripts without spaces, such as Chinese and Thai, F1 is of characters, as MLQA has it for Chinese. SQuAD's scripts
+take there what stands between two spaces for a word, so that theirs is lower.
+"""
 
 import re
 import string

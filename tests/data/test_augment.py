@@ -47,6 +47,12 @@ def test_every_step_changes_images_as_their_seed_says(options):
     assert {pixels.shape for pixels in found} == {(3, 8, 8)}
 
 
+def test_each_operation_is_done_to_half_of_the_images():
+    """As in timm: a quarter and more of the images, those with an identity drawn too, come through as they are."""
+    same = [torch.equal(augmented((0, 0, row), rand_augment=9), augmented()) for row in range(300)]
+    assert 0.22 < sum(same) / len(same) < 0.45
+
+
 def test_a_single_pixel_can_be_augmented():
     assert augmented(image=Image.new("RGB", (1, 1)), crop=(0.08, 1.0), rand_augment=9).shape == (3, 8, 8)
 

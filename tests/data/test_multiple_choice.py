@@ -1,8 +1,10 @@
 """Rows of multiple choice: SWAG's columns, lists of any length, and what cannot be used."""
 
+import json
+
 import pytest
 
-from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_choices
+from d2v.data.multiple_choice import ChoiceData, choice_rows, every_text, read_choices, read_exams
 from d2v.errors import InputError
 from d2v.processors.text import Tokenizer
 from tests.helpers import make_job, make_split
@@ -32,6 +34,32 @@ def test_lists_of_any_length_and_numbers_as_text():
     rows.append({"question": "E?", "answers": ["f", "g"], "answer": "0"})
     texts, labels = read(rows, LISTS)
     assert [len(row["choices"]) for row in texts] == [3, 2] and labels == [2, 0]
+
+
+def test_endings_that_begin_with_themselves():
+    """Half of HellaSwag's rows have a blank `ctx_b`."""
+    texts, _ = read([SWAG | {"sent2": ""}, SWAG | {"sent2": " "}], COLUMNS)
+    assert [row["choices"] for row in texts] == [["stay in.", "swim."]] * 2
+
+
+def test_the_question_of_a_long_article_is_kept(tmp_path):
+    """RACE's authors give an article several questions; where it is too long it is the article that is cut."""
+    exam = {"article": "The cat sat on a mat. " * 50, "questions": ["Who sat?", "Where?"]}
+    exam |= {"options": [["cat", "dog"], ["mat", "bed"]], "answers": ["A", "A"]}
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/1.txt").write_text(json.dumps(exam), "utf-8")
+    for start in ("sent2", None):
+        data = ChoiceData(path=str(tmp_path), choice_columns=["options"], start_column=start)
+        split = make_split(**read_exams(data)["train"].to_dict())
+        _, texts, _ = read_choices(make_job(data), {"train": split})
+        assert [row["choices"] for row in texts["train"]] == [
+            ["Who sat? cat", "Who sat? dog"],
+            ["Where? mat", "Where? bed"],
+        ]
+        tokenizer = Tokenizer.train(["The cat sat on a mat. Who sat? Where? dog bed"], 280)
+        rows = choice_rows(make_job(data), split, texts["train"], [0, 0], tokenizer, 64)
+        ends = [tokenizer.decode(rows[i]["ids"][0]) for i in range(2)]
+        assert ends[0].endswith("Who sat? cat") and ends[1].endswith("Where? mat")
 
 
 RIGHT = {

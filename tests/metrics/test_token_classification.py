@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.errors import InputError
+from d2v.metrics.statistics import chunk_statistics
 from d2v.metrics.token_classification import are_chunks, chunk_metrics, token_classification_metrics
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -19,6 +20,15 @@ def test_lenient_and_strict():
 def test_an_inside_of_another_type_begins_a_chunk():
     found = chunk_metrics([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]])
     assert (found["f1"], found["f1_strict"]) == (1, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("predictions", [["I-PER", "O", "I-LOC", "B-LOC"], ["B-PER", "O", "B-LOC", "B-LOC"]])
+def test_chunks_of_iob1_may_begin_inside(predictions):
+    """In CoNLL-2003 as published B- only parts neighbours of a type; predictions of either scheme are chunks there."""
+    found = chunk_metrics([["I-PER", "O", "I-LOC", "B-LOC"]], [predictions])
+    assert found["f1_strict"] == found["f1"] == 1
+    sums = chunk_statistics([["I-PER", "O", "I-LOC", "B-LOC"]], [predictions])["sums"]["f1_strict"]
+    assert sums.tolist() == [[6, 6]]
 
 
 def test_by_hand():

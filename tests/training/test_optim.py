@@ -155,6 +155,17 @@ def test_no_decay_on_vectors_and_nothing_twice_or_frozen():
     assert found.keys() - rest.keys() == {name for name in found if "feature_extractor" in name}
 
 
+def test_no_decay_on_what_beit_spares():
+    """Its class token and positions have three dimensions; a text's table of positions is decayed, as in fairseq."""
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    images = d2v.Data2VecVisionConfig(**small, image_size=8, patch_size=4, use_absolute_position_embeddings=True)
+    found = by_name(model := d2v.Data2VecVisionModel(images), param_groups(model, Optim(weight_decay=0.1)))
+    spared = {name for name, (_, decay) in found.items() if not decay and dict(model.named_parameters())[name].ndim > 1}
+    assert spared == {"embeddings.cls_token", "embeddings.position_embeddings"}
+    texts = d2v.Data2VecTextModel(d2v.Data2VecTextConfig(**small, vocab_size=20, max_position_embeddings=10))
+    assert by_name(texts, param_groups(texts, Optim(weight_decay=0.1)))["embeddings.position_embeddings.weight"][1]
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])  # fairseq#4333: without weight decay its layer decay did nothing
 def test_layer_decay_by_hand(weight_decay):
     model = Data2VecAudioForCTC(TINY)
