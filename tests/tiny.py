@@ -102,9 +102,9 @@ def speech(folder, **splits):
     return folder
 
 
-def name_splits(folder, splits, name="default"):
-    """Write the card that tells `datasets` which split each `<split>.parquet` is, also where it would not guess it."""
-    files = [{"split": split, "path": f"{split}.parquet"} for split in splits]
+def name_splits(folder, splits, form="{}.parquet", name="default"):
+    """Write the card that tells `datasets` which split each file is, also where it would not guess it."""
+    files = [{"split": split, "path": form.format(split)} for split in splits]
     front = yaml.safe_dump({"configs": [{"config_name": name, "data_files": files}]})
     (folder / "README.md").write_text(f"---\n{front}---\n", "utf-8")
 

@@ -205,6 +205,14 @@ def told_seconds(split: Split, column: str, rate: int) -> Headers:
     return Headers(pa.table(columns))
 
 
+def is_plain_list(kind: "pa.DataType") -> bool:
+    """Whether a column has lists of numbers, a channel of sound each."""
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and not pa.types.is_nested(kind.value_type)
+
+
 def headers_of(table: "pa.Table") -> "pa.Table":
     """The columns of `Headers` for a table with a column of sound."""
     import pyarrow as pa
@@ -218,7 +226,7 @@ def headers_of(table: "pa.Table") -> "pa.Table":
         heads, sizes = pc.binary_slice(data, 0, HEADER), pc.binary_length(data)
         pairs = zip(heads.to_pylist(), sizes.to_pylist(), strict=True)
         infos = [head and plain_header(head, size) for head, size in pairs]
-    elif {"array", "sampling_rate"} <= set(names) and not pa.types.is_nested(values.type["array"].type.value_type):
+    elif {"array", "sampling_rate"} <= set(names) and is_plain_list(values.type["array"].type):
         arrays, rates = pc.struct_field(values, "array"), pc.struct_field(values, "sampling_rate")
         pairs = zip(pc.list_value_length(arrays).to_pylist(), rates.to_pylist(), strict=True)
         infos = [

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2v.data.files import split_name, usual, usual_file, wanted
-from d2v.data.sources import Source, asked_splits, read
+from d2v.data.sources import Source, read
+from d2v.data.splits_of_tables import asked_splits
 from d2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def read_words(data: Any) -> Mapping[str, "Dataset"]:
     """
     path = Path(data.path or "")
     files = [path] if path.is_file() else sorted(path.iterdir()) if data.path and path.is_dir() else []
-    found = [each for each in files if each.is_file() and wanted(each.name) and has_columns(each)]
+    files = [each for each in files if each.is_file() and wanted(each.name)]
+    # What has nothing but O in its first lines is of the form of the others.
+    texts = [each for each in files if each.suffix.lower() == ".txt"]
+    known = any(map(has_columns, texts))
+    found = [each for each in files if has_columns(each, one_label=known)]
     if not found:
         return read(data)
     splits: dict[str, list[Path]] = {}
@@ -51,8 +56,8 @@ def split_of(file: Path) -> str:
     return name if usual(name) else own or name
 
 
-def has_columns(file: Path) -> bool:
-    """Whether a file has words and labels in columns."""
+def has_columns(file: Path, *, one_label: bool = False) -> bool:
+    """Whether a file has words and labels in columns, in a text of two labels at least unless one will do."""
     if file.suffix.lower() in ENDINGS:
         return True
     if file.suffix.lower() != ".txt":
@@ -61,7 +66,7 @@ def has_columns(file: Path) -> bool:
         rows = [line.split() for _, line in zip(range(200), lines, strict=False)]
     rows = [row for row in rows if row]
     tags = [row[-1] for row in rows if len(row) > 1]
-    return bool(tags) and len(tags) == len(rows) and all(map(TAG.fullmatch, tags)) and len(set(tags)) > 1
+    return bool(tags) and len(tags) == len(rows) and all(map(TAG.fullmatch, tags)) and len(set(tags)) > 1 - one_label
 
 
 def sentences_of(data: Any, files: list[Path]) -> "Dataset":

@@ -148,8 +148,9 @@ def speech_rows(
 
 
 def speech_records(job: Job, rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Predictions as they are written down, see `Rows.records`, with each `transcript` as it was brought."""
+    """Predictions as they are written down, see `Rows.records`, with `seconds` and `transcript` as it was brought."""
     records = rows.records(predictions)
+    records = [it | {"seconds": round(rows.lengths[row], 3)} for it, (row, _) in zip(records, predictions, strict=True)]
     if not job.labelled:
         return records
     texts = rows.split.column(job.config.data.text_column)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
+from d2v.errors import InputError
+
 AUDIO = {
     ".wav",
     ".wave",
@@ -53,6 +55,10 @@ OTHERS = {
 }
 OTHERS |= {".avif", ".jxl", ".tga", ".psd", ".ico", ".exr", ".hdr", ".pcx", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 """Endings of sounds and pictures that are not read, which are counted."""
+
+UNREAD = {".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather", ".xlsx", ".xls", ".ods"}
+UNREAD |= {".pkl", ".pickle", ".h5", ".hdf5", ".npz", ".npy", ".sqlite", ".db", ".orc", ".avro", ".tfrecord"}
+"""Endings of what may hold tables and is not read beside those that are, which is counted."""
 
 JUNK = {
     "__macosx",
@@ -103,8 +109,11 @@ def wanted(name: str) -> bool:
 
 
 def usual(name: str) -> str | None:
-    """The split that a name stands for: train, validation or test; None for other names."""
-    return WORD.get(name.lower())
+    """The split that a name stands for: train, validation or test; None for other names.
+
+    `split=train` is what Spark and pandas call a folder that has a part of a table.
+    """
+    return WORD.get(name.lower().removeprefix("split="))
 
 
 def usual_place(name: str) -> int:
@@ -181,12 +190,21 @@ def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[s
     Args:
         files: relative paths.
         asked: names of splits that were asked for.
+
+    Raises:
+        InputError: folders have files of the same split and name, which may be the same rows, or folds of them.
     """
     level = split_level(files, asked)
     splits: dict[str, list[PurePath]] = {}
+    alike: dict[str, PurePath] = {}
     for path in files:
         inside = level is not None and len(path.parts) > level + 1
-        splits.setdefault(path.parts[level] if inside else split_name(path), []).append(path)  # type: ignore[index]
+        name = path.parts[level] if inside else split_name(path)  # type: ignore[index]
+        if not inside and usual_file(name) and alike.setdefault(path.name.lower(), path) != path:
+            raise InputError(
+                f"{alike[path.name.lower()]} and {path} may both be {name}; data.path should name a folder"
+            )
+        splits.setdefault(name, []).append(path)
     named = level is not None or set(asked) & splits.keys()
     if named or any(usual(name) or usual_file(name) for name in splits):
         return splits
@@ -196,7 +214,7 @@ def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[s
 def split_name(path: PurePath) -> str:
     """What a file's name calls its split: `train-00000-of-00001.parquet` and `train_2.csv` are of "train"."""
     stem = path.name.removesuffix("".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix)
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    stem = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$", "", stem)
     short = re.sub(r"[-_.]?\d+$", "", stem)
     return short if usual(short) else stem
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
 from d2v.data.files import AUDIO, PICTURES, counted, fitting, split_level, usual, usual_file, wanted
@@ -64,16 +64,20 @@ def read_media(
     texts: Mapping[str, str],
     asked: Sequence[str],
     listed: Mapping[str, Sequence[PurePath]] | None = None,
+    remarks: list[Remark] | None = None,
     *,
     classes: bool,
 ) -> dict[str, Reader]:
     """Splits of a folder without tables.
+
+    Where most files of a split lie in folders of classes, the others, such as a cover, are left out.
 
     Args:
         media: its files.
         texts: text of a file, by its path without ending.
         asked: names of splits that were asked for.
         listed: files of splits that lists name; the others are train.
+        remarks: gets what is left out.
         classes: folders may be classes.
     """
     level = None if listed else split_level(media.files, asked, classes=classes)
@@ -83,6 +87,13 @@ def read_media(
         inside = level is not None and len(path.parts) > level + 1
         name = path.parts[level] if inside else split_of.get(path, "train")  # type: ignore[index]
         splits.setdefault(name, []).append(path)
+    for name, paths in splits.items() if classes else ():
+        inside = [path for path in paths if len(path.parts) > (1 if level is None else level + 2)]
+        if len(paths) / 2 <= len(inside) < len(paths):
+            others = [path for path in paths if path not in set(inside)]
+            splits[name] = inside
+            if remarks is not None:
+                remarks.append(left_out(media.root, others, f"not read: {{}} of {name} in no folder of a class"))
     labels = {name: folder_labels(paths, level) for name, paths in splits.items()}
     learnt = next(iter(fitting("train", splits) or splits))
     names = sorted({label for label in labels[learnt] or [] if label})
@@ -239,7 +250,13 @@ def read_text(file: Path) -> str:
 
 
 def name_files(
-    table: "Dataset", column: str, folder: Path, split: str, known: Sequence[Path], remarks: list[Remark]
+    table: "Dataset",
+    column: str,
+    folder: Path,
+    split: str,
+    known: Sequence[Path],
+    remarks: list[Remark],
+    files: Sequence[Path] = (),
 ) -> "Dataset":
     """The table of a file, with a column of paths made of the names of files in it, and these as `id` if it has none.
 
@@ -253,6 +270,8 @@ def name_files(
         split: name of the split.
         known: files that may be meant.
         remarks: gets what is worth saying.
+        files: all of them, for names that several folders have; none where they are to have the same names, as images
+            and masks.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -282,17 +301,77 @@ def name_files(
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
     paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
     paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
+    if elsewhere := other_places(table, [it and it + end for it in slashed.to_pylist()], folder, split, files):
+        paths = pa.array([elsewhere.get(i, path) for i, path in enumerate(paths.to_pylist())], pa.string())
     if name != column:
         fact = {"column": name, "as": column}
         remarks.append(("column", f"column {name!r} has the files of {column!r}", fact))
     if form:
         remarks.append(("files", f"column {name!r}: the files' names have accents in the other form", {"form": form}))
     if (place, end) != (folder, ""):
-        line = f"column {name!r}: files are in {place}" + (f" and end in {end}" if end else "")
+        others = {Path(path).parent for path in elsewhere.values()} - {place}
+        more = f" and {len(others)} other folders" if others else ""
+        line = f"column {name!r}: files are in {place}{more}" + (f" and end in {end}" if end else "")
         remarks.append(("files", line, {"column": name, "folder": str(place), "ending": end}))
+    if elsewhere and len(written.unique()) < len(written):
+        written = pa.array([os.path.relpath(it, folder) if it else it for it in paths.to_pylist()], pa.string())
     made = table if "id" in kinds else table.add_column("id", written)
     made = made.remove_columns([name]) if name == column else made
     return made.add_column(column, pc.if_else(whole, written, paths))
+
+
+def other_places(
+    table: "Dataset", names: Sequence[str | None], folder: Path, split: str, files: Sequence[Path]
+) -> dict[int, str]:
+    """The files of names without a folder that are not beside the table, by row.
+
+    Where several folders have a file of that name, a column of the table says which, such as that of classes, speakers
+    or splits; or the table's own split; or it is the only folder that has all of the names.
+
+    Args:
+        table: whose other columns may have names of folders.
+        names: of a file a row, or None.
+        folder: of the table.
+        split: name of its split.
+        files: that may be meant.
+
+    Raises:
+        InputError: nothing says which file is meant.
+    """
+    folders: dict[str, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.name, []).append(file.parent)
+    found = {i: folders[name] for i, name in enumerate(names) if name in folders and folder not in folders[name]}
+    several = [i for i, places in found.items() if len(places) > 1]
+    if several:
+        parts = {place: {*place.parts[-3:], *map(usual, place.parts[-3:])} for i in several for place in found[i]}
+
+        def chosen(values: Sequence[Any]) -> list[Path] | None:
+            meant = [
+                [it for it in found[i] if {value, usual(value)} & parts[it] - {None}]
+                for i, value in zip(several, values, strict=True)
+            ]
+            return [places[0] for places in meant] if all(len(places) == 1 for places in meant) else None
+
+        said = (words_of(table, column, several) for column in table.column_names)
+        by_column = next(filter(None, (chosen(values) for values in said if values)), None)
+        of_all = set.intersection(*(set(places) for places in found.values()))
+        places = by_column or chosen([split] * len(several)) or [*of_all] * len(several)
+        if len(places) != len(several):
+            one, two = (place / str(names[several[0]]) for place in found[several[0]][:2])
+            rows = f"{len(several)} rows name files that are in several folders"
+            raise InputError(f"{folder}: row {several[0]} may mean {one} or {two}; {rows}; names should have theirs")
+        found |= {i: [place] for i, place in zip(several, places, strict=True)}
+    return {i: str(places[0] / str(names[i])) for i, places in found.items()}
+
+
+def words_of(table: "Dataset", column: str, rows: Sequence[int]) -> list[str] | None:
+    """The texts or classes of some rows; None where a column has neither, or a row has none."""
+    feature = table.features[column]
+    values = table.select_columns([column])[rows][column] if hasattr(feature, "dtype") else [None]
+    if hasattr(feature, "names"):
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    return values if all(isinstance(value, str) for value in values) else None
 
 
 def place_files(

@@ -51,6 +51,8 @@ def load(
     if data.streaming and job.training:
         check_stream(job)
         streams = train_shards(data)
+    elif data.streaming:
+        data = replace(data, streaming=False)
     with first_on_its_node(job, None):
         source = demo() if data.path is None else (reader or read)(data)
         if getattr(data, "tiers", None):
@@ -145,8 +147,8 @@ def choose_splits(
             del splits["test"]  # left for later, and not trained on
     if streams is not None and "validation" not in splits:
         raise InputError(
-            f"{data.path}: no validation split, and of a stream, whose rows are not counted, no share can be held out "
-            "(data.validation_split)"
+            f"{data.path}: no files of a validation split, and of a stream, whose rows are not counted, no share can "
+            "be held out (data.validation_split)"
         )
     if training and "validation" not in splits:
         train = splits["train"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from d2v.config import Data
 from d2v.data.files import PICTURES, split_level, walk
 from d2v.data.folders import left_out, listed_files
-from d2v.data.sources import Source, asked_splits, read
+from d2v.data.sources import Source, read
+from d2v.data.splits_of_tables import asked_splits
 from d2v.data.tables import Remark
 from d2v.errors import InputError
 

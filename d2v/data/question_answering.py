@@ -18,8 +18,11 @@ from torch import Tensor
 from d2v.config import Data, Job, at_least
 from d2v.data.cache import arrays, map_table
 from d2v.data.files import table_splits, walk
+from d2v.data.folders import left_out
 from d2v.data.rows import Rows, Split, check_rows
-from d2v.data.sources import asked_splits, read
+from d2v.data.sources import NOT_DATA, Source, read
+from d2v.data.splits_of_tables import asked_splits
+from d2v.data.tables import Remark
 from d2v.data.text import TextData, encode_each
 from d2v.data.windows import window_rows
 from d2v.errors import InputError
@@ -80,11 +83,14 @@ def read_questions(data: Data) -> Mapping[str, "Dataset"]:
 
     path = Path(data.path or "")
     root, files = (path.parent, [PurePath(path.name)]) if path.is_file() else (path, walk(path) if data.path else [])
-    files = [file for file in files if len(file.parts) == 1 and file.suffix.lower() == ".json"]
+    files = [file for file in files if file.suffix.lower() == ".json" and file.name not in NOT_DATA]
     found = {file: read_articles(root / file) for file in files}
     articles = {file: listed for file, listed in found.items() if listed is not None}
-    if not found or len(articles) < len(found):
+    if not articles:
         return read(data)
+    remarks: list[Remark] = []
+    if others := [file for file in files if file not in articles]:
+        remarks.append(left_out(root, others, "not read: {}, which have no articles as SQuAD's files do"))
     splits: dict[str, list] = {}
     for split, names in table_splits(list(articles), asked_splits(data)).items():
         for file in names:
@@ -93,7 +99,7 @@ def read_questions(data: Data) -> Mapping[str, "Dataset"]:
             except (KeyError, TypeError, AttributeError) as error:
                 why = f"should be data[].paragraphs[].qas[], as in SQuAD's files ({error!r})"
                 raise InputError(f"{root / file}: {why}") from error
-    return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+    return Source({split: partial(datasets.Dataset.from_list, rows) for split, rows in splits.items()}, remarks)
 
 
 def read_articles(file: Path) -> list | None:

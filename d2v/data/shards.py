@@ -12,9 +12,11 @@ from d2v.config import Data, Job
 from d2v.data.columns import known_columns
 from d2v.data.facts import note
 from d2v.data.files import counted, table_splits, walk
+from d2v.data.folders import place_files
 from d2v.data.rows import Split
-from d2v.data.sources import NOT_DATA, asked_splits, has_card, of_one_kind, undecoded_type
-from d2v.data.tables import ending, reason
+from d2v.data.sources import NOT_DATA, has_card, undecoded_type
+from d2v.data.splits_of_tables import asked_splits, of_one_kind
+from d2v.data.tables import SAMPLE, check_classes, ending, named_classes, reason
 from d2v.errors import InputError
 from d2v.hub import split_revision
 
@@ -77,7 +79,9 @@ class Shards:
         name = self.shards[shard]
         for column in {*self.media} & {*table.column_names}:
             if pa.types.is_string(table[column].type) and "://" not in name:
-                paths = [value and str(Path(name).parent / value) for value in table[column].to_pylist()]
+                values, folder = table[column].to_pylist(), Path(name).parent
+                place, end, _ = place_files([value for value in values if value][:SAMPLE], folder) or (folder, "", "")
+                paths = [value and f"{place / value}{end}" for value in values]
                 table = table.set_column(table.column_names.index(column), column, pa.array(paths, pa.string()))
         kinds = {self.renamed.get(each, each): kind for each, kind in (self.parts[0][0].features or {}).items()}
         kinds = {each: undecoded_type(kinds[each]) for each in table.column_names if kinds}
@@ -131,6 +135,8 @@ def open_files(folder: Path, files: Sequence[PurePath]) -> tuple[Any, Sequence[s
     import datasets
 
     names = [str(folder / file) for file in files]
+    if KINDS[ending(files[0])] == "parquet":
+        check_classes([folder / file for file in files])
     builder = datasets.load_dataset_builder(KINDS[ending(files[0])], data_files={"train": names})
     return open_split(builder, "train", names)
 
@@ -159,6 +165,12 @@ def open_shards(job: Job, parts: Sequence[tuple[Any, Sequence[str]]], columns: M
         InputError: options that need all rows, or none can be read.
     """
     data = job.config.data
+    first = named_classes(parts[0][0].features)
+    for part, _ in parts[1:]:
+        for column, names in named_classes(part.features).items():
+            if first.get(column) != names:
+                unlike = f"train's splits number the classes of {column!r} in different orders"
+                raise InputError(f"{data.path}: {unlike}, which in a stream are not put right")
     media = [getattr(data, f"{kind}_column", None) for kind in ("audio", "image", "mask")]
     stream = Shards(parts, {}, [column for column in media if column])
     table = next(stream.tables(0), None)

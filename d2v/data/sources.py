@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,21 +10,17 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from d2v.config import Data
 from d2v.data.cache import cache_folder, states
-from d2v.data.facts import shorten
 from d2v.data.files import (
     AUDIO,
     OTHERS,
     PICTURES,
+    UNREAD,
     counted,
     fitting,
-    split_level,
     table_splits,
     usual,
-    usual_file,
     usual_place,
     walk,
 )
@@ -42,6 +37,8 @@ from d2v.data.folders import (
     read_transcripts,
 )
 from d2v.data.prepared import read_as_text, sounds_as_files
+from d2v.data.rows import has_paths
+from d2v.data.splits_of_tables import asked_splits, divided, missing_shards, of_one_kind, paths_in, unused_splits
 from d2v.data.tables import TABLES, Remark, ending, first_rows, read_table, reason
 from d2v.errors import InputError
 from d2v.hub import PREPARE, read_json, split_revision, write_json
@@ -112,7 +109,7 @@ def read_hub(data: Data) -> Source:
     name, revision = (str(path.resolve()), None) if path.is_dir() else split_revision(str(data.path))
     files = states([str(path / file) for file in walk(path)]) if path.is_dir() else b""  # on the hub a commit says that
     key = hashlib.sha256(repr((name, data.name, revision)).encode() + files).hexdigest()[:16]
-    place = cache_folder() / "hub" / key
+    place, remarks = cache_folder() / "hub" / key, list[Remark]()
     listed = place / "splits.json"
     unreachable: tuple[type[Exception], ...] = (*offline_errors(), FileNotFoundError)
     with explained(data):
@@ -134,11 +131,14 @@ def read_hub(data: Data) -> Source:
             write_json(listed, {"splits": names})
         else:
             splits = datasets.load_dataset(name, data.name, revision=revision)
-            return Source({split: partial(splits.__getitem__, split) for split in splits})
-    return Source({split: partial(read_split, data, name, revision, place / split, split) for split in names})
+            parts = {split: (splits[split], data, found.get(split), split, remarks) for split in splits}
+            return Source({split: partial(with_own_paths, *part) for split, part in parts.items()}, remarks)
+    return Source({it: partial(read_split, data, name, revision, place / it, it, remarks) for it in names}, remarks)
 
 
-def read_split(data: Data, name: str, revision: str | None, place: Path, split: str) -> "Dataset":
+def read_split(
+    data: Data, name: str, revision: str | None, place: Path, split: str, remarks: list[Remark]
+) -> "Dataset":
     """One split of a data set of several, fetched and prepared by itself.
 
     Args:
@@ -146,6 +146,7 @@ def read_split(data: Data, name: str, revision: str | None, place: Path, split: 
         name, revision: of the set, as `datasets` takes it.
         place: of this split in the cache.
         split: its name.
+        remarks: gets what is worth saying.
     """
     import datasets
 
@@ -159,7 +160,16 @@ def read_split(data: Data, name: str, revision: str | None, place: Path, split: 
                 if type(builder).__module__.endswith(".csv"):
                     read_as_text(builder, data, files[split])
         builder.download_and_prepare(verification_mode="no_checks")  # which would miss the other splits
-        return builder.as_dataset(split=split)
+        table = builder.as_dataset(split=split)
+    return with_own_paths(table, data, files[split] if files else None, split, remarks)
+
+
+def with_own_paths(
+    table: "Dataset", data: Data, files: Sequence[str] | None, split: str, remarks: list[Remark]
+) -> "Dataset":
+    """A split that `datasets` read of a folder's tables, with the paths of what lies beside them."""
+    first = Path(files[0]) if files and Path(data.path or "").is_dir() else Path()
+    return with_paths(table, data, first.parent, split, None, remarks) if ending(first) in TABLES else table
 
 
 @contextmanager
@@ -221,25 +231,51 @@ def read_file(path: Path, data: Data, remarks: list[Remark]) -> Source:
     if ending(path) not in TABLES:
         raise InputError(f"{path}: should be a folder, or a file that ends in {', '.join(TABLES)}")
     whole = undecoded(read_named([path], data, "", None, remarks))
-    return Source(divided(whole, data, remarks) or {"train": lambda: whole}, remarks)
+    parts = {} if data.streaming else divided(whole, data, remarks)
+    return Source(parts or {"train": lambda: whole}, remarks)
 
 
 def read_named(files: Sequence[Path], data: Data, split: str, media: Media | None, remarks: list[Remark]) -> "Dataset":
     """A split's tables, with the paths of the sounds and images that they name."""
     import datasets
 
-    known = [media.root / path for path in media.samples] if media else []
-    columns = [getattr(data, f"{kind}_column", None) for kind in ("mask", "audio", "image")]
-    named = [column for column in dict.fromkeys([*columns, media.column if media else None]) if column]
-    if not named:
+    if not media_columns(data, media):
         return read_table(files, data, remarks)
     tables = []
     for folder in dict.fromkeys(file.parent for file in files):
         table = read_table([file for file in files if file.parent == folder], data, remarks)
-        for column in named:
-            table = name_files(table, column, folder, split, known, remarks)
-        tables.append(table)
+        tables.append(with_paths(table, data, folder, split, media, remarks))
     return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
+
+
+def media_columns(data: Data, media: Media | None) -> list[str]:
+    """The columns of sounds, images and masks that a recipe looks for."""
+    columns = [getattr(data, f"{kind}_column", None) for kind in ("mask", "audio", "image")]
+    return [column for column in dict.fromkeys([*columns, media.column if media else None]) if column]
+
+
+def with_paths(
+    table: "Dataset", data: Data, folder: Path, split: str, media: Media | None, remarks: list[Remark]
+) -> "Dataset":
+    """A table of a folder, with the paths of the sounds and images that it names, see `name_files`."""
+    known = [media.root / path for path in media.samples] if media else []
+    files = [media.root / path for path in media.files] if media and not hasattr(data, "mask_column") else []
+    for column in media_columns(data, media):
+        table = name_files(paths_as_text(table, column), column, folder, split, known, remarks, files)
+    return table
+
+
+def paths_as_text(table: "Dataset", column: str) -> "Dataset":
+    """The table, with a column of files that has their paths alone as text."""
+    import pyarrow.compute as pc
+
+    if column not in table.column_names or not has_paths(table.data.schema.field(column).type):
+        return table
+    values = table.select_columns([column]).with_format("arrow")[:][column]
+    fields = [field.name for field in values.type if field.name in ("bytes", "array")]
+    if any(pc.struct_field(values, name).null_count < len(values) for name in fields):
+        return table
+    return table.remove_columns([column]).add_column(column, pc.struct_field(values, "path"))
 
 
 def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | None:
@@ -265,17 +301,20 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
             return Source(documents, remarks)
     if not tables or (hasattr(data, "image_column") and TABLES[ending(tables[0])] == "text"):
         return None
+    if others := [path for path in files if path.suffix.lower() in UNREAD]:
+        remarks.append(left_out(folder, others, "not read: {}"))
     splits = table_splits(tables, asked_splits(data))
     readers = {}
     for name, paths in splits.items():
         kept = of_one_kind(folder, paths, remarks)
         remarks += missing_shards(name, kept)
         readers[name] = partial(read_named, [folder / path for path in kept], data, name, media, remarks)
-    if list(readers) == ["train"] and not any(usual(part) or usual_file(part) for part in names_of(splits["train"])):
+        if len(splits) > 1:
+            readers[name] = partial(unused_splits, readers[name], data, name, remarks)
+    if list(readers) == ["train"] and not data.streaming:
         whole = undecoded(readers["train"]())
         parts = divided(whole, data, remarks, media) or {"train": lambda: whole}
-        named_files = set(whole[media.column][:]) if media and media.column in whole.column_names else set()
-        return Source(parts | unnamed_test(media, tables, parts, named_files), remarks)
+        return Source(parts | unnamed_test(media, tables, parts, set(paths_in(whole, media))), remarks)
     return Source(readers | unnamed_test(media, tables, readers), remarks)
 
 
@@ -299,48 +338,6 @@ def unnamed_test(
             paths.setdefault(path.parts[0], []).append(str(media.root / path))
     paths = {name: each for name, each in paths.items() if named.isdisjoint(each)}
     return {name: partial(make_table, {media.column: each}, "", None, []) for name, each in paths.items()}
-
-
-def names_of(paths: Sequence[PurePath]) -> set[str]:
-    """The folders and the names without endings of files."""
-    return {part for path in paths for part in (*path.parts[:-1], path.stem)}
-
-
-def asked_splits(data: Data) -> list[str]:
-    """The names of splits that somebody gave."""
-    given = [getattr(data, f"{name}_split") for name in ("train", "validation", "test")]
-    usual_names = [getattr(type(data), f"{name}_split") for name in ("train", "validation", "test")]
-    return [
-        part
-        for one, other in zip(given, usual_names, strict=True)
-        if one not in (other, None)
-        for part in one.split("+")
-    ]
-
-
-def of_one_kind(folder: Path, paths: Sequence[PurePath], remarks: list[Remark]) -> list[PurePath]:
-    """The files of the kind that most are of: two kinds in one split are the same rows twice."""
-    kinds = [ending(path) for path in paths]
-    kind = max(dict.fromkeys(kinds), key=lambda each: (kinds.count(each), each == ".parquet"))
-    if others := [path for path, other in zip(paths, kinds, strict=True) if other != kind]:
-        remarks.append(left_out(folder, others, f"not read beside {kind} files: {{}}"))
-    return [path for path, other in zip(paths, kinds, strict=True) if other == kind]
-
-
-def missing_shards(split: str, paths: Sequence[PurePath]) -> list[Remark]:
-    """The remark that files are not there which the others' names, such as `train-00000-of-00003`, count."""
-    sets: dict[tuple[str, str], dict[int, str]] = {}
-    for path in paths:
-        if match := re.fullmatch(r"(.*-)(\d+)(-of-\d+.*)", path.as_posix()):
-            sets.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
-    remarks: list[Remark] = []
-    for (before, after), there in sets.items():
-        count, width = int(re.findall(r"\d+", after)[0]), len(next(iter(there.values())))
-        if missing := [number for number in range(count) if number not in there]:
-            first = f"{before}{missing[0]:0{width}}{after}"
-            line = f"{split}: {len(missing)} of {count} files are not there; the first is {first}"
-            remarks.append(("files missing", line, {"split": split, "files": len(missing), "of": count}))
-    return remarks
 
 
 def names_files(table: Path, media: Media, data: Data) -> bool:
@@ -376,51 +373,8 @@ def read_loose(media: Media, files: Sequence[PurePath], data: Data, remarks: lis
         if others := [path for path in media.files if path not in named]:
             remarks.append(left_out(media.root, others, "not read: {}, which no list names"))
         media = replace(media, files=tuple(path for path in media.files if path in named))
-    readers = read_media(media, texts, asked_splits(data), lists, classes=classes)
+    readers = read_media(media, texts, asked_splits(data), lists, remarks, classes=classes)
     return Source(readers, remarks)
-
-
-def divided(
-    table: "Dataset", data: Data, remarks: list[Remark], media: Media | None = None
-) -> dict[str, Callable[[], "Dataset"]]:
-    """The splits that the rows of one table say they are of: in a column `split`, or by the folders of their files.
-
-    Args:
-        table: of all rows.
-        data: its columns are not looked at.
-        remarks: gets how many rows are of no split.
-        media: the files that it names, if any.
-    """
-    used = {value for name, value in vars(data).items() if name.endswith("_column")}
-    asked = {name.lower() for name in asked_splits(data)}
-    names = {name.strip().lower(): name for name in table.column_names if name not in used}
-    for name in [names[each] for each in ("split", "set", "subset", "partition") if each in names]:
-        if getattr(table.features[name], "dtype", "") not in ("string", "large_string"):
-            continue
-        values = np.array([(value or "").strip().lower() for value in table[name][:]], dtype=object)
-        counts = Counter(values.tolist())
-        splits = [value for value in counts if usual(value) or value in asked]
-        if len(splits) < 2:
-            if splits and len(counts) > 1:
-                line = f"column {name!r}: is not used; of its values only {splits[0]!r} is a usual split"
-                remarks.append(("column", line, {"column": name}))
-            continue
-        if others := {value: count for value, count in counts.items() if value not in splits}:
-            listed = shorten(f"{value or 'none'} ({count})" for value, count in others.items())
-            rows = sum(others.values())
-            line = f"column {name!r}: {rows} rows are of no usual split and are left out: {listed}"
-            remarks.append(("rows left out", line, {"column": name, "rows": rows}))
-        return {value: partial(table.select, np.flatnonzero(values == value)) for value in splits}
-    if media is None or (level := split_level(media.files, asked_splits(data))) is None:
-        return {}
-    folders = []
-    for value in table[media.column][:] if media.column in table.column_names else ():
-        parts = PurePath(value or "").parts[len(media.root.parts) :]
-        folders.append(parts[level] if len(parts) > level + 1 else "elsewhere")
-    places = np.array(folders, dtype=object)
-    if len(set(folders)) < 2:
-        return {}
-    return {name: partial(table.select, np.flatnonzero(places == name)) for name in dict.fromkeys(folders)}
 
 
 def undecoded(split: "Dataset") -> "Dataset":

@@ -53,15 +53,24 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
     import datasets
 
     kind = TABLES[ending(files[0])]
+    if not any(file.stat().st_size for file in files if file.is_file()):
+        raise InputError(f"{files[0]}: is empty" if files[0].is_file() else f"{files[0]}: no such file")
     try:
         if kind == "csv" or (kind == "text" and data.delimiter):
             large = sum(file.stat().st_size for file in files) > LARGE
             return joined([(kept_rows if large else whole_rows)(file, data, remarks) for file in files], files)
         if kind == "json" and any(map(by_column, files)):
             return joined(list(map(read_json_rows, files)), files)
+        if kind == "parquet":
+            check_classes(files)
         names = [str(file) for file in files]
         options = {"encoding": "utf-8-sig"} if kind == "text" else {}
-        table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
+        try:
+            table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
+        except datasets.exceptions.DatasetGenerationError:
+            if kind != "json":
+                raise
+            return joined(list(map(read_json_rows, files)), files)  # columns that differ from one block to the next
         if kind == "json":
             table.data.validate(full=True)  # whose reader does not look at what strings are made of
             if dated(table.features):
@@ -78,6 +87,30 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         datasets.exceptions.DatasetGenerationError,
     ) as error:
         raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
+
+
+def named_classes(features: Any) -> dict[str, list[str]]:
+    """The names of the classes of each column that has numbered ones; none where features are not known."""
+    from datasets import ClassLabel
+
+    return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
+
+
+def check_classes(files: Sequence[Path]) -> None:
+    """Raise InputError unless all parquet files of a split number their classes alike: the first one's names count."""
+    from datasets import Features
+    from pyarrow import ArrowInvalid, parquet
+
+    first: dict[str, list[str]] = {}
+    for file in files if len(files) > 1 else ():
+        try:
+            features = Features.from_arrow_schema(parquet.read_schema(file))
+        except (OSError, ArrowInvalid):
+            continue  # a damaged one is named where it is read
+        for column, names in named_classes(features).items():
+            if first.setdefault(column, names) != names:
+                others = f"{column} has the classes {', '.join(names)}; in {files[0].name} {', '.join(first[column])}"
+                raise InputError(f"{file}: {others:.300}; files of a split should number them alike")
 
 
 def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
@@ -158,6 +191,7 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
         InputError: it is not text in UTF-8, or its header cannot be used.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import csv as arrow
 
     delimiter = data.delimiter or ("," if ending(file) == ".csv" else "\t")
@@ -183,14 +217,34 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
     read = arrow.ReadOptions(column_names=names, skip_rows=skip, block_size=block, use_threads=False)
 
     def batches() -> Iterator[Any]:
+        several = False
         try:
             with open_binary(file) as stream:
-                yield from arrow.open_csv(stream, read, parse, convert)
+                for batch in arrow.open_csv(stream, read, parse, convert):
+                    several = several or any(pc.any(pc.match_substring(each, "\n")).as_py() for each in batch)
+                    yield batch
+            if several:
+                check_quotes(file, delimiter)
         except (pa.ArrowInvalid, EOFError, zlib.error) as error:
             if "Empty CSV file" not in str(error):
                 raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
 
     return schema, batches()
+
+
+def check_quotes(file: Path, delimiter: str) -> None:
+    """Raise InputError for a field that begins with a quote and does not end with one: it swallowed the next rows."""
+    begun, limit = 1, csv.field_size_limit(2**31 - 1)
+    try:
+        with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+            lines = csv.reader(text, delimiter=delimiter, strict=True)
+            for _ in lines:
+                begun = lines.line_num + 1
+    except csv.Error as error:
+        quotes = "should be closed, with two quotes for one within it"
+        raise InputError(f"{file}: a quote in line {begun} or after it {quotes} ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def open_binary(file: Path) -> Any:
@@ -260,9 +314,22 @@ def read_json_rows(file: Path) -> Any:
             values = [whole[name].values() for name in whole]
             rows = [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
         names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
+        return pa.table({name: one_type([row.get(name) for row in rows]) for name in names})
     except (ValueError, AttributeError, pa.ArrowException) as error:
-        raise InputError(f"{file}: not an object a line, or a list of objects of the same kind ({error})") from error
+        why = f"an object a line, or a list of objects of the same kind; {reason(error)}"
+        raise InputError(f"{file}: not readable as json ({why})") from error
+
+
+def one_type(values: list[Any]) -> Any:
+    """A pyarrow array of a column; what has numbers and texts is text."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        if any(isinstance(value, dict | list) for value in values):
+            raise
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
 def by_column(file: Path) -> bool:
@@ -298,12 +365,12 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
                 return [dict.fromkeys(source.schema_arrow.names) | row for row in rows]
         if kind == "json":
             with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
-                if text.read(1) == "[" or by_column(file):
+                head = text.read(1000).lstrip()
+                if head.startswith("[") or re.match(r"\{\s*\n", head) or by_column(file):
                     return read_json_rows(file).slice(0, SAMPLE).to_pylist()
                 text.seek(0)
-                return [
-                    row for line in islice(text, SAMPLE) if line.strip() and isinstance(row := json.loads(line), dict)
-                ]
+                lines = islice((line for line in text if line.strip()), SAMPLE)
+                return [row for line in lines if isinstance(row := json.loads(line), dict)]
     except (InputError, OSError, EOFError, TypeError, ValueError, zlib.error, pa.ArrowException):
         pass
     return []

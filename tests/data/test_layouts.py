@@ -1,5 +1,6 @@
 """Layouts of public data sets and of people's own folders: each is read, or one line says what was looked for."""
 
+import gzip
 import io
 import json
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ from d2v.data.pairs import read_pairs
 from d2v.data.question_answering import read_questions
 from d2v.errors import InputError
 from tests.helpers import make_job
-from tests.tiny import flac, tones
+from tests.tiny import flac, name_splits, tones
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,54 @@ READ = {
             "SPEAKERS.TXT": "; ID | SEX",
         },
         {"train": ["ONE TWO", "NULL"], "validation": ["A", "B"]},
+        {},
+    ),
+    "a column that says the split, in a file called train": (
+        "text_classification",
+        {"train.csv": "text,label,split\na,x,train\nb,y,train\nc,x,val\nd,y,test\n"},
+        {"train": ["x", "y"], "validation": ["x"], "test": ["y"]},
+        {},
+    ),
+    "a table and the same one packed": (
+        "text_classification",
+        {f"{split}.csv": f"text,label\na,{split}\n" for split in ("train", "dev")}
+        | {"train.csv.gz": gzip.compress(b"text,label\na,train\n", mtime=0)},
+        {"train": ["train"], "validation": ["dev"]},
+        {},
+    ),
+    "partitions as Spark and pandas write them": (
+        "text_classification",
+        {f"split={split}/part-0.csv": f"text,label\na,{split}\n" for split in ("train", "val", "test")},
+        {"train": ["train"], "validation": ["val"], "test": ["test"]},
+        {},
+    ),
+    "shards as the hub once named them": (
+        "text_classification",
+        {
+            f"{split}-0000{i}-of-00002-29aec9150af50f9{i}.csv": f"text,label\na,{split}\n"
+            for split in ("train", "validation")
+            for i in range(2)
+        },
+        {"train": ["train"] * 2, "validation": ["validation"] * 2},
+        {},
+    ),
+    "a picture beside folders of classes": (
+        "image_classification",
+        {f"{split}/{kind}/{{}}.png": PICTURE for split in ("train", "val") for kind in "ab"}
+        | {"val/x.png": PICTURE, "cover.png": PICTURE},
+        {"train": ["a", "a", "b", "b"], "validation": ["a", "a", "b", "b"]},
+        {},
+    ),
+    "CoNLL's columns, of which one file has nothing but O at first": (
+        "token_classification",
+        {"train.txt": "EU B-ORG\nx O\n", "dev.txt": "EU B-ORG\n\nx O\n", "test.txt": "x O\ny O\n"},
+        {"train": [["B-ORG", "O"]], "validation": [["B-ORG"], ["O"]], "test": [["O", "O"]]},
+        {},
+    ),
+    "SQuAD's JSON, with other JSON beside it": (
+        "question_answering",
+        {"v2/train-v2.0.json": SQUAD, "dev-v2.0.json": SQUAD, "dataset_info.json": "{}", "notes.json": "[1]"},
+        {"train": 3, "validation": 3},
         {},
     ),
     "Common Voice": (
@@ -674,6 +723,75 @@ def test_the_images_of_a_test_that_no_table_names(tmp_path, name):
     assert {split: len(rows) for split, rows in splits.items() if split != "test"} == {"train": 1, "validation": 1}
 
 
+TOLD_APART = {
+    "by a column of splits": ("filename,split,label\n", "{name}.png,{folder},{i}\n", ("train", "val", "test")),
+    "by their class": ("filename,label\n", "{name}.png,{folder}\n", ("cat", "dog")),
+    "by another column, without endings": ("name,camera,label\n", "{name},{folder},x{i}\n", ("left", "right")),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_APART)
+def test_files_of_one_name_in_several_folders(tmp_path, name):
+    """A table of bare names was once looked up in the folder that had most of the first ones, for all rows."""
+    head, row, folders = TOLD_APART[name]
+    write(tmp_path, {f"{folder}/{{}}.png": PICTURE for folder in folders})
+    table = head + "".join(row.format(name=i, folder=each, i=i) for each in folders for i in (1, 2))
+    (tmp_path / "labels.csv").write_text(table)
+    splits, _, _ = chosen(tmp_path, "image_classification")
+    column = "split" if "split" in name else "label" if "class" in name else "camera"
+    rows = [
+        (path, word)
+        for split in splits.values()
+        for path, word in zip(split.files("image"), split.column(column), strict=True)
+    ]
+    assert len({path for path, _ in rows}) == 2 * len(folders) == len(rows)
+    assert all(PurePath(path).parent.name == word for path, word in rows)
+    ids = [each for split in splits.values() for each in split.ids("image")]
+    assert len(set(ids)) == len(ids)
+
+
+def test_names_of_files_beside_a_table_are_those(tmp_path):
+    """Whatever other folders have files of these names."""
+    write(tmp_path, {f"{split}/{{}}.png": PICTURE for split in ("train", "val", "thumbs")})
+    for split in ("train", "val"):
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+    splits, _, _ = chosen(tmp_path, "image_classification")
+    for name, folder in (("train", "train"), ("validation", "val")):
+        assert {PurePath(path).parent.name for path in splits[name].files("image")} == {folder}
+
+
+@pytest.mark.parametrize("card", [False, True])
+@pytest.mark.parametrize("form", ["{}.jsonl", "{}.csv"])
+def test_paths_are_those_beside_the_table_and_not_where_the_command_runs(tmp_path, monkeypatch, card, form):
+    """Those in `{"path": ...}` too, and in a folder with a card."""
+    write(tmp_path, {"set/clips/{}.wav": SOUND, "elsewhere/clips/{}.wav": b"x"})
+    for split in ("train", "validation"):
+        names = [f"clips/{i}.wav" for i in (1, 2)]
+        plain = "audio,text\n" + "".join(f"{name},a\n" for name in names)
+        nested = lines(
+            *({"audio": {"path": name, "array": None, "sampling_rate": 16000}, "text": "a"} for name in names)
+        )
+        (tmp_path / "set" / form.format(split)).write_text(plain if "csv" in form else nested)
+    if card:
+        name_splits(tmp_path / "set", ["train", "validation"], form)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    splits, _, _ = chosen(tmp_path, "asr_ctc", path="set")
+    assert splits["train"].files("audio") == [str(tmp_path / f"set/clips/{i}.wav") for i in (1, 2)]
+
+
+def test_what_is_not_read_beside_tables_is_said(tmp_path):
+    write(
+        tmp_path,
+        {"train.csv": "text,label,split\na,b,train\nc,d,test\n", "test.csv": "text,label\na,b\n", "dev.csv.zip": "PK"},
+    )
+    data = load_recipe("text_classification").ClassificationData(path=str(tmp_path))
+    source = read(data)
+    assert len(source["train"]) == 2
+    said = " | ".join(line for _, line, _ in source.remarks)
+    assert "not read: 1 .zip; the first is dev.csv.zip" in said
+    assert "train: its rows say that they are of train, test, which is not used, since files say splits too" in said
+
+
 def test_a_test_folder_that_a_table_names_is_not_read_again(tmp_path):
     names = ["train/1.png", "train/2.png", "test/7.png"]
     rows = "".join(f"{name},{name[-5]}\n" for name in names)
@@ -700,6 +818,22 @@ REFUSED = {
         {"train/high/1.txt": EXAM, "train/high/2.txt": '{"article": "a", "questions": ["b"]}'},
         r"2.txt: should have article, questions, and options and an answer of each, as in RACE \('options'\)",
     ),
+    "folds, each with its own train": (
+        "text_classification",
+        {f"fold{i}/{split}.csv": "text,label\na,b\n" for i in range(2) for split in ("train", "test")},
+        r"fold0/(train|test).csv and fold1/\1.csv may both be \1; data.path should name a folder",
+    ),
+    "a copy in another folder": (
+        "text_classification",
+        {"train.csv": "text,label\na,b\n", "backup/train.csv": "text,label\na,b\n"},
+        "train.csv and .*train.csv may both be train",
+    ),
+    "names that several folders have": (
+        "image_classification",
+        {f"{kind}/{{}}.png": PICTURE for kind in "ab"} | {"labels.csv": "file_name,label\n1.png,c\n2.png,d\n"},
+        "row 0 may mean .*/a/1.png or .*/b/1.png; 2 rows name files that are in several folders",
+    ),
+    "an empty file": ("text_classification", {"train.jsonl": ""}, "train.jsonl: is empty"),
     "spreadsheets": ("text_classification", {"rows.xlsx": b"PK"}, "there are 1 .xlsx; looked for tables"),
     "sounds that are not read": ("asr_ctc", {"a.m4a": b"x", "b.m4a": b"x"}, "there are 2 .m4a; looked for tables"),
     "an empty folder": ("asr_ctc", {"empty/.keep": ""}, "there are no files; looked for tables"),

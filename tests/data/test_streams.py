@@ -256,12 +256,30 @@ def test_what_a_stream_has_not_is_said(tmp_path):
     with pytest.raises(InputError, match="the stream was read by 2 processes, not 1; use as many"):
         make_updates(folder)[1].load_state_dict(state)
     (folder / "validation.parquet").unlink()
-    with pytest.raises(InputError, match="no validation split, and of a stream.* no share can be held out"):
+    with pytest.raises(InputError, match="no files of a validation split, and of a stream.* no share can be held out"):
         make_updates(folder)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables/train.csv").write_text("value\n1\n")
     with pytest.raises(InputError, match="data.streaming reads .parquet, .json, .*; there are 1 .csv"):
         make_updates(tmp_path / "tables")
+
+
+def test_a_stream_is_not_divided_and_its_classes_are_not_put_right(tmp_path):
+    """What a table is divided by, a column or classes' names, is the reader's of whole tables: it is refused."""
+    import datasets
+
+    rows = {"value": [0, 1, 2, 3], "split": ["train", "train", "val", "test"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "all.parquet")
+    for path in (tmp_path, tmp_path / "all.parquet"):
+        with pytest.raises(InputError, match="no files of a validation split"):
+            make_updates(path)
+    for name, classes in {"train": ["no", "yes"], "extra": ["yes", "no"], "validation": ["no", "yes"]}.items():
+        features = datasets.Features({"value": datasets.Value("int64"), "label": datasets.ClassLabel(names=classes)})
+        (tmp_path / "classes").mkdir(exist_ok=True)
+        part = datasets.Dataset.from_dict({"value": [0, 1], "label": [0, 1]}, features=features)
+        part.to_parquet(tmp_path / f"classes/{name}.parquet")
+    with pytest.raises(InputError, match="number the classes of 'label' in different orders"):
+        make_updates(tmp_path / "classes", train_split="train+extra")
 
 
 @dataclass

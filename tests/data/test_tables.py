@@ -1,6 +1,7 @@
 """Tables: CSV and TSV are text as written, JSON keeps its types, and what cannot be read is named."""
 
 import gzip
+import json
 import pickle
 
 import pytest
@@ -31,6 +32,47 @@ WORDS = ["null", "None", "NA", "N/A", "nan", "007", "0001", "1", "1.0", "True", 
 def test_csv_is_text(tmp_path, name, delimiter, word):
     content = f"id{delimiter}text\n0001{delimiter}{word}\n"
     assert rows(tmp_path, name, content) == [{"id": "0001", "text": word}]
+
+
+UNCLOSED = {
+    "the last field": 'text,label\n"a, b",c\nd,"e\nf,g\nh,i\n',
+    "two of them": 'text,label\n"a\nb",c\nd,"e\nf,g\nh,"i\nj,k\n',
+}
+
+
+@pytest.mark.parametrize("name", UNCLOSED)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path, name):
+    with pytest.raises(InputError, match=r"a.csv: a quote in line [34] or after it should be closed"):
+        rows(tmp_path, "a.csv", UNCLOSED[name])
+    assert len(rows(tmp_path, "b.csv", 'text,label\n"a\nb ""c""",d\n5" e,"f\n"\n')) == 2
+
+
+def test_shards_that_number_their_classes_otherwise(tmp_path):
+    """`datasets` takes the first one's names for all, so that a good text became a bad one."""
+    import datasets
+
+    for i, names in enumerate((["no", "yes"], ["yes", "no"])):
+        features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+        datasets.Dataset.from_dict({"label": [0]}, features=features).to_parquet(tmp_path / f"train-{i}.parquet")
+    with pytest.raises(InputError, match="train-1.parquet: label has the classes yes, no; in train-0.parquet no, yes"):
+        read(Data(path=str(tmp_path)))["train"]
+
+
+LATE = {
+    "a column that comes late": ({"text": "a"}, {"text": "b", "note": "c"}, ["text", "note"]),
+    "a date, later a word": ({"text": "2020-01-01 00:00:00"}, {"text": "unknown"}, ["text"]),
+    "numbers, later text": ({"text": 1}, {"text": "D-1"}, ["text"]),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_large_json_is_read_as_small(tmp_path, name):
+    """Its reader takes types from the first ten megabytes."""
+    first, last, columns = LATE[name]
+    content = json.dumps(first | {"more": "x" * 1000}) + "\n"
+    found = rows(tmp_path, "a.jsonl", content * 11_000 + json.dumps(last | {"more": ""}) + "\n")
+    assert len(found) == 11_001 and set(found[0]) == {*columns, "more"}
+    assert found[-1]["text"] == last["text"] and found[0]["text"] == str(first["text"])
 
 
 def test_a_word_after_many_rows_of_digits(tmp_path):
@@ -169,7 +211,7 @@ def test_json_by_column_as_pandas_writes_it(tmp_path):
     assert rows["text"][:] == ["007", "b"] and rows["label"][:] == [1, None]
     assert first_rows(tmp_path / "a.json", Data()) == [{"text": "007", "label": 1}, {"text": "b", "label": None}]
     (tmp_path / "b.json").write_text('{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}')
-    with pytest.raises(InputError, match="b.json: not an object a line"):
+    with pytest.raises(InputError, match=r"b.json: not readable as json \(an object a line"):
         read_table([tmp_path / "b.json"], Data(), [])
     lines = '{"a": {"0": 1}, "b": "x"}\n{"a": {"0": 2}, "b": "y"}\n'
     (tmp_path / "c.jsonl").write_text(lines)
