@@ -44,6 +44,19 @@ class TDNNLayer(nn.Module):
         return self.norm(x.index_select(0, torch.cat(own).to(x.device))), [n - context for n in lengths]
 
 
+class ClipNorm(nn.BatchNorm1d):
+    """Batch normalisation of a vector for each clip; of a clip alone, which has no variance, by running statistics.
+
+    A batch is of one clip where rows are few, or shared by processes or pieces.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D)"""
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class AMSoftmax(nn.Module):
     """Cross-entropy over cosines, with a margin that the right class has to keep (Wang et al., 2018, equation 6).
 
@@ -88,7 +101,7 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
         self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
         width, variant = config.xvector_output_dim, config.xvector_variant
         self.relu = nn.Identity() if variant == "documented" else nn.ReLU()
-        self.norm = nn.BatchNorm1d(width) if variant == "normalized" else nn.Identity()
+        self.norm = ClipNorm(width) if variant == "normalized" else nn.Identity()
         self.classifier = nn.Linear(width, width)
         self.objective = AMSoftmax(width, config.num_labels)
         self.init_weights()

@@ -347,6 +347,20 @@ def test_normalisation_sees_the_frames_of_clips_alone(low):
     assert left == [n - layer.taps + 1 for n in lengths]
 
 
+def test_a_clip_alone_is_normalised_by_running_statistics():
+    """Which it leaves as they are; its gradient is that of evaluation."""
+    model = x_vector("normalized")
+    norm, x = model.norm, torch.randn(1, model.config.xvector_output_dim)
+    for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        tensor.uniform_(0.5, 2)
+    mean, expected = norm.running_mean.clone(), norm.eval()(x)
+    assert torch.equal(norm.train()(x), expected) and torch.equal(norm.running_mean, mean)
+    norm(x.repeat(2, 1) + torch.tensor([[0.0], [1.0]]))
+    assert not torch.equal(norm.running_mean, mean)
+    model.train()(torch.randn(1, 7777), labels=torch.tensor([3])).loss.backward()
+    assert model.projector.weight.grad.abs().max() > 0
+
+
 def test_a_quiet_channel_has_a_gradient():
     """The deviation of a constant is 0, where a square root has no derivative."""
     _, ours = head_pair(SPEAKERS)

@@ -231,6 +231,14 @@ def test_collate_functions_pickle(data, tmp_path, monkeypatch):
     collate_functions_pickle(run, args, tmp_path, monkeypatch)
 
 
+def test_a_batch_of_one_clip_trains(tmp_path):
+    """Nine clips in batches of four leave one."""
+    data = write(tmp_path / "nine", train=9)
+    run(*SMALL, f"--data.path={data}", "--data.batch_size=4", "--run.max_steps=3", f"--run.out={tmp_path / 'out'}")
+    log = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert [entry["skipped"] for entry in log if "skipped" in entry] == [0, 0, 0]
+
+
 def test_a_stopped_run_goes_on_exactly(data, tmp_path):
     goes_on_exactly(run, [*SMALL, f"--data.path={data}", "--data.crop_seconds=0.25"], tmp_path)
 
