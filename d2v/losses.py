@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v.devices import moved
+
 IGNORE = -100
 """Label that counts for nothing, as in `torch.nn.functional.cross_entropy`."""
 
@@ -38,12 +40,14 @@ def ctc(
     real = (labels >= 0) & (labels != blank)  # labels and lengths on the host make it wait for no device
     precision = torch.promote_types(logits.dtype, torch.float32)
     log_probs = F.log_softmax(logits, dim=-1, dtype=precision).transpose(0, 1)  # (T, B, C)
+    if logits.device.type == "mps":  # whose kernel is missing or young: autograd takes the gradient back to it
+        log_probs = log_probs.cpu()
     target_lengths = real.sum(dim=1)
     # cuDNN's CTC is not deterministic and takes no labels longer than 256.
     with torch.backends.cudnn.flags(enabled=False):
         losses = F.ctc_loss(
             log_probs,
-            labels[real].to(logits.device, non_blocking=True),
+            moved(labels[real], log_probs.device),
             lengths,
             target_lengths,
             blank=blank,
@@ -51,8 +55,8 @@ def ctc(
             zero_infinity=zero_infinity,
         )
     if reduction == "mean":
-        losses = losses / target_lengths.to(losses.device).clamp(min=1)
-    return losses.sum(), lengths.new_tensor(len(labels))
+        losses = losses / moved(target_lengths, losses.device).clamp(min=1)
+    return moved(losses.sum(), logits.device), torch.tensor(len(labels))
 
 
 def cross_entropy(
@@ -79,10 +83,10 @@ def cross_entropy(
     if weight is not None:
         weight = weight.to(labels.device, logits.dtype)
         counted = labels.to(weight) @ weight if labels.is_floating_point() else weight[labels[counted]]
-        weight = weight.to(logits.device)
+        weight = moved(weight, logits.device)
     elif labels.is_floating_point():
-        counted = labels.new_tensor(labels.numel() // labels.shape[1])
-    labels = labels.to(logits.device, non_blocking=True)
+        counted = torch.tensor(labels.numel() // labels.shape[1])
+    labels = moved(labels, logits.device)
     total = F.cross_entropy(
         logits, labels, weight, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
     )
@@ -104,7 +108,7 @@ def choice(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> t
         return cross_entropy(logits, labels)
     there = logits > -torch.inf
     logits = at_least_fp32(logits).masked_fill(~there, torch.finfo(torch.float32).min)  # times 0 it is 0
-    right = F.one_hot(labels, logits.shape[1]).to(logits)
+    right = moved(F.one_hot(labels, logits.shape[1]), logits.device).to(logits.dtype)
     spread = there.to(logits) / there.sum(1, keepdim=True)
     return cross_entropy(logits, (1 - label_smoothing) * right + label_smoothing * spread)
 
@@ -139,13 +143,13 @@ def classification(
         labels = labels if labels.is_floating_point() else labels.flatten()
         return cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
     logits = at_least_fp32(logits)
-    labels = labels.to(logits).view_as(logits)
+    labels = moved(labels, logits.device).to(logits.dtype).view_as(logits)
     if problem_type == "regression":
-        return F.mse_loss(logits, labels, reduction="sum"), labels.new_tensor(labels.numel())
+        return F.mse_loss(logits, labels, reduction="sum"), torch.tensor(labels.numel())
     smooth = labels * (1 - label_smoothing) + label_smoothing / 2
-    weight = None if weight is None else weight.to(logits)
+    weight = None if weight is None else moved(weight, logits.device).to(logits.dtype)
     loss = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight, reduction="sum")
-    return loss, labels.new_tensor(labels.numel())
+    return loss, torch.tensor(labels.numel())
 
 
 def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,13 +166,13 @@ def pit_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Sum over clips and the number of pairs of frame and speaker that count.
     """
-    logits, labels = at_least_fp32(logits), labels.to(logits.device, non_blocking=True)
+    logits, labels = at_least_fp32(logits), moved(labels, logits.device)
     outputs, speakers = logits[..., None], labels.to(logits.dtype)[..., None, :]
     outputs, speakers = torch.broadcast_tensors(outputs, speakers)  # (B, T, C, C)
     real = labels != IGNORE
     costs = F.binary_cross_entropy_with_logits(outputs, speakers, reduction="none") * real[..., None, :]
     costs = costs.sum(dim=1)  # (B, C, C): what each output costs as each speaker
-    orders = torch.tensor(list(permutations(range(logits.shape[-1]))), device=logits.device)  # (C!, C)
+    orders = moved(torch.tensor(list(permutations(range(logits.shape[-1])))), logits.device)  # (C!, C)
     totals = costs[:, orders, torch.arange(orders.shape[1], device=logits.device)].sum(dim=-1)  # (B, C!)
     # Not `amin`, which splits the gradient between orders that cost the same, and so would never decide for one.
     return totals.min(dim=1).values.sum(), real.sum()
@@ -194,4 +198,4 @@ def regression(
         total = F.smooth_l1_loss(predictions, targets, reduction="sum", beta=beta)
     width = predictions.shape[-1]
     divisor = {"sum": 1.0, "root": width**0.5, "mean": float(width)}[reduction]
-    return total / divisor, torch.tensor(len(predictions), device=predictions.device)
+    return total / divisor, torch.tensor(len(predictions))

@@ -35,8 +35,8 @@ def within(module: str, *packages: str) -> bool:
 
 # From the bottom to the top: a module imports what stands on a lower rung, or beside it in its own room.
 LADDER = [
-    ("d2v.errors", "d2v.losses"),
-    ("d2v.config", "d2v.hub"),
+    ("d2v.devices", "d2v.errors"),
+    ("d2v.config", "d2v.hub", "d2v.losses"),
     ("d2v.pretrained",),
     ("d2v.models",),
     ("d2v.lora", "d2v.auto", "d2v.processors"),
@@ -111,6 +111,13 @@ def test_the_library_knows_neither_recipes_nor_tests():
         assert not {module for module in found if within(module, "recipes", "tests", "benchmarks")}, path
         if path.parent.name == "models":
             assert not {module for module in found if not within(module, *light)}, path
+
+
+def test_copies_that_overlap_are_made_in_one_place():
+    """Whether they may depends on the device, which `d2v.devices` knows."""
+    files = [*LIBRARY, *(ROOT / "recipes").glob("*.py")]
+    found = [path for path in files if "non_blocking" in path.read_text("utf-8")]
+    assert {path.name for path in found} == {"devices.py", "engine.py"}
 
 
 def test_no_recipe_imports_another():

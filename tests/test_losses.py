@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from d2v import losses
 from d2v.losses import IGNORE, ctc, pit_bce
@@ -90,6 +92,21 @@ def test_equals_the_sum_over_all_alignments():
             total += torch.stack([probabilities[t, token] for t, token in enumerate(path)]).prod()
     loss, _ = ctc(logits, torch.tensor([labels]), torch.tensor([length]), blank=BLANK)
     assert apart(loss, -total.log()) < EXACT
+
+
+def test_the_host_computes_it_for_apples_gpus(monkeypatch):
+    """Whose tensors are played by ones that hold nothing."""
+    devices = []
+
+    def ctc_loss(log_probs, labels, *rest, **options):
+        devices.append((log_probs.device.type, labels.device.type))
+        return log_probs[0].sum(1)
+
+    monkeypatch.setattr(F, "ctc_loss", ctc_loss)
+    with torch.no_grad(), FakeTensorMode(shape_env=ShapeEnv()):
+        labels, lengths = torch.ones(2, 3, dtype=torch.int64), torch.full((2,), 9)
+        total, _ = ctc(torch.zeros(2, 9, 5, device="mps"), labels, lengths, blank=BLANK)
+    assert devices == [("cpu", "cpu")] and total.device.type == "mps"
 
 
 def test_labels_that_do_not_fit():

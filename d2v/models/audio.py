@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from d2v.devices import moved
 from d2v.errors import InputError
 from d2v.models.base import Config, PreTrainedModel, check_float, init_linear
 from d2v.models.cpu import Dropout, filler
@@ -315,7 +316,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
                 config.mask_time_min_masks,
             )
         if frames_to_mask is not None:
-            masked = packing.pack(frames_to_mask.to(x.device))[:, None]  # (N, 1)
+            masked = packing.pack(moved(frames_to_mask, x.device))[:, None]  # (N, 1)
             x = torch.where(masked, self.masked_spec_embed.to(x.dtype), x)
         if self.training and config.mask_feature_prob > 0:
             channels = span_mask(
@@ -325,7 +326,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
                 config.mask_feature_length,
                 config.mask_feature_min_masks,
             )
-            x = x.masked_fill(packing.spread(channels.to(x.device)), 0)
+            x = x.masked_fill(packing.spread(moved(channels, x.device)), 0)
         return x
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v import losses
+from d2v.devices import moved
 from d2v.errors import InputError
 from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.base import check_labels, classification_loss, mean
@@ -120,7 +121,7 @@ class Data2VecAudioForSequenceClassification(AudioPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         # The projector is linear: of the mean it gives the mean of what it gives of the frames, for far less work.
-        frames = torch.tensor(packing.lengths, device=x.device)[:, None]
+        frames = moved(torch.tensor(packing.lengths)[:, None], x.device)
         logits = self.classifier(self.projector(packing.unpack(x).sum(dim=1) / frames))
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         output = HeadOutput(loss, logits, hidden_states, attentions)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.devices import moved
 from d2v.errors import InputError
 from d2v.models.audio import packing_of_lengths
 from d2v.models.base import PreTrainedModel
@@ -97,7 +98,7 @@ def encode_seen(
     hidden = F.pad(masked.flatten(0, 1), (first, 0)).to(real.device)
     if kind == "data2vec-audio":  # positions are convolutions, for which masked frames are silent
         rows = packing_of_lengths(lengths.tolist(), real.shape[1], device=x.device)
-        x = rows.pack(x.masked_fill(hidden[:, :, None].to(x.device), 0))
+        x = rows.pack(x.masked_fill(moved(hidden[:, :, None], x.device), 0))
         x = each.encoder.dropout(each.encoder.layer_norm(x + each.encoder.pos_conv_embed(x, rows)))
         x = rows.unpack(x)
     keep = real & ~hidden
@@ -106,6 +107,6 @@ def encode_seen(
     seen = packing_of_lengths(keep.sum(1).tolist(), device=x.device)
     states = Encoder.forward(each.encoder, x[keep], seen)[0]
     states = states if final_norm is None else final_norm(states)
-    keep, real = (each.to(x.device, non_blocking=True) for each in (keep, real))
+    keep, real = (moved(each, x.device) for each in (keep, real))
     filled = torch.where(real[:, :, None], embedding.to(states.dtype), 0).masked_scatter(keep[:, :, None], states)
     return filled[:, first:], real[:, first:], front, packing

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v.devices import moved
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -55,8 +57,8 @@ class Packing:
         if lengths is not None and min(lengths) == length:
             return cls(batch, length, lengths=lengths, filler=filler)
         real, device = mask.flatten(), device or mask.device
-        indices = real.nonzero().squeeze(1).to(device, non_blocking=True)
-        return cls(batch, length, mask.to(device, non_blocking=True), indices, lengths, filler, real)
+        indices = moved(real.nonzero().squeeze(1), device)
+        return cls(batch, length, moved(mask, device), indices, lengths, filler, real)
 
     @property
     def known_lengths(self) -> tuple[int, ...]:

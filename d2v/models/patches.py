@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.devices import moved
 from d2v.models import tables
 from d2v.models.configuration import Grid
 from d2v.models.cpu import Dropout
@@ -47,7 +48,7 @@ class PatchEmbeddings(nn.Module):
         grid = tuple(x.shape[2:])
         x = x.flatten(2).mT  # (B, P, D)
         if masked is not None and self.mask_token is not None:
-            x = torch.where(masked.to(x.device).bool()[:, :, None], self.mask_token, x)
+            x = torch.where(moved(masked, x.device).bool()[:, :, None], self.mask_token, x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         if self.position_embeddings is not None:
             x = x + resize_positions(self.position_embeddings, self.grid, grid)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v import losses
+from d2v.devices import moved
 from d2v.models.base import check_labels, classification_loss, mean
 from d2v.models.cpu import Dropout
 from d2v.models.generation import generate
@@ -59,7 +60,7 @@ class LanguageModel(TextPreTrainedModel):
         embeddings = self.data2vec_text.embeddings.word_embeddings
         if at is None:
             return packing.unpack(self.lm_head(x, embeddings))
-        return self.lm_head(packing.trim(x)[packing.places(at).to(x.device, non_blocking=True)], embeddings)
+        return self.lm_head(packing.trim(x)[moved(packing.places(at), x.device)], embeddings)
 
 
 class Data2VecTextForMaskedLM(LanguageModel):

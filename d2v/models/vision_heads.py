@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v import losses
+from d2v.devices import moved
 from d2v.errors import InputError
 from d2v.models.base import check_labels, classification_loss
 from d2v.models.outputs import HeadOutput, SegmentationOutput
@@ -273,7 +274,7 @@ def segmentation_loss(
     Returns:
         Sum over pixels and how many count.
     """
-    ignore, labels = config.semantic_loss_ignore_index, labels.to(logits.device, non_blocking=True)
+    ignore, labels = config.semantic_loss_ignore_index, moved(labels, logits.device)
     total, count = losses.cross_entropy(resize(losses.at_least_fp32(logits), labels.shape[1:]), labels, ignore=ignore)
     if auxiliary_logits is not None:
         resized = resize(losses.at_least_fp32(auxiliary_logits), labels.shape[1:])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v import losses
+from d2v.devices import moved
 from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig
 from d2v.models.audio_heads import encoder_for_head, frames_for_head
 from d2v.models.base import check_labels, mean
@@ -41,7 +42,7 @@ class TDNNLayer(nn.Module):
         # Windows that saw two clips, or filler, are left out.
         starts = accumulate(lengths, initial=0)
         own = [torch.arange(start, start + n - context) for start, n in zip(starts, lengths, strict=False)]
-        return self.norm(x.index_select(0, torch.cat(own).to(x.device))), [n - context for n in lengths]
+        return self.norm(x.index_select(0, moved(torch.cat(own), x.device))), [n - context for n in lengths]
 
 
 class ClipNorm(nn.BatchNorm1d):
@@ -74,7 +75,7 @@ class AMSoftmax(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x, weight = losses.at_least_fp32(x), losses.at_least_fp32(self.weight)
             cosines = F.normalize(x, dim=1) @ F.normalize(weight, dim=0)  # (B, C)
-        labels = labels.to(x.device, non_blocking=True)
+        labels = moved(labels, x.device)
         right = labels[:, None] == torch.arange(cosines.shape[1], device=x.device)
         return losses.cross_entropy(self.scale * (cosines - self.margin * right.to(cosines.dtype)), labels)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from d2v.config import Job
 from d2v.data.facts import note
+from d2v.devices import overlaps
 from d2v.errors import InputError
 from d2v.models.sharded import is_sharded, local, whole
 from d2v.models.transformer import Block
@@ -51,7 +52,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch whose tensors are on a device, but for those of `HOST`."""
     from accelerate.utils import send_to_device
 
-    return send_to_device(batch, device, non_blocking=device.type == "cuda", skip_keys=list(HOST))
+    return send_to_device(batch, device, non_blocking=overlaps(device), skip_keys=list(HOST))
 
 
 def host_of_sums(device: torch.device) -> torch.device:

@@ -1,14 +1,17 @@
 """No forward pass of an update asks the device what a tensor holds, which would make the host wait for it.
 
-A tensor on `meta` holds nothing: whoever asks it fails. What a batch keeps on the host is there.
+A tensor on `meta` holds nothing: whoever asks it fails. What a batch keeps on the host is there. Nor does a copy to the
+device wait for what the device has yet to do, where that is safe.
 """
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2v.training import loop
+from d2v import devices
+from d2v.training import engine, loop
 from d2v.training.engine import to_device
 from tests.helpers import RECIPES
 from tests.recipes.common import runner
@@ -32,10 +35,33 @@ class Questions(TorchDispatchMode):
             self.asked.append(name)
         if on_device and name == "_to_copy" and str((kwargs or {}).get("device")) == "cpu":
             self.asked.append("copied to the host")
+        if name == "_to_copy" and not on_device and str((kwargs or {}).get("device")) == "meta":
+            self.asked += [] if kwargs.get("non_blocking") else ["copied to the device, and waited"]
+        if name == "index" and on_device and len(on_device) < len(tensors):
+            self.asked.append("places copied to the device, and waited")
         if on_device and name in ("_ctc_loss", "ctc_loss"):
             assert all(each.device.type == "cpu" for each in tensors[2:])  # lengths, which else are fetched
             return args[0].new_empty(args[0].shape[1]), args[0].new_empty(1)
         return function(*args, **(kwargs or {}))
+
+
+class Factories(TorchFunctionMode):
+    """Tensors that are made of numbers on the device, which is a copy that the host waits for."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self.asked = asked
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.tensor, torch.Tensor.new_tensor) and result.device.type == "meta":
+            self.asked.append("made on the device")
+        return result
+
+
+def test_the_host_goes_on_during_a_copy_where_that_is_safe():
+    """Apple's GPUs read a temporary tensor's memory when something else may be there (pytorch #139550)."""
+    assert [devices.overlaps(torch.device(kind)) for kind in ("cuda", "mps", "cpu")] == [True, False, False]
 
 
 class Stop(Exception):
@@ -49,7 +75,7 @@ def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe)
 
     def look(model, update, loss_fn, accelerator, extra=tuple):
         model.to("meta").train()
-        with Questions() as questions:
+        with Questions() as questions, Factories(questions.asked):
             for batch in update:
                 loss, _ = loss_fn(model, to_device(batch, torch.device("meta")))
         found.update(asked=questions.asked, device=loss.device.type, batch=batch)
@@ -58,6 +84,8 @@ def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe)
     enabled, autocast = torch.is_autocast_enabled, torch.autocast  # which do not know of `meta`
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": kind != "meta" and enabled(kind))
     monkeypatch.setattr(torch, "autocast", lambda kind, **more: autocast("cpu" if kind == "meta" else kind, **more))
+    for module in (devices, engine):
+        monkeypatch.setattr(module, "overlaps", lambda device: True)  # as to CUDA
     monkeypatch.setattr(loop, "accumulate", look)
     monkeypatch.setattr(loop, "try_evaluation", lambda *rest: None)
     with pytest.raises(Stop):
