@@ -36,7 +36,6 @@ FSDP_OPTIONS = {
     "FSDP_RESHARD_AFTER_FORWARD": (("true",), "fsdp_reshard_after_forward: true"),
     "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp_offload_params: false"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "--run.gradient_checkpointing true in its place"),
-    "ACCELERATE_DYNAMO_BACKEND": (("no", ""), "no dynamo_backend"),
 }
 """What FSDP takes of Accelerate's settings, and how to say so."""
 
@@ -85,6 +84,13 @@ def check_engine() -> None:
     for name, (good, should) in FSDP_OPTIONS.items() if wants("FSDP") else ():
         if (value := os.environ.get(name, good[0])).lower() not in good:
             raise InputError(f"accelerate is configured for FSDP with {name} {value}; d2v takes {should}")
+    if wants("FSDP") and torch.__version__ < (2, 12):  # before, it did not see the tensors in a model's output
+        raise InputError(f"accelerate is configured for FSDP, which takes torch 2.12 or newer, not {torch.__version__}")
+    if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "")).lower() not in ("no", ""):
+        raise InputError(
+            f"accelerate is configured with dynamo_backend {backend}; d2v takes none, since batches without padding "
+            "have shapes that compiled code does not know"
+        )
 
 
 def sharding() -> bool:
@@ -279,7 +285,10 @@ def wrap(job: Job, model: nn.Module, changing: Sequence[str], first_loss: Callab
         if reasons:
             line = f"every update looks for parameters without a gradient, since {reasons[0]}"
             note(job, "unused parameters", line, reasons=reasons)
-    return accelerator.prepare(model)
+    prepared = accelerator.prepare(model)
+    if isinstance(prepared, nn.parallel.DistributedDataParallel):
+        prepared.device_ids = None  # else it moves all that it is called with to its device, `HOST` too
+    return prepared
 
 
 def without_gradient(model: nn.Module, loss: Tensor) -> list[str]:

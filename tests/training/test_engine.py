@@ -3,6 +3,8 @@
 What takes several processes is in `test_processes.py`.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,6 +30,7 @@ from d2v.training.engine import (
     unsharded,
     wants,
     without_gradient,
+    wrap,
 )
 from d2v.training.job import start
 from d2v.training.loop import changing_gradients
@@ -179,6 +182,29 @@ def test_fp16_does_not_go_with_shards(tmp_path, group, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------
 # DDP and LayerDrop
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class Listener(nn.Linear):
+    """Notes where what it is called with is."""
+
+    def forward(self, x, attention_mask):
+        self.heard = [attention_mask.device.type, x["masked"].device.type]
+        return super().forward(x["values"])
+
+
+def test_ddp_leaves_on_the_host_what_shapes_are_made_of(group):
+    """Accelerate names the device, here played by `meta`, to which it would move masks: each pass would wait for it."""
+
+    def prepare(model):
+        ddp = nn.parallel.DistributedDataParallel(model)
+        ddp.device_type, ddp.device_ids = "meta", [0]
+        return ddp
+
+    job, listener = make_job(processes=2), Listener(2, 1)
+    job.accelerator.prepare, job.accelerator.ddp_handler = prepare, SimpleNamespace()
+    batch = {"values": torch.ones(1, 2), "masked": torch.ones(1, 2)}
+    wrap(job, listener, ["other blocks are skipped"], torch.zeros)(batch, attention_mask=torch.ones(1, 2))
+    assert listener.heard == ["cpu", "cpu"]
 
 
 def test_parameters_without_a_gradient_are_found():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from d2v.config import Data, Optim, Recipe, Run
 from d2v.data import cores as granted
@@ -90,7 +91,6 @@ def test_another_precision_than_before_is_said(tmp_path, capsys):
         ("FSDP_VERSION", "1", "fsdp_version: 2"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: false"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--run.gradient_checkpointing true in its place"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "no dynamo_backend"),
     ],
 )
 def test_what_of_fsdp_is_not_supported_is_named(tmp_path, monkeypatch, name, value, should):
@@ -99,6 +99,25 @@ def test_what_of_fsdp_is_not_supported_is_named(tmp_path, monkeypatch, name, val
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=f"configured for FSDP with {name} {value}; d2v takes {should}"):
         begin(tmp_path)
+
+
+def test_compiled_models_are_refused_whatever_the_engine(tmp_path, monkeypatch):
+    """In training they ended at the first padded clip."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(InputError, match="configured with dynamo_backend INDUCTOR; d2v takes none"):
+        begin(tmp_path)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    begin(tmp_path)
+
+
+def test_fsdp_takes_a_torch_that_sees_what_models_return(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.1+cu130"))
+    begin(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"FSDP, which takes torch 2.12 or newer, not 2.11.1\+cu130"):
+        begin(tmp_path)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.0"))
+    begin(tmp_path)
 
 
 def test_a_character_that_the_terminal_lacks_does_not_end_a_run(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -644,12 +644,3 @@ def test_weights_are_cast_once_for_an_update_and_for_an_evaluation(tmp_path):
         layer.weight.zero_()
         layer.bias.zero_()
     assert predictions() == [0.0] * 16 != before
-
-
-@pytest.mark.slow
-def test_a_compiled_run_goes_on_and_is_saved_under_its_own_names(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
-    train(tmp_path, max_steps=1, arch=STILL)
-    assert not [name for name in load_file(tmp_path / "best/model.safetensors") if "_orig_mod" in name]
-    _, progress = train(tmp_path, max_steps=2, arch=STILL, resume=True)
-    assert progress["step"] == 2
