@@ -1,7 +1,18 @@
-"""How tensors get from the host to the device that computes."""
+"""The device that computes, and how tensors get there from the host."""
+
+import os
 
 import torch
 from torch import Tensor
+
+
+def on_cuda() -> bool:
+    """Whether this run computes on a GPU by CUDA; Accelerate may be configured for the CPU beside one.
+
+    Who asks the GPU for anything takes some of its memory.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
+    return torch.cuda.is_available() and not asked
 
 
 def overlaps(device: torch.device) -> bool:

@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import quote
 
 from d2v.cli import exit_with
+from d2v.devices import on_cuda
 from d2v.errors import InputError, Interrupted
 from d2v.hub import read_json, write_json
 from d2v.metrics import higher_is_better
@@ -151,7 +152,7 @@ def gpu_ids() -> list[str]:
     """The GPUs that runs may have, by the ids that `CUDA_VISIBLE_DEVICES` takes."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not on_cuda():
         return []
     ids = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     return [each.strip() for each in ids.split(",")][: torch.cuda.device_count()]

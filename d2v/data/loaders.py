@@ -19,6 +19,7 @@ from d2v.config import Job
 from d2v.data.rows import NoneDecodedError, Rows
 from d2v.data.sampler import LengthBatches, deal, eval_batches
 from d2v.data.streams import StreamRows, StreamUpdates
+from d2v.devices import on_cuda
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 
@@ -109,7 +110,7 @@ def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
         num_workers=job.config.data.workers,
         persistent_workers=job.config.data.workers > 0,
         worker_init_fn=outlive_signals,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_cuda(),
         generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
     )
 

@@ -14,6 +14,7 @@ import torch
 
 import d2v
 from d2v.data.cores import control_groups, granted_cores
+from d2v.devices import on_cuda
 
 CPUINFO = Path("/proc/cpuinfo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
     packages = ("torch", "accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torchvision", "scipy")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     cpu = cpu_model()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    device = torch.cuda.get_device_name() if on_cuda() else cpu
     machine: dict[str, Any] = {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -83,8 +84,8 @@ def instructions() -> list[str]:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process sees, with their memory and what they compute by."""
-    if not torch.cuda.is_available():
+    """The GPUs that this process sees and may use, with their memory and what they compute by."""
+    if not on_cuda():
         return ["Apple GPU"] if torch.backends.mps.is_available() else []
     each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     library = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
@@ -121,8 +122,8 @@ def ask_for_huge_pages() -> None:
 
 
 def has_bf16() -> bool:
-    """Whether this processor has instructions for bf16; without them it is slower than fp32."""
-    if torch.cuda.is_available():
+    """Whether what computes has instructions for bf16; without them it is slower than fp32."""
+    if on_cuda():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool({"avx512_bf16", "amx"} & set(instructions()))
 

@@ -17,6 +17,7 @@ import torch
 
 from d2v.config import Job, Recipe, demo_file, named_model, recipe_file
 from d2v.data.facts import say_decoded
+from d2v.devices import on_cuda
 from d2v.errors import InputError, Prepared
 from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
@@ -30,8 +31,8 @@ Result = TypeVar("Result")
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory this process has used, in MB: on the GPU if there is one; None where the system does not say."""
-    if torch.cuda.is_available():
+    """The most memory this process has used, in MB: of the GPU it computes on, if any; None where no system says."""
+    if on_cuda():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     try:
         import resource

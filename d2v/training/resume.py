@@ -21,6 +21,7 @@ from torch import nn
 
 from d2v.config import Job
 from d2v.data.facts import note
+from d2v.devices import on_cuda
 from d2v.errors import InputError
 from d2v.pretrained import read_json, write_json
 from d2v.training.engine import gathered, holds_shards, load_whole, shard_state
@@ -56,7 +57,7 @@ class RandomState:
             "python": random.getstate(),
             "numpy": (kind, keys.tolist(), *rest),
             "torch": torch.get_rng_state(),
-            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
+            "cuda": [torch.cuda.get_rng_state()] if on_cuda() else [],  # of this process's device
             "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         }
 
@@ -66,7 +67,7 @@ class RandomState:
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         torch.set_rng_state(state["torch"])
-        if state["cuda"] and torch.cuda.is_available():
+        if state["cuda"] and on_cuda():
             torch.cuda.set_rng_state(state["cuda"][0])
         if state.get("mps") and torch.backends.mps.is_available():
             torch.mps.set_rng_state(state["mps"][0])

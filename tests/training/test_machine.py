@@ -8,10 +8,15 @@ import sys
 import pytest
 import torch
 
+from d2v.data.loaders import eval_loader
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.training import machine
 from d2v.training.identity import checkpoint_fingerprint
+from d2v.training.report import peak_memory_mb
+from d2v.training.resume import RandomState
+from tests.helpers import make_job
 from tests.tiny import TINY_TEXT
+from tests.training.test_loop import ROWS, collate
 
 
 def test_memory_is_what_the_container_has(tmp_path):
@@ -114,3 +119,33 @@ def test_huge_pages_are_asked_for(tmp_path, monkeypatch, has, said, asks):
     (tmp_path / "enabled").write_text(f"{has}\n", "utf-8")
     machine.ask_for_huge_pages()
     assert os.environ.get("THP_MEM_ALLOC_ENABLE") == asks
+
+
+@pytest.mark.parametrize("asked", ["true", "1", ""])
+def test_a_run_on_the_cpu_asks_no_gpu(monkeypatch, asked):
+    """A GPU that is there, but that Accelerate is not to use, decides nothing and gives no memory."""
+
+    def asks(*args, **options):
+        raise RuntimeError("asked the GPU")
+
+    names = ("is_bf16_supported", "get_device_name", "get_device_properties", "max_memory_allocated")
+    for name in (*names, "get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, asks)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state = RandomState().state_dict() | {"cuda": [torch.zeros(1)]}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    questions = [
+        machine.has_bf16,
+        machine.environment,
+        peak_memory_mb,
+        RandomState().state_dict,
+        lambda: RandomState().load_state_dict(state),
+    ]
+    for question in questions:
+        if asked:
+            question()
+        else:
+            with pytest.raises(RuntimeError, match="asked the GPU"):
+                question()
+    assert eval_loader(make_job(), ROWS, collate).pin_memory is not bool(asked)
