@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from d2v.config import Job, Optim, Run
 from d2v.data.facts import note_decoded, say_decoded
+from d2v.devices import moved
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
@@ -372,8 +373,8 @@ def accumulate(
     """
     if is_sharded(model):
         share_buffers(model)  # of others DDP does
-    host = host_of_sums(accelerator.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=host)
+    device = host_of_sums(accelerator.device)
+    on_host, on_device = (torch.zeros(3, dtype=torch.float64, device=each) for each in ("cpu", device))
     with keeping_casts(model, accelerator.device):
         for i, batch in enumerate(update):
             batch = to_device(batch, accelerator.device)
@@ -384,10 +385,13 @@ def accumulate(
                 if not batch.get("counts", True):  # a row that another process has too, see `Updates`
                     loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
                 accelerator.backward(loss)
-            sums += torch.stack(
-                [*(x.detach().to(host).double() for x in (loss, items)), sums.new_tensor(batch["size"])]
-            )
-    return accelerator.reduce(torch.cat([sums, sums.new_tensor([float(value) for value in extra()])])).tolist()
+            # What is known on the host is added up there: to take it to the device would wait for every piece.
+            for i, number in enumerate((loss.detach(), items, on_host.new_tensor(batch["size"]))):
+                sums = on_host if number.device.type == "cpu" else on_device
+                sums[i] += number.to(sums.device).double()
+    sums = moved(torch.cat([on_host, on_host.new_tensor([float(value) for value in extra()])]), device)
+    sums[:3] += on_device
+    return accelerator.reduce(sums).tolist()
 
 
 def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator) -> tuple[float, bool]:

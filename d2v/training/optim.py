@@ -14,8 +14,6 @@ from d2v.data.facts import note
 from d2v.models.base import PreTrainedModel
 from d2v.models.sharded import local
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
     """Trainable parameters by learning rate and weight decay.
@@ -56,21 +54,44 @@ def build_optimizer(model: PreTrainedModel, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(param_groups(model, optim), betas=optim.betas, eps=optim.eps, fused=True)
 
 
-def build_average(model: nn.Module, optim: Optim) -> AveragedModel | None:
-    """A copy of the model for the moving average of its weights and buffers, if there is to be one.
+class Average(AveragedModel):
+    """A copy of a model for the moving average of its weights and buffers.
 
-    The decay rises with the updates n as (1 + n) / (10 + n), as TensorFlow's does, up to `optim.ema`: else a run that
-    is short for it would keep its initial weights.
+    The decay rises with the updates n as (1 + n) / (10 + n), as TensorFlow's does, up to `most`: else a run that is
+    short for it would keep its initial weights. torch's own method takes n to the device, which would be waited for
+    to read it.
     """
+
+    def __init__(self, model: nn.Module, most: float):
+        super().__init__(model, use_buffers=True)
+        self.most = most
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the model's weights and buffers: the first ones as they are."""
+        n = int(self.n_averaged)
+        mean = get_ema_multi_avg_fn(min(self.most, (1 + n) / (10 + n)))
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, value in zip(tensors(self.module), tensors(model), strict=True):
+            averages, values = groups.setdefault(average.dtype, ([], []))
+            averages.append(average)
+            values.append(value)
+        for averages, values in groups.values():
+            mean(averages, values, n) if n else torch._foreach_copy_(averages, values)
+        self.n_averaged += 1
+
+
+def tensors(model: nn.Module) -> list[Tensor]:
+    """This process's share of a model's weights and buffers, without gradients."""
+    return [local(each.detach()) for each in (*model.parameters(), *model.buffers())]
+
+
+def build_average(model: nn.Module, optim: Optim) -> Average | None:
+    """A copy of the model for the moving average of its weights and buffers, if there is to be one."""
     if not optim.ema:
         return None
 
-    def average(averages: Tensors, values: Tensors, updates: Tensor | int) -> None:
-        n = int(updates)
-        mean = get_ema_multi_avg_fn(min(optim.ema, (1 + n) / (10 + n)))
-        mean([local(each) for each in averages], [local(each) for each in values], updates)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return Average(model, optim.ema)
 
 
 @contextmanager
@@ -79,9 +100,7 @@ def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
 
     @torch.no_grad()
     def swap(average: AveragedModel) -> None:
-        ours, theirs = ((*each.parameters(), *each.buffers()) for each in (model, average.module))
-        for mine, other in zip(ours, theirs, strict=True):
-            mine, other = local(mine.detach()), local(other.detach())
+        for mine, other in zip(tensors(model), tensors(average.module), strict=True):
             kept = mine.clone()
             mine.copy_(other)  # not the tensors themselves: shards are views of what the engine computes with
             other.copy_(kept)

@@ -4,6 +4,9 @@ A tensor on `meta` holds nothing: whoever asks it fails. What a batch keeps on t
 device wait for what the device has yet to do, where that is safe.
 """
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v import devices
+from d2v.config import Optim
 from d2v.training import engine, loop
 from d2v.training.engine import to_device
+from d2v.training.optim import build_average
 from tests.helpers import RECIPES
 from tests.recipes.common import runner
 from tests.test_configs import write_like
@@ -95,3 +100,25 @@ def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe)
         if isinstance(value, torch.Tensor) and "mask" in name:
             assert value.dtype == torch.bool or value.shape[1] < 1000, name  # of samples, eight bytes each
     assert np.isfinite(float(found["batch"]["size"]))
+
+
+def test_numbers_of_the_host_are_added_up_there(monkeypatch):
+    """However many pieces there are, one copy takes them to the device's, and is not waited for."""
+    monkeypatch.setattr(devices, "overlaps", lambda device: True)
+    monkeypatch.setattr(loop, "keeping_casts", lambda *rest: nullcontext())
+    accelerator = SimpleNamespace(device=torch.device("meta"), autocast=nullcontext, backward=lambda loss: None)
+    accelerator.no_sync = lambda model: nullcontext()
+    accelerator.reduce = lambda sums: torch.zeros(len(sums)) if sums.device.type == "meta" else None
+    losses = [torch.zeros((), device="meta"), torch.tensor(3)]
+    with Questions() as questions, Factories(questions.asked):
+        sums = loop.accumulate(None, [{"size": 2.5}] * 3, lambda *_: losses, accelerator, extra=lambda: [True])
+    assert questions.asked == [] and len(sums) == 4
+
+
+def test_the_moving_average_counts_on_the_host():
+    model = torch.nn.Linear(2, 2, device="meta")
+    average = build_average(model, Optim(ema=0.9))
+    with Questions() as questions, Factories(questions.asked):
+        for _ in range(3):
+            average.update_parameters(model)
+    assert questions.asked == [] and int(average.n_averaged) == 3

@@ -597,8 +597,8 @@ def test_sums_are_taken_on_the_host_where_the_device_has_no_float64(monkeypatch)
     )
     accelerator.reduce = lambda sums: sums
     monkeypatch.setattr("accelerate.utils.send_to_device", lambda batch, device, **options: batch)
-    sums = accumulate(None, [{"size": 2}] * 2, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
-    assert sums == [1.0, 6.0, 4.0]
+    sums = accumulate(None, [{"size": 0.1}] * 3, lambda model, batch: (torch.tensor(0.5), torch.tensor(3)), accelerator)
+    assert sums == [1.5, 9.0, 0.1 + 0.1 + 0.1]
 
 
 class Casts(TorchDispatchMode):

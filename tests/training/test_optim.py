@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import d2v
 from d2v.config import Data, Lora, Optim, Run
@@ -232,6 +233,24 @@ def test_moving_average_by_hand():
         assert (model[0].weight.item(), model[1].running_mean.item()) == pytest.approx((expected, 10 * expected))
     assert (model[0].weight.item(), model[1].running_mean.item()) == (9, 90)
     assert average.module[0].weight.item() == pytest.approx(expected)
+
+
+def test_the_moving_average_is_torchs():
+    """To the last bit, of weights in two precisions and of whole numbers."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2, dtype=torch.bfloat16))
+
+    def by_torch(averages, values, n):
+        get_ema_multi_avg_fn(min(0.3, (1 + int(n)) / (10 + int(n))))(averages, values, n)
+
+    ours, theirs = build_average(model, Optim(ema=0.3)), AveragedModel(model, multi_avg_fn=by_torch, use_buffers=True)
+    for _ in range(6):
+        for each in model.parameters():
+            nn.init.normal_(each)
+        model[0:2](torch.randn(4, 3))
+        for average in (ours, theirs):
+            average.update_parameters(model)
+        assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    assert ours.state_dict().keys() == theirs.state_dict().keys() and int(ours.module[1].num_batches_tracked) > 0
 
 
 @pytest.mark.parametrize(("ema", "updates", "least"), [(0.9999, 30, 0.8), (0.5, 200, 0.99)])
