@@ -5,8 +5,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -244,7 +247,7 @@ def test_tree():
 def test_the_ladder_is_the_one_that_is_tested():
     from tests.test_architecture import LADDER
 
-    (ladder,) = [block for block in blocks("CONTRIBUTING.md", "text") if block.startswith("errors")]
+    (ladder,) = [block for block in blocks("CONTRIBUTING.md", "text") if " < " in block]
     rungs = [rung.strip().split(", ") for rung in ladder.split("<")]
     assert rungs.pop() == ["commands", "recipes"]
     assert [set(rung) for rung in rungs] == [{name.removeprefix("d2v.") for name in rung} for rung in LADDER[:-1]]
@@ -296,6 +299,30 @@ def test_options_exist(recipe):
     named = [*re.findall(r"--(\w+)(?:\.(\w+))?", text), *re.findall(rf"`({groups})\.(\w+)`", text)]
     named = [(group, name) for group, name in named if group not in known and group != "arch"]
     assert named and [pair for pair in named if not exists(*pair)] == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash runs it")
+@pytest.mark.parametrize(
+    ("code", "ends", "asked", "status"), [(0, True, "", 0), (130, False, "requeue 7", 0), (1, False, "", 1)]
+)
+def test_a_job_of_slurm_is_requeued_where_the_run_was_saved(tmp_path, code, ends, asked, status):
+    """By the example, with stand-ins for Slurm's commands and for the run, which has the cores of its task."""
+    (script,) = blocks("recipes/README.md", "sbatch")
+    results = tmp_path / "runs/asr_ctc/results.json"
+    wrote = f"mkdir -p {results.parent}; touch {results}" if ends else ""
+    commands = {
+        "srun": f'[ "$1" = --cpus-per-task=8 ] || exit 9\nshift 2\nexec "$@" > {tmp_path}/said',
+        "python": f"echo $RANK $LOCAL_RANK $3\n{wrote}\nexit {code}",
+        "scontrol": f'[ $1 = show ] && echo node1 || echo -n "$*" > {tmp_path}/asked',
+    }
+    for name, lines in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_ID": 7, "CPUS_PER_TASK": 8, "NTASKS": 16, "PROCID": 3, "LOCALID": 1, "JOB_NODELIST": "node[1-2]"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | {f"SLURM_{key}": str(x) for key, x in slurm.items()}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment)
+    assert (done.returncode, (tmp_path / "said").read_text()) == (status, "3 1 DIR\n")
+    assert ((tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else "") == asked
 
 
 def test_configurations_are_listed():
