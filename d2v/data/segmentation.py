@@ -335,8 +335,6 @@ def random_crops(
 ) -> dict[str, Tensor]:
     """What a model is trained on of B images: `pixel_values` (B, C, H, W) and `labels` (B, H, W), of `random_crop`."""
     pairs = [random_crop(*each, data, processor) for each in zip(images, masks, seeds, strict=True)]
-    if len(pairs) == 1:  # BatchNorm takes two; the copy counts for nothing
-        pairs += [(pairs[0][0], torch.full_like(pairs[0][1], IGNORED))]
     pixels, labels = zip(*pairs, strict=True)
     return {"pixel_values": torch.stack(pixels), "labels": torch.stack(labels)}
 

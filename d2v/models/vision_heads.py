@@ -16,6 +16,7 @@ from d2v import losses
 from d2v.devices import moved
 from d2v.errors import InputError
 from d2v.models.base import check_labels, classification_loss
+from d2v.models.normalisation import BatchNorm2d
 from d2v.models.outputs import HeadOutput, SegmentationOutput
 from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel, VisionPreTrainedModel
 from d2v.pretrained import Renames
@@ -68,7 +69,7 @@ def conv_layer(channels: int, width: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             convolution=nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
-            normalization=nn.BatchNorm2d(width),
+            normalization=BatchNorm2d(width),
             activation=nn.ReLU(),
         )
     )

@@ -19,6 +19,7 @@ from d2v.models.audio import AudioPreTrainedModel, Data2VecAudioConfig
 from d2v.models.audio_heads import encoder_for_head, frames_for_head
 from d2v.models.base import check_labels, mean
 from d2v.models.cpu import filler
+from d2v.models.normalisation import BatchNorm1d
 from d2v.models.outputs import XVectorOutput
 
 
@@ -31,7 +32,7 @@ class TDNNLayer(nn.Module):
         self.taps, self.dilation = config.tdnn_kernel[index], config.tdnn_dilation[index]
         self.kernel = nn.Linear(before * self.taps, config.tdnn_dim[index])
         normalized = config.xvector_variant == "normalized"
-        self.norm = nn.BatchNorm1d(config.tdnn_dim[index]) if normalized else nn.Identity()
+        self.norm = BatchNorm1d(config.tdnn_dim[index]) if normalized else nn.Identity()
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Frames of clips of these lengths, clip after clip, (N, D) -> (N', D') and what is left of the lengths."""
@@ -43,19 +44,6 @@ class TDNNLayer(nn.Module):
         starts = accumulate(lengths, initial=0)
         own = [torch.arange(start, start + n - context) for start, n in zip(starts, lengths, strict=False)]
         return self.norm(x.index_select(0, moved(torch.cat(own), x.device))), [n - context for n in lengths]
-
-
-class ClipNorm(nn.BatchNorm1d):
-    """Batch normalisation of a vector for each clip; of a clip alone, which has no variance, by running statistics.
-
-    A batch is of one clip where rows are few, or shared by processes or pieces.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D)"""
-        if len(x) > 1:
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class AMSoftmax(nn.Module):
@@ -102,7 +90,7 @@ class Data2VecAudioForXVector(AudioPreTrainedModel):
         self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
         width, variant = config.xvector_output_dim, config.xvector_variant
         self.relu = nn.Identity() if variant == "documented" else nn.ReLU()
-        self.norm = ClipNorm(width) if variant == "normalized" else nn.Identity()
+        self.norm = BatchNorm1d(width) if variant == "normalized" else nn.Identity()
         self.classifier = nn.Linear(width, width)
         self.objective = AMSoftmax(width, config.num_labels)
         self.init_weights()

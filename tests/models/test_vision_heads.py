@@ -209,6 +209,22 @@ def test_segmentation_loss_by_hand():
     assert sum(part[1] for part in parts) == count
 
 
+def test_an_image_alone_is_pooled_to_running_statistics():
+    """To one value a channel, which has no variance: they stay as they are, and the image teaches the rest."""
+    _, model = tiny(SEGMENTATION, num_labels=5)
+    pooled, others = (model.decode_head.psp_modules[i].normalization for i in (0, 1))
+    assert model.config.pool_scales[0] == 1
+    for norm in (pooled, others):
+        norm.running_mean.uniform_(0.5, 2), norm.running_var.uniform_(0.5, 2)
+    mean, variance = pooled.running_mean.clone(), pooled.running_var.clone()
+    x = torch.randn(1, model.config.hidden_size, 1, 1)
+    assert torch.equal(pooled.train()(x), pooled.eval()(x))
+    model.train()(images_for(model)[:1], labels=maps_for(model, batch=1)).loss.backward()
+    assert torch.equal(pooled.running_mean, mean) and torch.equal(pooled.running_var, variance)
+    assert not torch.equal(others.running_mean, mean)
+    assert model.decode_head.psp_modules[0].convolution.weight.grad.abs().max() > 0
+
+
 def test_images_without_a_labelled_pixel_teach_nothing():
     _, ours = tiny(SEGMENTATION)
     loss = ours.train()(images_for(ours, 4), labels=torch.full((4, 24, 24), 255)).loss
