@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +46,10 @@ HOST = ("attention_mask", "labels", "masked", "auxiliary_at")
 
 `d2v.losses` move labels to where their logits are.
 """
+
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another in training: for a slow save, or the largest share of an evaluation."""
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -91,6 +96,17 @@ def check_engine() -> None:
             f"accelerate is configured with dynamo_backend {backend}; d2v takes none, since batches without padding "
             "have shapes that compiled code does not know"
         )
+
+
+def wait_less(job: Job) -> None:
+    """Wait once more as long as in preparation, then no longer than `PATIENCE`: a process that hangs ends the run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        try:
+            from torch.distributed import set_timeout
+        except ImportError:  # an older torch
+            from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
+        job.accelerator.wait_for_everyone()
+        set_timeout(PATIENCE)
 
 
 def sharding() -> bool:

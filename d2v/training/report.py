@@ -22,6 +22,7 @@ from d2v.errors import InputError, Prepared
 from d2v.hub import PACKAGED, fetch_file, local_folder, read_json, split_revision, write_json
 from d2v.metrics.intervals import Statistics, intervals, save_statistics
 from d2v.pretrained import push_folder
+from d2v.training.engine import wait_less
 from d2v.training.identity import RUN, flat, plain
 from d2v.training.log import read_log
 from d2v.training.resume import checkpoints
@@ -138,7 +139,7 @@ def finish(
 
 
 def end_preparation(job: Job, batches: Any) -> None:
-    """End a run of `--mode prepare`, in which everything is there that training begins with.
+    """Everything is there that training begins with: the end of a run of `--mode prepare`, and of long waiting.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -148,6 +149,7 @@ def end_preparation(job: Job, batches: Any) -> None:
         Prepared: in this mode.
     """
     if job.config.mode != "prepare":
+        wait_less(job)
         return
     if job.config.model:
         licence_of(job.config.model)  # which the card will name

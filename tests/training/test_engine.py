@@ -22,6 +22,7 @@ from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.transformer import skip_layers, skipped_layers
 from d2v.training import loop
 from d2v.training.engine import (
+    PATIENCE,
     blank,
     check_engine,
     in_step,
@@ -32,10 +33,11 @@ from d2v.training.engine import (
     without_gradient,
     wrap,
 )
-from d2v.training.job import start
+from d2v.training.job import PREPARING, start
 from d2v.training.loop import changing_gradients
 from d2v.training.optim import averaged, build_average
 from d2v.training.prediction import predict
+from d2v.training.report import end_preparation
 from d2v.training.resume import checkpoints
 from tests.helpers import ROOT, make_job
 from tests.training.test_loop import CONFIG, ROWS, STILL, collate, train
@@ -171,6 +173,19 @@ def test_configurations_for_accelerate_are_what_it_reads_and_the_recipes_take(mo
                     monkeypatch.setenv(name, str(value))
             assert wants("FSDP")
             check_engine()
+
+
+def test_training_waits_less_than_preparation(tmp_path):
+    """A process that hung had the others wait for a day."""
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=PREPARING)
+    try:
+        options = torch.distributed.group.WORLD._get_backend(CPU).options
+        job = start(Recipe(run=Run(str(tmp_path), tracker=None)))
+        assert options._timeout == PREPARING
+        end_preparation(job, None)
+        assert options._timeout == PATIENCE < PREPARING
+    finally:
+        destroy_process_group()
 
 
 def test_fp16_does_not_go_with_shards(tmp_path, group, monkeypatch):
