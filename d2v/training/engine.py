@@ -89,7 +89,7 @@ def check_engine() -> None:
     for name, (good, should) in FSDP_OPTIONS.items() if wants("FSDP") else ():
         if (value := os.environ.get(name, good[0])).lower() not in good:
             raise InputError(f"accelerate is configured for FSDP with {name} {value}; d2v takes {should}")
-    if wants("FSDP") and torch.__version__ < (2, 12):  # before, it did not see the tensors in a model's output
+    if wants("FSDP") and torch.__version__ < "2.12":  # before, it did not see the tensors in a model's output
         raise InputError(f"accelerate is configured for FSDP, which takes torch 2.12 or newer, not {torch.__version__}")
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "")).lower() not in ("no", ""):
         raise InputError(
