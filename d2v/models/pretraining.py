@@ -80,13 +80,17 @@ class Student(nn.Module):
             text = isinstance(config, Data2VecTextConfig)
             self.auxiliary_head = LMHead(config) if text else nn.Linear(width, auxiliary)
 
-    def forward(self, batch: Mapping[str, Any], teacher: "Teacher | None" = None) -> PretrainingOutput:
+    def forward(
+        self, batch: Mapping[str, Any], teacher: "Teacher | None" = None, auxiliary: bool = True
+    ) -> PretrainingOutput:
         """What both make of a batch, at its masked places.
 
         Args:
             batch: what `views` reads of it; `auxiliary_at`, like `masked`, where the auxiliary head is computed, if
                 that is elsewhere.
             teacher: of this student; without one nothing but the auxiliary head is computed.
+            auxiliary: compute that head, if there is one. Where its loss is not taken it has to be left out: several
+                processes wait for the gradient of all that was computed.
         """
         masked, other = batch["masked"], None if teacher is None else teacher.model
         if self.decoder is None:
@@ -101,7 +105,7 @@ class Student(nn.Module):
         return PretrainingOutput(
             None if self.head is None else self.head(states[masked]),
             targets,
-            self.auxiliary(states[batch.get("auxiliary_at", masked)]),
+            self.auxiliary(states[batch.get("auxiliary_at", masked)]) if auxiliary else None,
             packing.trim(front.detach()),
         )
 

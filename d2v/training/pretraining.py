@@ -158,17 +158,17 @@ def pretrain(
     log = open_log(job, progress, total)
 
     def parts(output: PretrainingOutput, batch: dict[str, Any], weight: float) -> tuple[Tensor, Tensor]:
-        """The weighted sums of both losses over masked places; 0 for one that is not wanted."""
+        """The weighted sums of both losses over masked places; 0 for one that was not computed."""
         regression = auxiliary = output.front.new_zeros(())
         if output.targets is not None and output.predictions is not None:
             options = {"beta": teaching.beta, "reduction": teaching.reduction}
             regression = teaching.weight * losses.regression(output.predictions, output.targets, **options)[0]
-        if weight and output.auxiliary is not None:
+        if output.auxiliary is not None:
             auxiliary = weight * auxiliary_loss(output.auxiliary, batch)
         return regression, auxiliary
 
     def loss_fn(model, batch, weight: float):
-        output = model(batch, teacher)
+        output = model(batch, teacher, weight > 0)
         moments.add(output, batch.get("counts", True))
         return sum(parts(output, batch, weight)), batch["masked"].sum()
 

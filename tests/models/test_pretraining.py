@@ -272,6 +272,8 @@ def test_the_other_head():
     more = each.student(each.batch | {"auxiliary_at": everywhere}, each.teacher)
     assert torch.equal(more.auxiliary.unflatten(0, everywhere.shape)[each.batch["masked"]], output.auxiliary)
     assert torch.equal(more.predictions, output.predictions)
+    without = each.student(each.batch, each.teacher, auxiliary=False)
+    assert without.auxiliary is None and torch.equal(without.predictions, output.predictions)
     alone = Student(copy.deepcopy(each.student.base_model), head_layers=0, auxiliary=7).double()
     output = alone(each.batch)
     assert output.predictions is None and output.targets is None and output.auxiliary.shape[1] == 7

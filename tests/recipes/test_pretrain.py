@@ -193,9 +193,9 @@ def test_pieces_and_lengths_change_nothing(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one(kind, data, tmp_path):
-    """With a copy of student and teacher each, and with a share of them."""
-    args = [*arguments(kind, **QUIET[kind]), f"--data.path={data / kind}", "--run.max_steps=3", "--run.tracker=null"]
-    args += ["--run.eval_every=3", "--auxiliary.weight=0.5"]
+    """With a copy of student and teacher each, and with a share of them; the auxiliary loss ends in the middle."""
+    args = [*arguments(kind, **QUIET[kind]), f"--data.path={data / kind}", "--run.max_steps=4", "--run.tracker=null"]
+    args += ["--run.eval_every=4", "--auxiliary.weight=0.5", "--auxiliary.until=0.5"]
     script = str(RECIPES / f"pretrain_{kind}.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for name, command in (("one", [sys.executable]), ("two", torchrun), ("sharded", torchrun)):
