@@ -19,7 +19,7 @@ from d2v.data.augment import Augment, augmenter
 from d2v.data.image import fit_processor, load_images, picture_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.pretraining import MaskedImageData, masked_images, patches
+from d2v.data.pretraining import MaskedImageData, fit_blocks, masked_images, patches
 from d2v.demo.images import pictures
 from d2v.models.configuration import sides
 from d2v.models.pretraining import at_masked, begin
@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
         masked_images,
         processor=processor,
         augmented=augmented,
-        data=data,
+        data=fit_blocks(job, grid),
         grid=grid,
         views=config.economy.views,
     )

@@ -7,7 +7,7 @@ Shapes: B batch, S samples, T frames or tokens, P patches, M mel bins.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from d2v.config import at_least
+from d2v.config import Job, at_least
 from d2v.data.audio import AudioData, clip_batch
+from d2v.data.facts import note
 from d2v.data.image import ImageData, load_images, seeded
 from d2v.data.language_modeling import LanguageData, cut, masker
 from d2v.data.text import token_batch
@@ -80,7 +81,8 @@ class MaskedImageData(ImageData):
 
     Attributes:
         mask_share: share of the patches that are masked.
-        mask_block: number of patches of the smallest block; with economy.views, of each block that is seen.
+        mask_block: number of patches of the smallest block, on a small grid at most half of those that are masked; with
+            economy.views, of each block that is seen.
     """
 
     mask_share: float = 0.6
@@ -90,6 +92,28 @@ class MaskedImageData(ImageData):
         super().__post_init__()
         check_share("data.mask_share", self.mask_share)
         at_least(1, "data", self, ("mask_block",))
+
+
+def fit_blocks(job: Job, grid: tuple[int, int]) -> MaskedImageData:
+    """The data's options with blocks that fit more than once into what a grid's masks hide, or leave; noted if smaller.
+
+    Args:
+        job: whose data have the options of `MaskedImageData`.
+        grid: rows and columns of patches.
+    """
+    data, views = job.config.data, job.config.economy.views
+    patches = grid[0] * grid[1]
+    hidden = hidden_patches(data, grid)
+    block = min(data.mask_block, max(patches - hidden if views else hidden // 2, 1))
+    if block < data.mask_block:
+        line = f"masks: blocks of {block} patches, not {data.mask_block}, since {hidden} of {patches} are masked"
+        note(job, "smaller blocks", f"{line} (data.mask_block)", block=block, masked=hidden, of=patches)
+    return replace(data, mask_block=block)
+
+
+def hidden_patches(data: MaskedImageData, grid: tuple[int, int]) -> int:
+    """How many patches of a grid are masked, at least one."""
+    return max(round(data.mask_share * grid[0] * grid[1]), 1)
 
 
 def check_share(name: str, share: float) -> None:
@@ -133,7 +157,8 @@ def masked_clips(
             if views:
                 masks.append(seen_parts(frames, data.mask_share, data.mask_length, views))
             else:
-                masks.append(span_mask([frames], frames, data.mask_share, data.mask_length, 1).T)
+                span = min(data.mask_length, max(frames // 2, 1))  # of a short clip too some is masked, and some heard
+                masks.append(span_mask([frames], frames, data.mask_share, span, 1).T)
     masked = pad_sequence(masks, batch_first=True).mT  # (B, M, T)
     batch["masked"] = masked if views else masked[:, 0]
     if auxiliary:
@@ -251,11 +276,11 @@ def masked_images(
         rows: of a split.
         processor: of the model.
         augmented: from `d2v.data.augment.augmenter`.
-        data: where the images are, and how much of them is masked.
+        data: where the images are, and how much of them is masked, from `fit_blocks`.
         grid: rows and columns of patches.
         views: M masks of each image, (B, M, P), that leave square blocks; 0 for one that masks blocks.
     """
-    count, side = round(data.mask_share * grid[0] * grid[1]), max(round(data.mask_block**0.5), 1)
+    count, side = hidden_patches(data, grid), max(round(data.mask_block**0.5), 1)
     rows, images, decoded = load_images(rows, data, processor.channels)
     masks = []
     for row in with_seeds(rows):

@@ -1,16 +1,22 @@
 """Masks that are a function of a row's seed, and targets that need no teacher."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from d2v.data.facts import collecting
 from d2v.data.language_modeling import read_stream
 from d2v.data.pretraining import (
     MaskedAudioData,
     MaskedImageData,
     MaskedTextData,
+    fit_blocks,
     log_mel,
     masked_clips,
+    masked_images,
     masked_windows,
     patches,
     text_masker,
@@ -18,7 +24,11 @@ from d2v.data.pretraining import (
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.processors.audio import AudioFeatureExtractor
+from d2v.processors.image import ImageProcessor
 from d2v.processors.text import Tokenizer
+from d2v.training.teaching import Economy
+from tests.helpers import make_job
+from tests.test_configs import photo
 from tests.tiny import flac, sentences, tones
 
 
@@ -49,6 +59,13 @@ def test_masks_of_speech_depend_on_the_row_alone():
     assert torch.equal(views["auxiliary_at"][:, 1], together["auxiliary_at"])
     held_out = [masked_clips(clips(3, seed=False), auxiliary=False, **options)["masked"] for _ in range(2)]
     assert torch.equal(*held_out) and "auxiliary" not in masked_clips(clips(1), auxiliary=False, **options)
+
+
+def test_of_a_clip_shorter_than_a_span_some_is_masked():
+    extractor, settings = AudioFeatureExtractor(), Data2VecAudioConfig()
+    options = {"extractor": extractor, "settings": settings, "auxiliary": False}
+    masked = masked_clips(clips(3), data=MaskedAudioData(crop_seconds=0.15), **options)["masked"]
+    assert masked.shape == (3, 7) and masked.any(1).all() and not masked.all(1).any()
 
 
 def test_half_of_speech_is_masked_in_spans():
@@ -107,6 +124,26 @@ def test_patches_are_normalised_pixels():
     assert found.shape == (2, 8, 24)
     patch = pixels[1, :, 4:8, 2:4].flatten()  # of the second row, the second: number 5
     assert torch.allclose(found[1, 5], (patch - patch.mean()) / patch.std(), atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_blocks_fit_into_a_small_grid(views, capsys):
+    """The default, BEiT's 16 patches, is for 196: of 16 patches it masked nothing in three of four images."""
+    rows = [{"image": photo("train", i)["image"], "where": f"train, row {i}", "row": i} for i in range(40)]
+    config = SimpleNamespace(data=MaskedImageData(), economy=Economy(views=views))
+    job, processor = replace(make_job(), config=config), ImageProcessor(size={"height": 64, "width": 64})
+    with collecting() as facts:
+        data = fit_blocks(job, (4, 4))
+        assert fit_blocks(job, (14, 14)) == MaskedImageData()
+    (fact,) = facts
+    block = 6 if views else 5  # of what is seen, and half of what is masked
+    assert data == MaskedImageData(mask_block=block)
+    assert fact["line"] == f"masks: blocks of {block} patches, not 16, since 10 of 16 are masked (data.mask_block)"
+    options = {"processor": processor, "augmented": None, "data": data, "grid": (4, 4), "views": views}
+    counts = masked_images(rows, **options)["masked"].sum(-1).flatten().tolist()
+    assert min(counts) >= (10 if views else 8) and max(counts) == 10
+    few = masked_images(rows[:1], **options | {"data": MaskedImageData(mask_share=0.1, mask_block=1), "grid": (2, 2)})
+    assert set(few["masked"].sum(-1).flatten().tolist()) == {1}  # and not round(0.4)
 
 
 def test_shares_of_nothing_and_of_all_are_refused():

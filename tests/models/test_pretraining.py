@@ -300,6 +300,14 @@ def test_blocks_of_patches():
         assert places.max() < 0.98
 
 
+def test_blocks_that_do_not_fit_leave_no_mask_empty():
+    """Ten rectangles of 16 patches and more seldom fit into so few; a row of patches has no room for any."""
+    torch.manual_seed(0)
+    for grid, count in (((4, 4), 10), ((2, 6), 7), ((1, 9), 5), ((9, 1), 5), ((2, 2), 1)):
+        counts = [int(block_mask(grid, count).sum()) for _ in range(100)]
+        assert min(counts) > 0 and max(counts) <= count, grid
+
+
 def test_vision_with_a_final_norm_of_its_own():
     config = replace(case("vision").student.base_model.config, use_mean_pooling=False)
     student = Student(Data2VecVisionModel(config))
