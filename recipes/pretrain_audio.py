@@ -50,7 +50,8 @@ def main(config: Config) -> dict[str, Any]:
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: a student that sees masked frames, and a teacher that is its moving average and sees them all
-    base = build(job, Data2VecAudioModel, PRETRAINING)
+    always = {"mask_time_prob": config.arch.get("mask_time_prob") or 0.05}  # else it has no embedding for masked frames
+    base = build(job, Data2VecAudioModel, PRETRAINING, always=always)
     student, teacher = student_and_teacher(job, base, auxiliary=MEL_BINS)
     shortest = base.config.shortest_clip
     rows = clip_rows(

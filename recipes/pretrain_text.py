@@ -15,11 +15,12 @@ from typing import Any
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
-from d2v.data.language_modeling import pieces, text_windows
+from d2v.data.language_modeling import pieces, text_windows, with_text
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedTextData, masked_windows, text_masker
 from d2v.data.rows import Rows
+from d2v.data.streams import rows_of
 from d2v.data.text import tokenizer_for
 from d2v.demo.text import documentation
 from d2v.models.pretraining import at_masked, begin
@@ -76,9 +77,12 @@ def main(config: Config) -> dict[str, Any]:
     def tokens(rows):
         return tokenizer.pad([each.ids for each in tokenizer([row[data.text_column] for row in rows], max_length=size)])
 
-    probed = splits if config.probe.column else {}  # whole texts, and not the windows that are learnt from
-    whole = {name: Rows(split, split.ids(), [1] * len(split)) for name, split in probed.items()}
-    probe = build_probe(job, whole, tokens)
+    def whole(split):  # texts, and not the windows that are learnt from
+        kept = with_text(job, split, data.text_column)
+        return Rows(kept, kept.ids(), [1] * len(kept))
+
+    probed = {name: rows_of(split, whole) for name, split in splits.items()} if config.probe.column else {}
+    probe = build_probe(job, probed, tokens)
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[tokenizer], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="Python's documentation", then="masked_lm")
 

@@ -30,7 +30,7 @@ from d2v.training.pretraining import finish_pretraining, pretrain
 from d2v.training.probe import build_probe
 from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
-PRETRAINING = {"use_mask_token": True}  # an embedding for masked patches; `arch` goes before it
+ALWAYS = {"use_mask_token": True}  # the embedding of masked patches
 PLAIN: dict[str, Any] = {"rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
 
 
@@ -62,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     rows = {name: picture_rows(job, split) for name, split in splits.items()}
 
     # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
-    base = build(job, Data2VecVisionModel, PRETRAINING)
+    base = build(job, Data2VecVisionModel, always=ALWAYS)
     if not config.model:
         begin(base)
     grid, size, patch = base.config.grid(), sides(base.config.image_size), sides(base.config.patch_size)

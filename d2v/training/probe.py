@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from d2v.config import Job
-from d2v.data.rows import Rows
+from d2v.data.rows import NoneDecodedError
+from d2v.data.streams import StreamRows
 from d2v.errors import InputError
 from d2v.training.engine import sharding
 
@@ -20,12 +21,13 @@ RIDGE = 0.1
 """The penalty beside standardised features, of which each then has a variance of 1."""
 
 
-def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[Any], dict[str, float]] | None:
+def build_probe(job: Job, probed: Mapping[str, Any], read: Read) -> Callable[[Any], dict[str, float]] | None:
     """What `pretrain` calls at each evaluation; None where `probe.column` names no labels.
 
     Args:
         job: whose configuration is a `Pretraining`.
-        probed: the rows of train and validation that can be used; those without a label are passed over.
+        probed: the `Rows` of train and validation that can be used; those without a label, or that cannot be decoded,
+            are passed over.
         read: what a model takes of rows.
 
     Raises:
@@ -34,7 +36,7 @@ def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[A
     options = job.config.probe
     if options.column is None:
         return None
-    if probed["train"].split.stream is not None or sharding():
+    if any(isinstance(rows, StreamRows) for rows in probed.values()) or sharding():
         raise InputError("probe.column does not go with streams, nor with FSDP; leave it out")
     rows, labels = dict[str, list[int]](), dict[str, list[str]]()
     for name in ("train", "validation"):
@@ -54,16 +56,22 @@ def build_probe(job: Job, probed: Mapping[str, Rows], read: Read) -> Callable[[A
 
     @torch.no_grad()
     def probe(model: Any) -> dict[str, float]:
-        device, features = next(model.parameters()).device, {}
+        device, features, known = next(model.parameters()).device, {}, {}
         for name, found in rows.items():
-            states = []
-            for i in found:  # one at a time: nothing is padded
-                inputs = {key: value.to(device) for key, value in read([probed[name][i] | {"row": i}]).items()}
+            states, good = [], []
+            for n, i in enumerate(found):  # one at a time: nothing is padded
+                try:
+                    inputs = {key: value.to(device) for key, value in read([probed[name][i] | {"row": i}]).items()}
+                except NoneDecodedError:  # which training and evaluation count
+                    continue
                 layers = model(**inputs, output_hidden_states=True).hidden_states
                 states.append(torch.stack([layer[0].cpu().double().mean(0) for layer in layers]))
-            features[name] = torch.stack(states, 1)  # (layers, N, D)
+                good.append(n)
+            if not good:
+                raise InputError(f"{name}: not one of {len(found)} rows of the probe can be decoded (probe.column)")
+            features[name], known[name] = torch.stack(states, 1), targets[name][good]  # (layers, N, D), (N,)
         scores = [
-            ridge_accuracy(*pair, targets["train"], targets["validation"])
+            ridge_accuracy(*pair, known["train"], known["validation"])
             for pair in zip(features["train"], features["validation"], strict=True)
         ]
         best = int(np.argmax(scores))

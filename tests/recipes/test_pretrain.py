@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.recipe import RECIPES
 from d2v.errors import InputError
@@ -67,6 +68,38 @@ def test_a_probe_looks_at_labels_and_changes_nothing(kind, data, tmp_path):
     assert sum("eval_probe_accuracy" in entry for entry in log) == 2
     with pytest.raises(InputError, match=r"train: no column 'speakr' \(probe.column\); there are "):
         runner(f"pretrain_{kind}")(*args, "--probe.column=speakr", f"--run.out={tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_passes_over_rows_that_training_skips(kind, data, tmp_path):
+    """The first of train and of validation is damaged; a text that is not there is none."""
+    import datasets
+
+    column = {"audio": "audio", "text": "text", "vision": "image"}[kind]
+    for split in ("train", "validation"):
+        rows = datasets.load_dataset("parquet", data_files=str(data / kind / f"{split}.parquet"), split="train")
+        plain = datasets.Image(decode=False) if kind == "vision" else rows.features[column]
+        broken = rows.cast_column(column, plain).to_list()
+        broken[0][column] = None if kind == "text" else damaged(broken[0][column])
+        datasets.Dataset.from_list(broken, rows.cast_column(column, plain).features).to_parquet(
+            tmp_path / f"data/{split}.parquet"
+        )
+    args = [*arguments(kind), f"--data.path={tmp_path / 'data'}", "--run.max_steps=1", f"--run.out={tmp_path / 'out'}"]
+    labels = {"audio": "id", "text": "label", "vision": "label"}[kind]
+    args += [f"--probe.column={labels}", "--data.bad_rows=skip"]
+    assert 0 <= runner(f"pretrain_{kind}")(*args)["probe_accuracy"] <= 1
+
+
+def damaged(file: dict) -> dict:
+    """With a good header, so that the length of sound is known."""
+    return file | {"bytes": file["bytes"][:100] + bytes(len(file["bytes"]) - 100)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_of_a_stream_is_refused(kind, data, tmp_path):
+    args = [*arguments(kind), f"--data.path={data / kind}", "--run.max_steps=1", f"--run.out={tmp_path}"]
+    with pytest.raises(InputError, match="probe.column does not go with streams"):
+        runner(f"pretrain_{kind}")(*args, "--data.streaming=true", f"--probe.column={COLUMN[kind]}")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -153,6 +186,20 @@ def test_a_stopped_run_goes_on_exactly(kind, data, tmp_path):
     same_weights(tmp_path / "straight/best/model.safetensors", tmp_path / "stopped/best/model.safetensors")
     losses = [[entry["loss"] for entry in log_of(tmp_path / name) if "lr" in entry] for name in ("straight", "stopped")]
     assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "field", "value"), [("audio", "mask_time_prob", 0), ("vision", "use_mask_token", False)]
+)
+def test_the_mask_embedding_is_there_whatever_the_options_say(kind, field, value, views, data, tmp_path):
+    """And in what a run leaves: fine-tuning masks with it."""
+    args = [*arguments(kind, **{field: value}), f"--data.path={data / kind}", f"--run.out={tmp_path}"]
+    args += [f"--economy.views={views}", "--economy.width=16", "--economy.groups=4", "--run.max_steps=1"]
+    runner(f"pretrain_{kind}")(*args)
+    weights, config = load_file(tmp_path / "best/model.safetensors"), tmp_path / "best/config.json"
+    assert {"audio": "masked_spec_embed", "vision": "embeddings.mask_token"}[kind] in weights
+    assert json.loads(config.read_text("utf-8"))[field]
 
 
 def test_the_reference_arm_has_no_teacher(data, tmp_path):
