@@ -15,10 +15,10 @@ from typing import Any
 from d2v import losses
 from d2v.cli import run
 from d2v.config import Optim, Run
-from d2v.data.audio import clip_rows, load_clips
+from d2v.data.audio import clip_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.pretraining import MEL_BINS, MaskedAudioData, masked_clips
+from d2v.data.pretraining import MEL_BINS, MaskedAudioData, heard_clips, masked_clips
 from d2v.demo.speech import narration
 from d2v.models.audio import Data2VecAudioModel
 from d2v.models.pretraining import at_masked
@@ -54,9 +54,8 @@ def main(config: Config) -> dict[str, Any]:
     base = build(job, Data2VecAudioModel, PRETRAINING, always=always)
     student, teacher = student_and_teacher(job, base, auxiliary=MEL_BINS)
     shortest = base.config.shortest_clip
-    rows = clip_rows(
-        job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, crop_seconds=data.crop_seconds
-    )
+    cropping: dict[str, Any] = {"crop_seconds": data.crop_seconds, "cropped": ("train", "validation")}
+    rows = clip_rows(job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, **cropping)
     collate = partial(
         masked_clips,
         extractor=extractor,
@@ -71,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
         return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 
     batches, held_out = train_loader(job, rows["train"], collate), eval_loader(job, rows["validation"], collate)
-    probe = build_probe(job, rows, lambda rows: extractor(load_clips(rows, data, extractor.sampling_rate)[1]))
+    probe = build_probe(job, rows, partial(heard_clips, extractor=extractor, data=data))
     metrics = pretrain(job, student, teacher, batches, held_out, auxiliary_loss, keep=[extractor], probe=probe)
     return finish_pretraining(job, metrics, rows["validation"], demo="synthesised narration", then="asr_ctc")
 

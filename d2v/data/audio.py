@@ -74,6 +74,7 @@ def clip_rows(
     learn: Callable[[Any, float], str | None],
     score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
     crop_seconds: float = math.inf,
+    cropped: Sequence[str] = ("train",),
     settle: Settle | None = None,
 ) -> dict[str, Rows]:
     """The rows of each split that can be used, with their seconds. Headers alone are read; damage shows in decoding.
@@ -86,7 +87,8 @@ def clip_rows(
         references: split -> what each row is trained on or scored against, or of a stream a function that returns
             it of a block; none in prediction.
         learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
-        crop_seconds: as `clip_batch` gets it; a longer clip of train counts as so many.
+        crop_seconds: as `clip_batch` gets it; a longer clip counts as so many.
+        cropped: the splits whose clips are cropped.
         settle: makes references fit to what is heard: `settle(reference, seconds, part)` returns another one, and what
             was done to it how often.
 
@@ -99,14 +101,14 @@ def clip_rows(
         def of(part: Split) -> Rows:
             known = references.get(part.name)
             own = {} if known is None else {part.name: known(part) if callable(known) else known}
-            options: Any = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "settle": settle}
-            return clip_rows(job, {part.name: part}, rate, shortest, own, **options)[part.name]
+            options: Any = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "cropped": cropped}
+            return clip_rows(job, {part.name: part}, rate, shortest, own, settle=settle, **options)[part.name]
 
         return {name: rows_of(split, of) for name, split in splits.items()}
     rows = {}
     for name, split in splits.items():
         training = name == "train"
-        most = crop_seconds if training else math.inf
+        most = crop_seconds if name in cropped else math.inf
         longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
         told = data.seconds_column
         if told and in_samples(split, data):  # whose rate the headers alone say

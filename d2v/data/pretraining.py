@@ -171,6 +171,14 @@ def masked_clips(
     return batch
 
 
+def heard_clips(
+    rows: list[dict[str, Any]], *, extractor: AudioFeatureExtractor, data: MaskedAudioData
+) -> dict[str, Tensor]:
+    """What a model takes of the parts of clips that held-out rows are evaluated on, without masks."""
+    batch = clip_batch(with_seeds(rows), extractor, data, crop_seconds=data.crop_seconds)[1]
+    return {name: batch[name] for name in ("input_values", "attention_mask")}
+
+
 def seen_parts(length: int, share: float, block: int, views: int) -> Tensor:
     """(T, M) masks of a share of the positions that leave spans of so many."""
     masks = [seen_blocks((1, length), round(share * length), (1, block))[0] for _ in range(views)]

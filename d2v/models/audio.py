@@ -287,7 +287,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         return x, packing, features, hidden_states, attentions
 
     def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Packing, Tensor]:
-        """What the encoder reads before anything is masked: (N, D), its packing, and the features, (B, T, C)."""
+        """What the encoder reads before anything is dropped or masked: (N, D), its packing, the features, (B, T, C)."""
         check_float(input_values, "input_values", 2)
         if attention_mask is not None and attention_mask.shape != input_values.shape:
             shapes = f"{tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}"
@@ -305,8 +305,8 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         return x, packing, packing.unpack(features)
 
     def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
-        """SpecAugment: frames become the mask embedding, channels 0. Only in training, unless frames are given."""
-        config = self.config
+        """Dropout and SpecAugment: frames become the mask embedding, channels 0. In training, or of given frames."""
+        config, x = self.config, self.feature_projection.dropout(x)
         if frames_to_mask is None and self.training and config.mask_time_prob > 0:
             frames_to_mask = span_mask(
                 packing.known_lengths,

@@ -98,6 +98,7 @@ def encode_seen(
     hidden = F.pad(masked.flatten(0, 1), (first, 0)).to(real.device)
     if kind == "data2vec-audio":  # positions are convolutions, for which masked frames are silent
         rows = packing_of_lengths(lengths.tolist(), real.shape[1], device=x.device)
+        x = each.feature_projection.dropout(x)  # of the student's views, and not of what its teacher hears
         x = rows.pack(x.masked_fill(moved(hidden[:, :, None], x.device), 0))
         x = each.encoder.dropout(each.encoder.layer_norm(x + each.encoder.pos_conv_embed(x, rows)))
         x = rows.unpack(x)

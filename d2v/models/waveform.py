@@ -140,7 +140,7 @@ class FeatureEncoder(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """LayerNorm and linear map from the front end's channels to the encoder's width."""
+    """LayerNorm and linear map from the front end's channels to the encoder's width; its dropout is `mask`'s."""
 
     def __init__(self, config):
         super().__init__()
@@ -151,7 +151,7 @@ class FeatureProjection(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C) -> hidden states (N, D) and normalised features (N, C)."""
         normed = self.layer_norm(x)
-        return self.dropout(self.projection(normed)), normed
+        return self.projection(normed), normed
 
 
 class PositionalConvLayer(nn.Module):

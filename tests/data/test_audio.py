@@ -41,11 +41,19 @@ def sounds(*clips, name="train", **columns):
     return make_split(name, audio=audio, **columns)
 
 
-def rows_of(split, references=None, learn=lambda *_: None, score=lambda *_: None, crop_seconds=np.inf, **options):
+def rows_of(
+    split,
+    references=None,
+    learn=lambda *_: None,
+    score=lambda *_: None,
+    crop_seconds=np.inf,
+    cropped=("train",),
+    **options,
+):
     """The rows of one split that can be used."""
     references = {} if references is None else {split.name: references}
     job = make_job(AudioData(**options))
-    checks = {"learn": learn, "score": score, "crop_seconds": crop_seconds}
+    checks = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "cropped": cropped}
     return clip_rows(job, {split.name: split}, 16_000, 400, references, **checks)[split.name]
 
 
@@ -329,6 +337,16 @@ def test_crops_bound_batches_and_not_whole_clips():
     assert rows_of(sounds(*clips), max_seconds=50.0).lengths == [25.0, 45.0, 1.0]
     recipe = load_recipe("audio_classification")
     assert "crop_seconds=data.crop_seconds or math.inf" in inspect.getsource(recipe.main)
+
+
+def test_crops_of_pretraining_bound_held_out_batches_too():
+    """25 s of a clip of which 1 s is heard were 25 of the seconds that a batch has room for."""
+    clips = [flac(np.zeros(seconds * 16_000, np.float32)) for seconds in (25, 1)]
+    both = ("train", "validation")
+    for cropped, expected in ((both, [1.0, 1.0]), (("train",), [25.0, 1.0])):
+        rows = rows_of(sounds(*clips, name="validation"), crop_seconds=1.0, cropped=cropped)
+        assert rows.lengths == expected
+    assert f'"cropped": {both}'.replace("'", '"') in inspect.getsource(load_recipe("pretrain_audio").main)
 
 
 def test_headers_are_read_in_any_order_and_files_once(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from d2v.data.pretraining import (
     MaskedImageData,
     MaskedTextData,
     fit_blocks,
+    heard_clips,
     log_mel,
     masked_clips,
     masked_images,
@@ -59,6 +60,16 @@ def test_masks_of_speech_depend_on_the_row_alone():
     assert torch.equal(views["auxiliary_at"][:, 1], together["auxiliary_at"])
     held_out = [masked_clips(clips(3, seed=False), auxiliary=False, **options)["masked"] for _ in range(2)]
     assert torch.equal(*held_out) and "auxiliary" not in masked_clips(clips(1), auxiliary=False, **options)
+
+
+def test_a_probe_hears_what_held_out_rows_are_evaluated_on():
+    """And not whole recordings, of any length, of which the student has learnt parts."""
+    extractor, data = AudioFeatureExtractor(), MaskedAudioData(crop_seconds=0.5)
+    options = {"extractor": extractor, "data": data}
+    heard = heard_clips(clips(3, seed=False), **options)
+    evaluated = masked_clips(clips(3, seed=False), settings=Data2VecAudioConfig(), auxiliary=False, **options)
+    assert heard.keys() == {"input_values", "attention_mask"} and heard["input_values"].shape == (3, 8_000)
+    assert all(torch.equal(value, evaluated[name]) for name, value in heard.items())
 
 
 def test_of_a_clip_shorter_than_a_span_some_is_masked():

@@ -101,6 +101,14 @@ def test_everything_learns_the_mask_embedding_too(kind):
     assert (gradient[4] if kind == "text" else gradient).abs().sum() > 0
 
 
+def test_dropout_of_the_projection_is_the_views_own():
+    each = economical("audio")
+    without = each.student(each.batch, each.teacher)
+    each.student.base_model.feature_projection.dropout.p = 0.5
+    output = each.student(each.batch, each.teacher)
+    assert torch.equal(output.targets, without.targets) and not torch.allclose(output.predictions, without.predictions)
+
+
 def test_relative_positions_are_refused():
     each = case("vision")
     student = Student(each.student.base_model, decoder=Decoder(32, 16, layers=1, kernel=3, groups=4, grid=(6, 6)))

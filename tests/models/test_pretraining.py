@@ -186,6 +186,15 @@ def test_the_teacher_sees_everything_and_gets_no_gradient(kind):
     assert (gradient[4] if kind == "text" else gradient).abs().sum() > 0
 
 
+def test_the_teacher_hears_the_projection_before_its_dropout():
+    """As fairseq's, which keeps a copy of it (`pre_encoder_features`)."""
+    each = case("audio")
+    without = each.student(each.batch, each.teacher)
+    each.student.base_model.feature_projection.dropout.p = 0.5
+    output = each.student(each.batch, each.teacher)
+    assert torch.equal(output.targets, without.targets) and not torch.allclose(output.predictions, without.predictions)
+
+
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_nothing_is_learnt_where_nothing_is_masked(kind):
     """The gradient of the predictions is that of the masked places alone: elsewhere a head could say anything."""
