@@ -57,6 +57,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # Model: a student that sees masked tokens, and a teacher that is its moving average and sees them all
     base = build(job, Data2VecTextModel, tokenizer=tokenizer)
+    base.pooler = None  # of which nothing is learnt
     if not config.model:
         begin(base)
     student, teacher = student_and_teacher(job, base, auxiliary=base.config.vocab_size)

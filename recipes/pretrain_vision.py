@@ -21,6 +21,7 @@ from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.data.pretraining import MaskedImageData, fit_blocks, masked_images, patches
 from d2v.demo.images import pictures
+from d2v.errors import InputError
 from d2v.models.configuration import sides
 from d2v.models.pretraining import at_masked, begin
 from d2v.models.vision import Data2VecVisionModel
@@ -30,7 +31,6 @@ from d2v.training.pretraining import finish_pretraining, pretrain
 from d2v.training.probe import build_probe
 from d2v.training.teaching import Pretraining, Teaching, student_and_teacher
 
-ALWAYS = {"use_mask_token": True}  # the embedding of masked patches
 PLAIN: dict[str, Any] = {"rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
 
 
@@ -52,6 +52,12 @@ class Config(Pretraining):
     )
     run: Run = field(default_factory=lambda: Run(out="runs/pretrain_vision"))
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("mixup", "cutmix", "smoothing"):
+            if getattr(self.augment, name):
+                raise InputError(f"augment.{name} is for labels, which pretraining does not look at; it should be 0")
+
 
 def main(config: Config) -> dict[str, Any]:
     """Pretrain a vision model; returns the content of `results.json`."""
@@ -62,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     rows = {name: picture_rows(job, split) for name, split in splits.items()}
 
     # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
-    base = build(job, Data2VecVisionModel, always=ALWAYS)
+    base = build(job, Data2VecVisionModel, always={"use_mask_token": True})  # the embedding of masked patches
     if not config.model:
         begin(base)
     grid, size, patch = base.config.grid(), sides(base.config.image_size), sides(base.config.patch_size)

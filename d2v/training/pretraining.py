@@ -274,7 +274,9 @@ def pretrain(
 
 
 def half_life(decay: float) -> float:
-    """Updates in which a moving average forgets half of what it was."""
+    """Updates in which a moving average forgets half of what it was; infinitely many if it keeps all."""
+    if decay >= 1:
+        return math.inf
     return math.log(0.5) / math.log(decay) if decay > 0 else 0.0
 
 

@@ -94,6 +94,9 @@ class Alarm:
     deviation: float = 0.01
     patience: int = 5
 
+    def __post_init__(self):
+        at_least(0, "alarm", self, ("rank", "unexplained", "deviation", "patience"))
+
 
 @dataclass
 class Probe:

@@ -202,6 +202,31 @@ def test_the_mask_embedding_is_there_whatever_the_options_say(kind, field, value
     assert json.loads(config.read_text("utf-8"))[field]
 
 
+def test_what_is_never_learnt_is_not_kept(trained):
+    """In several processes a pooler without a gradient would be looked for at every update."""
+    import d2v
+
+    kind, out, _ = trained
+    assert not [name for name in load_file(out / "best/model.safetensors") if "pooler" in name]
+    if kind == "text":  # whose heads for texts have poolers
+        tasks = ("SequenceClassification", "MultipleChoice", "QuestionAnswering", "TokenClassification", "CausalLM")
+        for task in tasks:
+            getattr(d2v, f"Data2VecTextFor{task}").from_pretrained(out / "best", verbose=False)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "smoothing"])
+def test_what_is_for_labels_is_refused(name, data, tmp_path):
+    args = [*arguments("vision"), f"--data.path={data / 'vision'}", f"--run.out={tmp_path}", "--run.max_steps=1"]
+    with pytest.raises(InputError, match=f"augment.{name} is for labels, .* it should be 0"):
+        runner("pretrain_vision")(*args, f"--augment.{name}=0.1")
+
+
+def test_a_frozen_teacher(data, tmp_path):
+    args = [*arguments("text"), f"--data.path={data / 'text'}", f"--run.out={tmp_path}", "--run.max_steps=2"]
+    runner("pretrain_text")(*args, "--teacher.half_life=.inf", "--teacher.final_half_life=.inf")
+    assert [entry["half_life"] for entry in log_of(tmp_path) if "lr" in entry] == [float("inf")] * 2
+
+
 def test_the_reference_arm_has_no_teacher(data, tmp_path):
     args = [*arguments("vision"), f"--data.path={data / 'vision'}", f"--run.out={tmp_path}", "--run.max_steps=2"]
     results = runner("pretrain_vision")(*args, "--teacher.weight=0", "--auxiliary.weight=1")

@@ -48,6 +48,13 @@ def test_a_half_life_of_nothing_is_the_student_itself():
     assert math.isclose(Teaching(half_life=0.01, final_half_life=0.01).decay(0, 100), 0.5)
 
 
+def test_a_teacher_that_is_frozen_forgets_nothing():
+    """As a half-life of `.inf` says, and one of so many updates that a float cannot tell."""
+    for length in (math.inf, 1e18):
+        decay = Teaching(half_life=length, final_half_life=length).decay(3, 100)
+        assert decay == 1 and half_life(decay) == math.inf
+
+
 def test_the_auxiliary_weight_falls_or_stays():
     assert [Auxiliary(2.0, until=0.5).at(step, 100) for step in (0, 25, 50, 99)] == [2.0, 1.0, 0.0, 0.0]
     assert [Auxiliary(2.0).at(step, 100) for step in (0, 99)] == [2.0, 2.0]
@@ -67,6 +74,9 @@ def test_what_has_no_meaning_is_refused():
     for options, match in (({"layers": 0}, "teacher.layers"), ({"beta": -1.0}, "teacher.beta")):
         with pytest.raises(InputError, match=match):
             Teaching(**options)
+    for name in ("rank", "unexplained", "deviation", "patience"):  # -1 lines in a row were there at once
+        with pytest.raises(InputError, match=f"alarm.{name} should be at least 0, not -1"):
+            Alarm(**{name: -1})
 
 
 def watch(lines: list[dict], alarm: Alarm | None = None, ready: int = 0) -> int | None:
