@@ -1,12 +1,14 @@
 """`python -m benchmarks.claim` from end to end on tiny data: its rows, its verdicts, and that it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 
 from benchmarks import claim
+from d2v.hub import write_json
 from d2v.metrics.statistics import class_statistics
 from tests.test_compare import write_run
 from tests.test_configs import photo
@@ -28,6 +30,27 @@ def test_an_arm_is_compared_over_all_its_seeds(kind, tmp_path):
             runs[arm, 0.1, seed] = write_run(folder, statistics, ids, [{}] * rows, {})
     (line,) = claim.verdicts(claim.TASKS["audio" if kind == "sums" else "vision"], runs)
     assert line.startswith("both errs -63% (-6") and line.endswith("against scratch")
+
+
+def test_arms_run_in_one_order_whatever_was_typed(tmp_path):
+    """`scratch_longer` takes the pace of `scratch`, which has to be done before it."""
+    done = []
+
+    def submit(run, name, args, out):
+        done.append(out.parent.name)
+        out.mkdir(parents=True)
+        write_json(out / "minutes.json", {"minutes": 1.0})
+        write_json(out / "results.json", {"accuracy": 0.5, "intervals": {"accuracy": [0.4, 0.6]}})
+        return SimpleNamespace(result=lambda: 1.0)
+
+    (tmp_path / "labels/prepare").mkdir(parents=True)
+    rows = {"fact": "splits", "splits": {"train": {"rows": 60}}}
+    write_json(tmp_path / "labels/prepare/data.json", {"facts": [rows]})
+    args = ["vision", f"--data={tmp_path}", f"--out={tmp_path}", "--seeds=1", "--arms", "scratch_longer", "scratch"]
+    options = claim.command_line().parse_args(args)
+    options.shares = [claim.TASKS["vision"].judged]
+    claim.run_all(claim.TASKS["vision"], options, submit)
+    assert done == ["scratch", "scratch_longer"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,19 @@ def test_the_rank_of_equal_and_of_unequal_directions():
     assert effective_rank(torch.zeros(3, 3).double()) == pytest.approx(1, abs=1)  # and no NaN
 
 
+def test_ranks_take_no_fp64(monkeypatch):
+    """Every so many updates all processes wait for them; fp32 tells as much, of steep spectra too."""
+    kinds, compute = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: kinds.append(matrix.dtype) or compute(matrix))
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0)).double())[0]
+    for steepness in (0, -2, -8):
+        spectrum = torch.logspace(0, steepness, 200).double()
+        shares = spectrum / spectrum.sum()
+        expected = float((-(shares * shares.log()).sum()).exp())
+        assert effective_rank(basis @ spectrum.diag() @ basis.T) == pytest.approx(expected, rel=1e-3)
+    assert kinds == [torch.float32] * 3
+
+
 def test_moments_are_those_of_all_batches_together():
     torch.manual_seed(0)
     targets, error = torch.randn(60, 4) + 3, 0.5 * torch.randn(60, 4)
