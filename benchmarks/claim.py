@@ -230,7 +230,8 @@ def run_all(task: Task, options: argparse.Namespace, submit: Callable) -> dict[t
     common = [*pretraining_args(options.modality, data, config.arch), f"--run.precision={options.precision}"]
     common += options.pretraining
     pretrained, before = {}, {}
-    for arm, extra in ((arm, ARMS[arm]) for arm in options.arms if ARMS[arm] is not None):
+    arms = [arm for arm in ARMS if arm in options.arms]  # in this order: one takes the pace of another
+    for arm, extra in ((arm, ARMS[arm]) for arm in arms if ARMS[arm] is not None):
         steps = options.out / f"{arm}/updates.json"
         if not steps.is_file():
             steps.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ def run_all(task: Task, options: argparse.Namespace, submit: Callable) -> dict[t
     waiting, runs = [], {}
     for share in options.shares:
         few = share != task.judged
-        for arm in (arm for arm in options.arms if arm != "scratch_longer" or not few):
+        for arm in (arm for arm in arms if arm != "scratch_longer" or not few):
             for seed in range(1 if few else options.seeds):
                 out, updates = options.out / f"{arm}/share-{share:g}-{seed}", options.updates or task.updates
                 key, model = (arm, seed % options.pretraining_seeds), "none"
@@ -259,7 +260,7 @@ def run_all(task: Task, options: argparse.Namespace, submit: Callable) -> dict[t
                 args += [f"--run.eval_every={max(updates // 10, 1)}"]
                 args += [f"--data.max_train_samples={max(round(share * total), 2)}"]
                 future = submit(run_recipe, task.recipe, args, out)
-                if arm == "scratch" and "scratch_longer" in options.arms and not few:
+                if arm == "scratch" and "scratch_longer" in arms and not few:
                     future.result()
                 waiting.append((key, share, seed, out, future))
     with (options.out / "claim.json").open("w", encoding="utf-8") as file:
