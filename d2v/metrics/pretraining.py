@@ -21,9 +21,10 @@ def effective_rank(covariance: Tensor) -> float:
     Returns:
         NaN where it is not finite, after an update that is skipped.
     """
+    covariance = covariance.float()  # fp64 takes half as long again, at each line of the log
     if not covariance.isfinite().all():
         return math.nan
-    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(covariance).double().clamp(min=0)
     shares = eigenvalues / eigenvalues.sum().clamp(min=1e-30)
     return float(torch.exp(-(shares * shares.clamp(min=1e-30).log()).sum()))
 
