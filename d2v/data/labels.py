@@ -39,6 +39,7 @@ from d2v.data.rows import Split
 from d2v.data.scores import Scores
 from d2v.errors import InputError
 from d2v.hub import fetch_file, load_config, read_json
+from d2v.models.configuration import numbered_names
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
 Match = Literal["name", "number", "order"]
@@ -351,8 +352,7 @@ def matched(
 def checkpoint_labels(source: str, column: str = "label") -> Labels:
     """What a checkpoint predicts."""
     config = load_config(source)
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    names = [names[i] for i in sorted(names, key=int)]
+    names = list(numbered_names(config, f"{source}: config.json").values())
     kinds = {theirs: ours for ours, theirs in MODEL_TYPES.items()}
     kind = kinds.get(config.get("problem_type") or "", "regression" if len(names) == 1 else "single_label")
     return Labels(distinct(names), kind, column)

@@ -43,9 +43,7 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.id2label:
-            self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
+        self.id2label = numbered_names({"id2label": self.id2label, "num_labels": self.num_labels}, type(self).__name__)
         self.num_labels = len(self.id2label)
         check_types(self)
         for each in fields(self):
@@ -81,6 +79,28 @@ class Config:
         """The entries of `config.json`."""
         values = {k: v for k, v in asdict(self).items() if k not in ("extra", "attn_implementation", "num_labels")}
         return self.extra | values | {"label2id": self.label2id, "model_type": self.model_type}
+
+
+def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
+    """The names of a head's classes by number, in order; by default LABEL_0 and so on.
+
+    Args:
+        entries: of a `config.json`, of which `id2label` and `num_labels` count. A list has the names in order; a name
+            that is a number, as tools write where the classes of a table are numbers, is text.
+        where: what an error names.
+    """
+    named, count = entries.get("id2label"), entries.get("num_labels", 2)
+    if not named:
+        if type(count) is not int or count < 1:
+            raise InputError(f"{where}: num_labels should be a whole number above 0, not {count!r:.80}")
+        return {i: f"LABEL_{i}" for i in range(count)}
+    try:
+        pairs = sorted((int(i), name) for i, name in (enumerate(named) if isinstance(named, list) else named.items()))
+    except (AttributeError, TypeError, ValueError):
+        pairs = [(0, None)]
+    if any(not isinstance(name, str | int | float) for _, name in pairs):
+        raise InputError(f"{where}: id2label should map numbers to names, not {named!r:.80}")
+    return {i: str(name) for i, name in pairs}
 
 
 def check_types(config: Config) -> None:

@@ -143,6 +143,17 @@ def test_a_checkpoint_says_what_it_predicts(tmp_path):
     assert read([["dog"], []], mode="evaluate", model=model)[0].problem_type == "multi_label"
 
 
+def test_classes_whose_names_are_numbers(tmp_path):
+    """As config.json has them where the classes of a table are numbers."""
+    model = checkpoint(tmp_path, id2label={"0": 3, "1": 1})
+    labels, references = read([1, 3, 3], mode="evaluate", model=model)
+    assert (labels.names, references) == (["3", "1"], {"test": ["1", "3", "3"]})
+    assert labels.encode(["1", "3"]).tolist() == [1, 0]
+    assert read([1, 3, 2], model=model)[0].names == ["1", "2", "3"]
+    with pytest.raises(InputError, match="config.json: id2label should map numbers to names, not .'yes': 0"):
+        read(["a"], mode="evaluate", model=checkpoint(tmp_path, id2label={"yes": 0}))
+
+
 @pytest.mark.parametrize(
     ("config", "kind"),
     [

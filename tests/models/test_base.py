@@ -147,6 +147,18 @@ def test_labels():
     assert "num_labels" not in fewer.to_dict() and "attn_implementation" not in fewer.to_dict()
 
 
+def test_names_of_classes_as_files_have_them():
+    for names in ({"0": 0, "1": 1}, [0, 1], ["0", "1"], {1: 1, 0: 0}):
+        config = Data2VecAudioConfig.from_dict({"id2label": names})
+        assert config.id2label == {0: "0", 1: "1"} and config.label2id == {"0": 0, "1": 1}
+    for names in ({"yes": 0, "no": 1}, {"0": None}, {"0": "a", "1": ["b"]}, "ab", 3):
+        message = complaint(Data2VecAudioConfig.from_dict, {"id2label": names})
+        assert message == f"Data2VecAudioConfig: id2label should map numbers to names, not {names!r}"
+    for count in (0, -1, "3", None, 2.0):
+        message = complaint(Data2VecAudioConfig.from_dict, {"num_labels": count})
+        assert message == f"Data2VecAudioConfig: num_labels should be a whole number above 0, not {count!r}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What all models can do
 # ---------------------------------------------------------------------------------------------------------------------
