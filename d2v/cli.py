@@ -228,6 +228,13 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
         end_workers()
 
 
+def given_path(text: str) -> Path:
+    """A path on a command's line; argparse's complaint if it is blank, which would be the folder that it runs in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, such as a variable that is not set")
+    return Path(text)
+
+
 def exit_with(code: int, message: str) -> None:
     """Exit with one line on the terminal."""
     print(re.sub(r"\s*\n\s*", " ", message), file=sys.stderr)

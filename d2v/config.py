@@ -67,6 +67,7 @@ class Run:
         counts = ("epochs", "max_steps", "pieces", "eval_every", "save_every", "log_every", "keep_last", "patience")
         at_least(1, "run", self, (*counts, "max_nonfinite"))
         at_least(0, "run", self, ("save_minutes", "max_minutes", "replications"))
+        not_blank("run", self)
         self.out = str(Path(self.out).expanduser()) if self.out.startswith("~") else self.out
         if not 0 <= self.seed < 2**32:  # which numpy takes
             raise InputError(f"run.seed should be between 0 and {2**32 - 1}, not {self.seed}")
@@ -208,6 +209,7 @@ class Data:
     def __post_init__(self):
         if self.path is not None and not self.path.strip():
             raise InputError("data.path is empty, such as a variable that is not set; leave it out for the demo")
+        not_blank("data", self, besides=("delimiter", "label_separator", "separator", "remove"))
         if self.path:
             self.path = str(Path(self.path).expanduser())
         self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter or "", self.delimiter)
@@ -324,6 +326,8 @@ def demo_file(config: type) -> Path | None:
 
 def named_model(model: str | None, data: Data) -> str | None:
     """The model that the option `model` means, small being one for each modality."""
+    if model is not None and not model.strip():
+        raise InputError("model is empty, such as a variable that is not set; none is for random weights")
     named = {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)
     return str(Path(named).expanduser()) if named and named.startswith("~") else named
 
@@ -334,6 +338,21 @@ def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) ->
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise InputError(f"{group}.{name} should be at least {lowest}, not {value}")
+
+
+def not_blank(group: str, options: Any, besides: tuple[str, ...] = ()) -> None:
+    """Raise InputError for the first of the options that is blank text, which as a path would mean this folder.
+
+    Args:
+        group: of the options.
+        options: a dataclass.
+        besides: options for which white space is a value.
+    """
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, str) and not value.strip() and each.name not in besides:
+            text = f"{group}.{each.name} is empty, such as a variable that is not set"
+            raise InputError(f"{text}; leave it out for its default")
 
 
 def shares(group: str, options: Any, names: tuple[str, ...]) -> None:

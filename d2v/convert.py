@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import d2v
-from d2v.cli import exit_with
+from d2v.cli import exit_with, given_path
 from d2v.errors import InputError
 from d2v.hub import read_h5, rename, write_json
 from d2v.models.audio import AudioPreTrainedModel
@@ -381,9 +381,11 @@ def convert(source: str | Path, out: str | Path, dictionary: str | Path | None =
 def command_line() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = argparse.ArgumentParser("python -m d2v.convert", description=__doc__.partition("\n")[0])
-    parser.add_argument("source", help="file of fairseq (.pt), BEiT (.pth) or TensorFlow (.h5)")
-    parser.add_argument("out", help="folder to write")
-    parser.add_argument("--dict", help="fairseq's dict.ltr.txt of a CTC model; by default the one beside the source")
+    parser.add_argument("source", type=given_path, help="file of fairseq (.pt), BEiT (.pth) or TensorFlow (.h5)")
+    parser.add_argument("out", type=given_path, help="folder to write")
+    parser.add_argument(
+        "--dict", type=given_path, help="fairseq's dict.ltr.txt of a CTC model; by default the one beside the source"
+    )
     return parser
 
 

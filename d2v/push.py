@@ -9,7 +9,7 @@ The token is the one that `hf auth login` or the environment variable HF_TOKEN g
 import argparse
 from pathlib import Path
 
-from d2v.cli import exit_with
+from d2v.cli import exit_with, given_path
 from d2v.errors import InputError
 from d2v.pretrained import push_folder
 
@@ -17,7 +17,7 @@ from d2v.pretrained import push_folder
 def command_line() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or of a model")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="folder of a run, or of a model")
     parser.add_argument("repo", metavar="REPO", help="hub id to push to, created if need be")
     parser.add_argument("--private", action="store_true", help="create a repository that others do not see")
     return parser

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from d2v.cli import exit_with
+from d2v.cli import exit_with, given_path
 from d2v.devices import on_cuda
 from d2v.errors import InputError, Interrupted
 from d2v.hub import read_json, write_json
@@ -344,7 +344,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", help="name or path of a recipe")
     parser.add_argument("--grid", action="append", default=[], help="an option and its values: optim.lr=1e-5,3e-5")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each combination, from 0 (default 1)")
-    parser.add_argument("--out", type=Path, help="folder of all runs (default runs/sweep/<recipe>)")
+    parser.add_argument("--out", type=given_path, help="folder of all runs (default runs/sweep/<recipe>)")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one GPU each (default 1)")
     return parser
 

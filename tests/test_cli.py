@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from benchmarks.recipe import load_recipe
-from d2v import cli
+from d2v import cli, compare, convert, push, sweep
 from d2v.cli import parse
 from d2v.config import Data, Optim, Recipe, Run
 from d2v.errors import InputError, Interrupted, Prepared
@@ -223,6 +223,45 @@ def test_impossible_numbers_are_named(flag):
     name, value = flag.split("=")
     with pytest.raises(InputError, match=f"{name} should be at least [01], not {value}"):
         parse(load_recipe("asr_ctc").Config, [f"--{flag}"])
+
+
+BLANK = {
+    "asr_ctc": ["run.out", "run.push", "run.metric", "model", "data.test_split", "data.submission", "lm.path"],
+    "speaker_verification": ["data.trials"],
+    "audio_frame_classification": ["data.rttm"],
+    "image_classification": ["data.real"],
+    "pretrain_audio": ["run.out", "model", "probe.column"],
+}
+
+
+@pytest.mark.parametrize(("recipe", "name"), [(recipe, name) for recipe, names in BLANK.items() for name in names])
+def test_blank_options_are_named(recipe, name):
+    """As a variable that is not set gives: a path would be the working directory, a model random weights."""
+    for blank in ("", "  "):
+        with pytest.raises(InputError, match=f"^{name} is empty, such as a variable that is not set; "):
+            parse(load_recipe(recipe).Config, ["--data.path=x", f"--{name}={blank}"])
+
+
+def test_white_space_that_is_a_value():
+    found = parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.label_separator= ", "--model=none"])
+    assert found.data.label_separator == " " and found.model is None
+    assert parse(load_recipe("causal_lm").Config, ["--data.path=x", "--data.separator="]).data.separator == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        (push, ["", "me/model"]),
+        (sweep, ["text_classification", "--out", ""]),
+        (convert, ["a.pt", " "]),
+        (convert, ["a.pt", "b", "--dict="]),
+        (compare, ["a", ""]),
+    ],
+)
+def test_blank_paths_of_commands_are_refused(command, args, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(args)
+    assert exit.value.code == 2 and "is empty, such as a variable that is not set" in capsys.readouterr().err
 
 
 # Text stays text, in lists and files too.

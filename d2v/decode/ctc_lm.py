@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.config import at_least
+from d2v.config import at_least, not_blank
 from d2v.decode.ctc import NEVER
 from d2v.errors import InputError
 from d2v.processors.ctc import CTCTokenizer
@@ -48,6 +48,7 @@ class Decoding:
 
     def __post_init__(self):
         at_least(1, "lm", self, ("beam",))
+        not_blank("lm", self)
 
 
 def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor, Tensor], list[str]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from d2v.config import Data, Job, Lora, Optim, Run, at_least, named_model
+from d2v.config import Data, Job, Lora, Optim, Run, at_least, named_model, not_blank
 from d2v.data.facts import note
 from d2v.errors import InputError
 from d2v.models.economy import Decoder
@@ -114,6 +114,7 @@ class Probe:
 
     def __post_init__(self):
         at_least(2, "probe", self, ("rows",))
+        not_blank("probe", self)
 
 
 @dataclass
