@@ -64,19 +64,14 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             raise InputError(file + explain(str(error), parser)) from error
 
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", action="append", default=[])
-    try:
-        found, options = finder.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from error
+    files, options = config_files(args)
     wrong: list[InputError] = []
-    for file in found.config:
+    for file in files:
         try:
             read(["--config", file], file=f"{file}: ")  # on its own first, so that an error can name it
         except InputError as error:
             wrong.append(error)  # unless what else is given puts it right
-    args = [*(f"--config={file}" for file in found.config), *quoted(options, texts)]
+    args = [*(f"--config={file}" for file in files), *quoted(options, texts)]
     try:
         values = read(args)
     except InputError as error:
@@ -84,6 +79,17 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
     if demo is not None and values.data.path is None:
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
+
+
+def config_files(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config` names on a command line, and what else is there."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, options = finder.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    return found.config, options
 
 
 def none_of(config: type, values: Any, before: str = "") -> str | None:

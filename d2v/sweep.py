@@ -5,7 +5,7 @@ r"""All combinations of some options, each with several seeds; the best by valid
 
 Everything behind `--` goes to each run. Every run has a folder of its own: one that is finished is not repeated, one
 that was cut off goes on, so that the same command after an interrupt ends with the same table; `run.max_minutes` does
-not hold. `sweep.json` keeps recipe and options, and a folder takes no others. `sweep.csv` and `sweep.md` have a line a
+not hold. `sweep.json` keeps recipe and options, those in files too, and a folder takes no others. `sweep.csv` and `sweep.md` have a line a
 combination: the mean over seeds, its 95 % interval over rows, and how far seeds lie apart, with figures of test where
 there is a labelled one that was neither trained nor validated on. This is how data2vec's paper chose for GLUE: the best
 of four learning rates, the median of five seeds (Baevski et al., 2022, section 4.3).
@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from d2v.cli import exit_with, given_path
+from d2v.cli import config_files, exit_with, given_path
 from d2v.devices import on_cuda
 from d2v.errors import InputError, Interrupted
 from d2v.hub import read_json, write_json
 from d2v.metrics import higher_is_better
 from d2v.metrics.intervals import interval_of_mean, load_statistics
+from d2v.training.identity import flat
 from d2v.training.log import read_log
 
 Combination = tuple[tuple[str, str], ...]
@@ -188,12 +189,12 @@ def sweep(
             raise InputError(f"--{name} is the sweep's own: {OWN[name]}")
     if "finish_pretraining(" in recipe.read_text("utf-8"):
         raise InputError(f"{recipe}: pretraining has no metric that combinations are chosen by; sweep what follows it")
+    combined = combinations(grids)
     trained = {
-        (combination, seed): folder_of(out, combination, seed)
-        for combination in combinations(grids)
-        for seed in range(seeds)
+        (combination, seed): folder_of(out, combination, seed) for combination in combined for seed in range(seeds)
     }
-    keep_options(recipe, options, out)
+    gridded = [value for combination in combined for name, value in combination if name == "config"]
+    keep_options(recipe, options, out, [*config_files(options)[0], *gridded])
     commands = []
     for (combination, seed), folder in trained.items():
         if not (folder / "results.json").exists():
@@ -224,17 +225,48 @@ def sweep(
     return rows
 
 
-def keep_options(recipe: Path, options: Sequence[str], out: Path) -> None:
-    """Keep in `sweep.json` what all runs of a folder have in common; InputError if those that it has had others."""
+def keep_options(recipe: Path, options: Sequence[str], out: Path, files: Sequence[str] = ()) -> None:
+    """Keep in `sweep.json` what all runs of a folder have in common; InputError if those that it has had others.
+
+    Args:
+        recipe: its script.
+        options: of each run.
+        out: folder of all runs; while none of them has learnt anything, it takes others.
+        files: that `--config` names, of which what they say is kept too: they may be edited between two runs.
+    """
     file, common = out / "sweep.json", {"recipe": recipe.stem, "options": list(options)}
+    said = {name: read_options(name) for name in files}
     if not file.exists():
         if earlier := next(out.glob("*/seed-*"), None):
             raise InputError(f"{earlier}: nothing says what made it ({file}); another --out begins a new sweep")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(file, common)
-    elif (kept := read_json(file)) != common:
-        had = shlex.join(map(str, [kept.get("recipe"), *kept.get("options", [])]))
-        raise InputError(f"{out}: holds a sweep of {had}; another --out begins a new one")
+    elif next(out.glob("*/seed-*/log.jsonl"), None):
+        kept = read_json(file)
+        if {name: kept.get(name) for name in common} != common:
+            had = shlex.join(map(str, [kept.get("recipe"), *kept.get("options", [])]))
+            raise InputError(f"{out}: holds a sweep of {had}; another --out begins a new one")
+        before = kept.get("files", {})
+        for name in said.keys() & before.keys():
+            old, new = before[name], said[name]
+            if differing := [key for key in {**old, **new} if old.get(key) != new.get(key)]:
+                was, now = (f"{values.get(differing[0], 'its default')!s:.60}" for values in (old, new))
+                raise InputError(
+                    f"{name}: says {differing[0]} {now}, and said {was} when the sweep in {out} began; another --out "
+                    "begins a new one"
+                )
+        said = before | said
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, common | {"files": said})
+
+
+def read_options(file: str) -> dict[str, Any]:
+    """What a file of options says, by the options' names, as written."""
+    import yaml
+
+    try:
+        values = yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config {file}: cannot be read ({error})") from error
+    return dict(flat(values)) if isinstance(values, dict) else {}
 
 
 def command_of(recipe: Path, options: Sequence[str], combination: Combination) -> list[str]:

@@ -183,6 +183,37 @@ def test_a_folder_takes_one_recipe_and_its_options(fake, tmp_path, capsys, monke
     assert len(calls(fake, "train")) == 4
 
 
+def test_a_file_of_options_that_was_edited_is_refused(fake, tmp_path, capsys):
+    file, other, out = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "out"
+    file.write_text("optim: {lr: 1e-4, clip: 1}\nmode: train\n")
+    args = [str(fake), "--out", str(out), "--", f"--config={file}"]
+    main(args)
+    file.write_text("# The same.\noptim:\n  lr: 1e-4\n  clip: 1\nmode: train\n")
+    main(args)
+    for text, said in (
+        ("optim: {lr: 1e-3, clip: 1}\nmode: train", "optim.lr 1e-3, and said 1e-4 "),
+        ("optim: {lr: 1e-4}\nmode: train", "optim.clip its default, and said 1 "),
+    ):
+        file.write_text(text)
+        refused(capsys, args, f"{file}: says {said}when the sweep in {out} began; another --out begins a new one")
+    other.write_text("optim: {lr: 2e-4}")  # files may be what differs, and more of them may come
+    main([*args[:2], str(tmp_path / "grid"), "--grid", f"config={file}"])
+    main([*args[:2], str(tmp_path / "grid"), "--grid", f"config={file},{other}"])
+    other.write_text("optim: {lr: 3e-4}")
+    refused(capsys, [*args[:2], tmp_path / "grid", "--grid", f"config={other}"], "says optim.lr 3e-4, and said 2e-4 ")
+    refused(capsys, [*args, "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read")
+    assert len(calls(fake, "train")) == 3
+
+
+def test_options_that_nothing_was_learnt_with_lock_no_folder(fake, tmp_path, capsys):
+    args = [str(fake), "--out", str(tmp_path / "out"), "--"]
+    (tmp_path / "train_fails").touch()
+    refused(capsys, [*args, "--optmi.lr=1"], "a run failed")
+    (tmp_path / "train_fails").unlink()
+    main([*args, "--optim.lr=1e-4"])
+    refused(capsys, [*args, "--optim.lr=2e-4"], "holds a sweep of fake --optim.lr=1e-4")
+
+
 def test_runs_get_the_devices_that_the_sweep_has(fake, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
