@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -42,7 +42,12 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
 
     description = sys.modules[config_class.__module__].__doc__
     texts = text_options(config_class)
-    jsonargparse.set_loader("as written", partial(load_yaml, texts=texts), (YAMLError,))
+    files, options = config_files(args)
+    groups = groups_of(config_class)
+    contents = {file: content_of(file) for file in (*files, *([] if demo is None else [str(demo)]))}
+    files = [file for file in files if not says_nothing(contents[file], groups)]
+    loader = partial(load_yaml, texts=texts, groups=groups, files=contents.values())
+    jsonargparse.set_loader("as written", loader, (YAMLError,))
     parser = jsonargparse.ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
@@ -64,7 +69,6 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             raise InputError(file + explain(str(error), parser)) from error
 
-    files, options = config_files(args)
     wrong: list[InputError] = []
     for file in files:
         try:
@@ -119,6 +123,14 @@ def text_options(config: type, before: str = "") -> set[str]:
     return found
 
 
+def groups_of(config: type) -> dict[str, bool]:
+    """Of each of a configuration's own options whether others stand under it."""
+    hints = get_type_hints(config)
+    return {
+        each.name: is_dataclass(hints[each.name]) or get_origin(hints[each.name]) is dict for each in fields(config)
+    }
+
+
 def is_text(hint: Any) -> bool:
     """Whether values of a type are text, or hold text alone."""
     if hint is str:
@@ -127,15 +139,54 @@ def is_text(hint: Any) -> bool:
     return get_origin(hint) is not Literal and bool(kinds) and all(map(is_text, kinds))
 
 
-def load_yaml(content: str, texts: set[str]) -> Any:
-    """The content of YAML, in which keys and values of the options `texts` are text as written, such as 007 and no."""
+def content_of(file: str) -> str | None:
+    """The text of a file; None if it cannot be read, which the parser will say."""
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def says_nothing(content: str | None, groups: Mapping[str, bool]) -> bool:
+    """Whether a file of options has none: it is empty, or all of its lines, or all under a group, are comments."""
+    import yaml
+
+    if content is None:
+        return False
+    try:
+        values = yaml.load(content, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return False
+    pairs = values.items() if isinstance(values, dict) else ()
+    return values in (None, "", "null") or bool(pairs) and all(groups.get(key) and value == "" for key, value in pairs)
+
+
+def load_yaml(content: str, texts: set[str], groups: Mapping[str, bool], files: Collection[str | None]) -> Any:
+    """The content of YAML, in which keys and values of the options `texts` are text as written, such as 007 and no.
+
+    Args:
+        content: a file's, or a value's of the command line.
+        texts: from `text_options`.
+        groups: from `groups_of`; one with nothing under it, as where its lines are comments, changes nothing.
+        files: the contents of all files; in a value, keys such as data are no options.
+    """
     import yaml
     from jsonargparse import get_loader
 
-    if twice := repeated(yaml.compose(content, yaml.SafeLoader)):
+    if twice := repeated(nodes := yaml.compose(content, yaml.SafeLoader)):
         raise yaml.YAMLError(f"{twice} stands there twice")
+    if nodes is None and content.strip():  # to YAML #1 is a comment
+        return content
     values = get_loader("yaml")(content)
-    return as_written(values, yaml.load(content, yaml.BaseLoader), texts) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        return values
+    found = as_written(values, yaml.load(content, yaml.BaseLoader), texts if content in files else set())
+    for key, value in list(found.items()) if content in files else ():
+        if groups.get(key) and not isinstance(value, dict | str | None):
+            raise ValueError(f"{key} is {value!r:.40}; should have options under it, one a line")
+        if not value and value != "":  # the parser takes an empty group, known or not, and refuses null
+            found[key] = ({} if groups[key] else value) if key in groups else None
+    return found
 
 
 def repeated(node: Any, before: str = "") -> str | None:
@@ -189,17 +240,21 @@ def explain(message: str, parser) -> str:
     """A parser's complaint on one line; an unknown key comes with the known ones, a likely one first."""
     known = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
     if match := re.search(
-        r"(?:Group '([\w.]+)' does not accept option|[Kk]ey|Option) '([\w.]+)'(?: is not (?:expected|accepted))?",
+        r"(?:Group '([\w.]+)' does not accept option|[Kk]ey|Option) '([\w.-]+)'(?: is not (?:expected|accepted))?",
         message,
     ):
         key = f"{match[1]}.{match[2]}" if match[1] else match[2]
-    elif match := re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message):
+    elif match := re.search(r"[Uu]nrecognized arguments: --?([\w.-]+)", message):
         key = match[1]
+    elif match := re.match(r"Unexpected config: ([^\n]{,40})", message):
+        return f"should have an option a line with its value, such as mode: train; not {match[1]!r}"
     else:
         return re.sub(r"\s+", " ", message)
     group = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == group] or known
-    guess = [name for name in known if name.endswith("." + key)] or difflib.get_close_matches(key, known, n=1)
+    plain = {name: re.sub("[-_]", ".", name) for name in known}  # a dash, an underscore and a dot are easily confused
+    guess = [name for name in known if f".{plain[name]}".endswith("." + re.sub("[-_]", ".", key)) and name != key]
+    guess = guess or difflib.get_close_matches(key, known, n=1)
     return (
         f"unknown option {key!r}; "
         + (f"did you mean {guess[0]!r}? " if guess else "")

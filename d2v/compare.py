@@ -251,7 +251,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m d2v.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=given_path, help="folders of runs; the first is compared with the others")
+    parser.add_argument(
+        "runs", nargs="+", type=given_path, help="folders of runs; the first is compared with the others"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--replications", type=int, default=1000, help="resampled sets (default 1000)")
     parser.add_argument("--picture", type=given_path, default=Path("compare.png"), help="where the curves are drawn")

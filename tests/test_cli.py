@@ -84,12 +84,17 @@ def test_booleans_and_nothing(text, value):
         ("optmi: {lr: 1.0}", "optmi.lr", "optim.lr"),
         ("run: {max_step: 5}", "run.max_step", "run.max_steps"),
         ("mod: train", "mod", "mode"),
+        ("optmi:\nrun: {seed: 1}", "optmi", "optim"),
+        ("optmi: {}\nrun: {seed: 1}", "optmi", "optim"),
+        ("run-seed: 3", "run-seed", "run.seed"),
+        ("run: {max-steps: 3}", "run.max-steps", "run.max_steps"),
     ],
 )
 def test_unknown_key_in_a_file(write, yaml, key, suggestion):
     message = complaint("--config", write(yaml))
     assert f"unknown option {key!r}; did you mean {suggestion!r}? known: " in message
-    assert suggestion in message.split("known: ")[1].split(", ")
+    siblings = "." in key or "." not in suggestion
+    assert (suggestion in message.split("known: ")[1].split(", ")) == siblings
 
 
 @pytest.mark.parametrize(
@@ -100,11 +105,18 @@ def test_unknown_key_in_a_file(write, yaml, key, suggestion):
         ("--run.see", "run.seed"),  # no abbreviations: they would change their meaning with the next option
         ("--data.max_train_sample", "data.max_train_samples"),
         ("--lr", "optim.lr"),
+        ("-lr", "optim.lr"),
+        ("--data-path", "data.path"),
+        ("--data_path", "data.path"),
+        ("--data-max-train-samples", "data.max_train_samples"),
+        ("--run.max-steps", "run.max_steps"),
+        ("--run.max.steps", "run.max_steps"),
+        ("--batch-size", "data.batch_size"),
     ],
 )
 def test_unknown_flag(flag, suggestion):
     message = complaint(flag, "3")
-    assert f"unknown option {flag[2:]!r}; did you mean {suggestion!r}? known: " in message
+    assert f"unknown option {flag.lstrip('-')!r}; did you mean {suggestion!r}? known: " in message
 
 
 @pytest.mark.parametrize(
@@ -135,6 +147,36 @@ def test_wrong_files_are_named(write, yaml):
     # Which of several files is wrong, the message should say.
     message = complaint("--config", write("run: {seed: 1}"), "--config", write(yaml, "broken.yaml"))
     assert "broken.yaml" in message and (yaml != REPEATED or "run, in line 4, stands there twice" in message)
+
+
+@pytest.mark.parametrize(
+    "yaml", ["", "# lr: 1\n", "---\n", "optim:\n  # lr: 1\n", "optim:\narch:\n", "{run: {}, data: }"]
+)
+def test_a_group_without_options_changes_nothing(write, yaml):
+    assert parse(Config, ["--config", write(yaml)]) == Config()
+    found = parse(Config, ["--config", write("optim:\n  # lr: 1\narch:\nrun: {seed: 7}")])
+    assert found == Config(run=Run(out="runs/test", seed=7))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("optim: 3", "optim is 3; should have options under it, one a line"),
+        ("arch: [1]", "arch is [1]; should have options under it, one a line"),
+        ("run: {seed: 1}\ndata: true", "data is True; should have options under it, one a line"),
+        ("3", "should have an option a line with its value, such as mode: train; not '3'"),
+        ("optmi:", "should have an option a line with its value, such as mode: train; not 'optmi:'"),
+        ("mode:\nrun: {seed: 1}", "mode is null; it needs a value, and has its default where it is not given"),
+    ],
+)
+def test_what_is_no_group_of_options_is_named(write, yaml, said):
+    assert complaint("--config", write(yaml)) == f"{write(yaml)}: {said}"
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "a.yaml" in complaint("--config", str(tmp_path / "a.yaml"))
+    assert "nowhere" in complaint("--config", str(tmp_path / "nowhere"))
 
 
 def test_demo_defaults_only_without_a_path(tmp_path, write):
@@ -243,7 +285,9 @@ def test_blank_options_are_named(recipe, name):
 
 
 def test_white_space_that_is_a_value():
-    found = parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.label_separator= ", "--model=none"])
+    found = parse(
+        load_recipe("text_classification").Config, ["--data.path=x", "--data.label_separator= ", "--model=none"]
+    )
     assert found.data.label_separator == " " and found.model is None
     assert parse(load_recipe("causal_lm").Config, ["--data.path=x", "--data.separator="]).data.separator == ""
 
@@ -283,6 +327,7 @@ AS_WRITTEN = {
     "--data.name=007": "007",
     "--data.name=no": "no",
     "--data.name=null": None,
+    "--data.name=#1": "#1",
     "--data.header=[1, no]": ["1", "no"],
     "--run.seed=7": 7,
 }
@@ -308,6 +353,9 @@ def test_text_in_files_is_as_written(tmp_path):
     for option in ("--data.class_weights={no: 2, 7: 1e-1}", f"--config={tmp_path / 'b.yaml'}"):
         weights = parse(load_recipe("text_classification").Config, ["--data.path=x", option]).data.class_weights
         assert weights == {"no": 2.0, "7": 0.1}
+    weights = {"run": 2.0, "model": 1.0}  # classes that are called as options
+    option = "--data.class_weights={run: 2, model: 1}"
+    assert parse(load_recipe("text_classification").Config, ["--data.path=x", option]).data.class_weights == weights
     for option in ("--data.tiers=[*]", "--data.tiers=['*']"):
         assert parse(load_recipe("asr_ctc").Config, ["--data.path=x", option]).data.tiers == ["*"]
 
