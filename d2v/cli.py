@@ -157,8 +157,9 @@ def says_nothing(content: str | None, groups: Mapping[str, bool]) -> bool:
         values = yaml.load(content, yaml.BaseLoader)
     except yaml.YAMLError:
         return False
-    pairs = values.items() if isinstance(values, dict) else ()
-    return values in (None, "", "null") or bool(pairs) and all(groups.get(key) and value == "" for key, value in pairs)
+    if isinstance(values, dict) and values:
+        return all(groups.get(key) and value == "" for key, value in values.items())
+    return values in (None, "", "null", {})
 
 
 def load_yaml(content: str, texts: set[str], groups: Mapping[str, bool], files: Collection[str | None]) -> Any:

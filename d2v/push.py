@@ -7,7 +7,6 @@ The token is the one that `hf auth login` or the environment variable HF_TOKEN g
 """
 
 import argparse
-from pathlib import Path
 
 from d2v.cli import exit_with, given_path
 from d2v.errors import InputError

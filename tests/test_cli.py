@@ -149,9 +149,10 @@ def test_wrong_files_are_named(write, yaml):
     assert "broken.yaml" in message and (yaml != REPEATED or "run, in line 4, stands there twice" in message)
 
 
-@pytest.mark.parametrize(
-    "yaml", ["", "# lr: 1\n", "---\n", "optim:\n  # lr: 1\n", "optim:\narch:\n", "{run: {}, data: }"]
-)
+EMPTY = ["", "# lr: 1\n", "---\n", "optim:\n  # lr: 1\n", "optim:\narch:\n", "{run: {}, data: }", "{}"]
+
+
+@pytest.mark.parametrize("yaml", EMPTY)
 def test_a_group_without_options_changes_nothing(write, yaml):
     assert parse(Config, ["--config", write(yaml)]) == Config()
     found = parse(Config, ["--config", write("optim:\n  # lr: 1\narch:\nrun: {seed: 7}")])
