@@ -142,10 +142,17 @@ class TextPreTrainedModel(PreTrainedModel):
                     nn.init.zeros_(module.weight[module.padding_idx])
 
     def adapt_weights(self, weights: dict[str, Tensor], entries: dict[str, Any] | None = None) -> dict[str, Tensor]:
-        """Drop what a model computes by itself, and the copies of tied weights that older checkpoints have."""
+        """Drop what a model computes by itself, and the copies of tied weights that older checkpoints have.
+
+        A checkpoint may have a tied weight under its other name alone: which of the two is kept, each tool decides.
+        """
         unused = ["embeddings.position_ids", "embeddings.token_type_ids"]
         if self.config.tie_word_embeddings:
-            unused += ["lm_head.decoder.weight", "lm_head.decoder.bias"]
+            base = "" if self.base_model is self else self.base_model_prefix + "."
+            tied = {f"{base}embeddings.word_embeddings.weight": "lm_head.decoder.weight"}
+            tied |= {"lm_head.bias": "lm_head.decoder.bias"} if base else {}
+            weights = {own: weights[copy] for own, copy in tied.items() if copy in weights} | weights
+            unused += tied.values()
         return {key: value for key, value in weights.items() if not key.endswith(tuple(unused))}
 
     def resize_token_embeddings(self, size: int) -> None:

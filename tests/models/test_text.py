@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import d2v
 from d2v.errors import InputError
 from d2v.models.generation import choose
-from d2v.pretrained import rename
+from d2v.pretrained import load_weights, rename
 from tests.parity import (
     EXACT,
     apart,
@@ -138,6 +139,24 @@ def test_weights_as_older_versions_saved_them(tmp_path):
     torch.save(theirs.state_dict() | extra, tmp_path / "pytorch_model.bin")
     loaded = d2v.Data2VecTextForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert torch.equal(loaded(IDS, MASK).logits, ours(IDS, MASK).logits)
+
+
+@pytest.mark.parametrize("name", ["Data2VecTextForMaskedLM", "Data2VecTextModel"])
+def test_tied_weights_under_their_other_name_alone(name, tmp_path):
+    """Which of two names of one weight is kept depends on the tool that wrote the file."""
+    theirs, ours = pair("Data2VecTextForMaskedLM", **TINY)
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.decoder.weight"] = weights.pop("data2vec_text.embeddings.word_embeddings.weight")
+    weights["lm_head.decoder.bias"] = weights.pop("lm_head.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = getattr(d2v, name)(ours.config)
+    report = load_weights(loaded, tmp_path)
+    assert not [key for key in report.missing if "pooler" not in key]
+    table = ours.data2vec_text.embeddings.word_embeddings.weight
+    assert torch.equal(loaded.base_model.embeddings.word_embeddings.weight, table)
+    if "MaskedLM" in name:
+        assert not report.unexpected and torch.equal(loaded.lm_head.bias, ours.lm_head.bias)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, labels) in HEADS.items() if labels])
