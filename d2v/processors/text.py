@@ -227,6 +227,8 @@ class Tokenizer:
         if add_prefix_space is None:
             add_prefix_space = config.get("add_prefix_space", False)
         limit = config.get("model_max_length") or NO_LIMIT
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            raise InputError(f"{source}: model_max_length in tokenizer_config.json is {limit!r}; must be a number")
         tokens = {i: _read_token(entry, source) for i, entry in sorted(added.items())}
         tokenizer = cls(
             model,
@@ -238,6 +240,11 @@ class Tokenizer:
         for i, token in tokens.items():
             if (own := tokenizer.backend.token_to_id(token.content)) != i:
                 raise InputError(f"{source}: the added token {token.content!r} has id {i}; must be {own}")
+        known = {token.content for token in tokens.values()}  # and so has its own way to stand in a text
+        others = [token for token in _read_other_tokens(config, source) if token.content not in known]
+        for token in others:
+            token.special = True
+        tokenizer.backend.add_tokens(others)  # one that the vocabulary lacks has the id after the last
         return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -291,16 +298,33 @@ def _read_token(entry: Any, source: str | Path) -> AddedToken:
     return AddedToken(**{key: entry[key] for key in TOKEN_FIELDS if key in entry})
 
 
+def _read_other_tokens(config: dict[str, Any], source: str | Path) -> list[AddedToken]:
+    """The special tokens that have no part of their own, of which older files and newer ones have a list or names."""
+    found = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        entries = config.get(key) or []
+        if not isinstance(entries, list | dict):
+            raise InputError(f"{source}: {key} is {entries!r:.60}; must be a list of tokens, or tokens by name")
+        found += [_read_token(entry, source) for entry in (entries.values() if isinstance(entries, dict) else entries)]
+    return found
+
+
 def _read_tokenizer_json(path: Path) -> tuple[Any, list, dict[int, dict]]:
     """Vocabulary, merges and added tokens, by id, of a `tokenizer.json`."""
     entries = read_json(path)
-    model, pre_tokenizer = entries.get("model") or {}, entries.get("pre_tokenizer") or {}
+    model, pre_tokenizer = (entries.get(key) or {} for key in ("model", "pre_tokenizer"))
+    added = entries.get("added_tokens") or []
+    if not isinstance(model, dict) or not isinstance(pre_tokenizer, dict):
+        raise InputError(f"{path}: model and pre_tokenizer must be objects with a type")
+    numbered = isinstance(added, list) and all(isinstance(each, dict) and type(each.get("id")) is int for each in added)
+    if not numbered:
+        raise InputError(f"{path}: added_tokens must be a list of objects, each with 'id' and 'content'")
     # Early files do not name the model's type. Everything else of the file is the same for all RoBERTa tokenizers.
     kind = model.get("type", "BPE"), pre_tokenizer.get("type"), entries.get("normalizer")
     if kind != ("BPE", "ByteLevel", None) or not isinstance(model.get("merges"), list):
         raise InputError(f"{path}: must be a byte-level BPE without a normalizer, as RoBERTa's")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    return model.get("vocab"), merges, {entry["id"]: entry for entry in entries.get("added_tokens", [])}
+    return model.get("vocab"), merges, {entry["id"]: entry for entry in added}
 
 
 def _read_merges(path: Path) -> list[list[str]]:

@@ -231,6 +231,17 @@ LAYOUTS = {
             "special_tokens_map.json": {"pad_token": "<ent>"},  # not read, since the configuration has added tokens
         },
     ),
+    "other special tokens": (
+        ["vocab.json", "merges.txt"],
+        {
+            "added_tokens.json": {"<a>": 700},
+            "special_tokens_map.json": {"additional_special_tokens": ["<a>", "<ent>", "the"]},
+        },
+    ),
+    "other special tokens of the configuration": (
+        ["tokenizer.json"],
+        {"tokenizer_config.json": {"additional_special_tokens": ["<b>", "<ent>"], "mask_token": "<empty>"}},
+    ),
     "a token the vocabulary lacks": (["tokenizer.json"], {"tokenizer_config.json": {"pad_token": "<empty>"}}),
     "trained without a limit": (["tokenizer.json"], {"tokenizer_config.json": {"model_max_length": int(1e30)}}),
 }
@@ -403,6 +414,9 @@ def changed(name, change):
         (changed("vocab.json", lambda v: v.update(xyzzy=v.pop("Ġ"))), "vocab.json: the vocabulary lacks 1 of 256"),
         (changed("tokenizer_config.json", lambda c: c.update(pad_token={"id": 1})), "the token .'id': 1. must be"),
         (changed("tokenizer_config.json", lambda c: c.update(padding_side="left")), "padding_side .+ must be 'right'"),
+        (changed("tokenizer_config.json", lambda c: c.update(model_max_length="512")), "model_max_length .+ a number"),
+        (changed("tokenizer_config.json", lambda c: c.update(extra_special_tokens="<a>")), "must be a list of tokens"),
+        (changed("tokenizer_config.json", lambda c: c.update(additional_special_tokens=[3])), "the token 3 must be"),
         (lambda p: (p / "added_tokens.json").write_text('{"<a>": 900}'), "'<a>' has id 900; must be 700"),
     ],
 )
@@ -413,6 +427,34 @@ def test_bad_files(folder, tmp_path, damage, message):
     with pytest.raises(InputError, match=message) as caught:
         Tokenizer.from_pretrained(tmp_path)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries.update(added_tokens=[{"content": "<a>"}]), "added_tokens must be a list of objects"),
+        (lambda entries: entries.update(added_tokens={"<a>": 700}), "added_tokens must be a list of objects"),
+        (lambda entries: entries.update(model="bpe"), "model and pre_tokenizer must be objects"),
+        (lambda entries: entries.update(pre_tokenizer=["ByteLevel"]), "model and pre_tokenizer must be objects"),
+    ],
+)
+def test_damaged_tokenizers(folder, tmp_path, change, message):
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    changed("tokenizer.json", change)(tmp_path)
+    with pytest.raises(InputError, match=rf"tokenizer\.json: {message}"):
+        Tokenizer.from_pretrained(tmp_path)
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    changed("tokenizer.json", lambda entries: entries.update(added_tokens=None))(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).vocab == Tokenizer.from_pretrained(folder).vocab
+
+
+@pytest.mark.parametrize("tokens", [{"extra_special_tokens": {"entity": "<ent>"}}, {"extra_special_tokens": ["<ent>"]}])
+def test_special_tokens_by_name(folder, tmp_path, tokens):
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    (encoding,) = tokenizer(["an <ent> a"])
+    assert 700 in encoding.ids and "<ent>" not in tokenizer.decode(encoding.ids) and len(tokenizer) == 701
 
 
 @pytest.mark.parametrize(
