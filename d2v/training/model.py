@@ -78,9 +78,9 @@ def build(
         raise InputError("--freeze encoder and --lora.rank exclude each other: adapters are trained inside the encoder")
     if job.training and config.lora.rank:
         add_lora(model, **vars(config.lora))
-        adapter, (source, revision) = model.peft_config[NAME], split_revision(config.model or "")
-        adapter.base_model_name_or_path = str(local_folder(source) or source) if source else None
-        adapter.revision = revision
+        adapter, folder = model.peft_config[NAME], local_folder(config.model) if config.model else None
+        source, revision = (str(folder), None) if folder else split_revision(config.model or "")
+        adapter.base_model_name_or_path, adapter.revision = source or None, revision
     elif config.freeze == "encoder":
         model.freeze_base_model()
     elif config.freeze == "feature_encoder":
@@ -106,6 +106,11 @@ def load_checkpoint(
     source = job.config.model
     model = cls(cls.config_class.from_pretrained(source, **changes))
     if not job.training:
+        for name, value in job.config.arch.items():
+            own = getattr(model.config, name, "no such field")
+            if own != (tuple(value) if isinstance(value, list) and isinstance(own, tuple) else value):
+                line = f"arch.{name} {value} is for training; the model has {own}"
+                note(job, "arch unused", line, option=f"arch.{name}")
         report = load_weights(model, source)
         if needed := [name for name in sorted(report.missing) if not TRAINING_ONLY.fullmatch(name)]:
             raise InputError(

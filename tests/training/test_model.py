@@ -25,7 +25,7 @@ from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 from d2v.training.model import build
-from tests.helpers import make_job, tiny_reader, tiny_recogniser
+from tests.helpers import make_job, tiny_reader, tiny_recogniser, tiny_viewer
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences
 
 TEXTS = sentences(40, seed=1)
@@ -67,6 +67,31 @@ def test_a_loaded_model_is_changed_in_training_alone(tmp_path):
     assert (trained.hidden_dropout_prob, trained.layer_norm_eps, trained.num_labels) == (0.25, 1e-3, 5)
     model = build(job(folder, "evaluate", arch, rank=2), cls, fine_tuning, tokenizer=tokenizer, num_labels=5)
     assert (model.config.hidden_dropout_prob, model.config.num_labels) == (0.1, 2) and not hasattr(model, "peft_config")
+
+
+def test_an_architecture_that_has_no_effect_is_said(tmp_path):
+    folder, cls, said = str(tiny_viewer(tmp_path)), Data2VecVisionForImageClassification, []
+    cls.from_pretrained(folder, verbose=False).save_pretrained(folder)
+    for arch in (TINY_VISION, {"image_size": 48, "out_indices": [0, 1, 2, 3], "patch_sise": 2}):
+        for mode in ("evaluate", "predict"):
+            made = job(folder, mode, arch)
+            assert build(made, cls).config.image_size == 24
+            said.append([fact["line"] for fact in made.facts])
+    lines = [
+        "arch.image_size 48 is for training; the model has 24",
+        "arch.out_indices [0, 1, 2, 3] is for training; the model has (2, 3, 4, 5)",
+        "arch.patch_sise 2 is for training; the model has no such field",
+    ]
+    assert said == [[], [], lines, lines]
+
+
+def test_an_adapter_names_its_base(tmp_path):
+    """A folder's name may have an @, behind which a hub id has its revision."""
+    folder = str(tiny_reader(tmp_path / "me@home" / "model"))
+    tokenizer = Tokenizer.from_pretrained(folder)
+    adapter = build(job(folder, arch={}, rank=2), Data2VecTextForSequenceClassification, tokenizer=tokenizer)
+    found = adapter.peft_config["default"]
+    assert (found.base_model_name_or_path, found.revision) == (folder, None)
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
