@@ -161,16 +161,33 @@ def read_pickle(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 def fairseq_options(config: dict[str, Any], names: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model's options, and those in `names` as fields of our configuration."""
-    options = config.get("model") or config  # before Hydra a single Namespace had all options
-    if pretrained := options.get("w2v_args"):  # fine-tuning keeps pretraining's options but for the dropouts
+    options = group(config, "model") or config  # before Hydra a single Namespace had all options
+    if pretrained := group(options, "w2v_args"):  # fine-tuning keeps pretraining's options but for the dropouts
         own = {key: value for key, value in options.items() if key in names and value is not None}
-        options = (pretrained.get("model") or pretrained) | own
-    transformer = options.get("transformer") or {}
-    options = options | transformer | {f"encoder_{k}": v for k, v in (transformer.get("encoder") or {}).items()}
+        options = (group(pretrained, "model") or pretrained) | own
+    transformer = group(options, "transformer")
+    options = options | transformer | {f"encoder_{k}": v for k, v in group(transformer, "encoder").items()}
     for key, value in REQUIRED.items():
         if options.get(key, value) != value:
             raise InputError(f"was trained with {key} {options[key]}; only {value} can be converted")
     return options, {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
+
+
+def group(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options under a name, none if it is not there."""
+    found = options.get(name) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"its configuration has {found!r:.40} for {name}; should be options by name")
+    return found
+
+
+def guessed_heads(width: int, values: dict[str, Any]) -> dict[str, int]:
+    """The number of attention heads where the configuration does not have it, said: no shape of a weight tells it."""
+    if "num_attention_heads" in values:
+        return {}
+    number = width // HEAD_WIDTH or 1
+    print(f"the checkpoint does not say how many attention heads; taken: {number}, of {width // number} channels each")
+    return {"num_attention_heads": number}
 
 
 def count(weights: Weights, prefix: str) -> int:
@@ -192,7 +209,7 @@ def audio(weights: Weights, config: dict[str, Any]) -> Original:
         if [conv[:2] for conv in found] != [(len(conv), conv.shape[2]) for conv in convs]:
             raise InputError(f"conv_feature_layers {layers!r} are not those of the weights")
         values["conv_stride"] = [stride for _, _, stride in found]
-    values = {"num_attention_heads": width // HEAD_WIDTH or 1} | values
+    values |= guessed_heads(width, values)
     values |= {
         "hidden_size": width,
         "num_hidden_layers": count(weights, "encoder.layers."),
@@ -217,7 +234,7 @@ def text(weights: Weights, config: dict[str, Any]) -> Original:
     embeddings = weights["encoder.embed_tokens.weight"]
     size, width = embeddings.shape
     weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, width)  # fairseq has no token types
-    values = {"num_attention_heads": width // HEAD_WIDTH or 1, "classifier_dropout": 0.0} | values
+    values = {"classifier_dropout": 0.0} | values | guessed_heads(width, values)
     values |= {
         "vocab_size": size,
         "hidden_size": width,

@@ -333,6 +333,26 @@ def test_dictionary_of_another_model(tmp_path):
             convert.convert(path, tmp_path / "out", wrong)
 
 
+def test_a_number_of_heads_that_nothing_tells_is_said(tmp_path, capsys):
+    weights, rest, _ = audio_original()
+    convert.convert(write(tmp_path / "told.pt", weights, **rest), tmp_path / "told")
+    assert "attention heads" not in capsys.readouterr().out
+    convert.convert(write(tmp_path / "audio.pt", weights), tmp_path / "out")
+    said = "the checkpoint does not say how many attention heads; taken: 1, of 32 channels each"
+    assert said in capsys.readouterr().out.splitlines()
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_attention_heads"] == 1
+
+
+def test_a_configuration_that_is_none_is_named(tmp_path):
+    weights, _, _ = audio_original()
+    for cfg, said in (
+        ({"model": "data2vec_audio"}, "its configuration has 'data2vec_audio' for model; should be options by name"),
+        ({"model": {"w2v_args": 3}}, "its configuration has 3 for w2v_args; should be options by name"),
+        ({"transformer": {"encoder": [1]}}, r"its configuration has [1] for encoder; should be options by name"),
+    ):
+        assert complaint(write(tmp_path / "audio.pt", weights, cfg=cfg)) == said
+
+
 def test_text_with_lm_head(tmp_path):
     weights, rest, theirs = lm_original()
     convert.convert(write(tmp_path / "nlp_base.pt", weights, **rest), tmp_path / "out")
