@@ -46,6 +46,7 @@ class Config:
         self.id2label = numbered_names({"id2label": self.id2label, "num_labels": self.num_labels}, type(self).__name__)
         self.num_labels = len(self.id2label)
         check_types(self)
+        check_sizes(self)
         for each in fields(self):
             value = getattr(self, each.name)
             if re.search("dropout|layerdrop|_prob$|drop_path_rate", each.name) and not 0 <= (value or 0) <= 1:
@@ -101,6 +102,20 @@ def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
     if any(not isinstance(name, str | int | float) for _, name in pairs):
         raise InputError(f"{where}: id2label should map numbers to names, not {named!r:.80}")
     return {i: str(name) for i, name in pairs}
+
+
+NO_SIZES = re.compile("_token_id$|_index$|_indices$|^image_size$|^patch_size$")
+MAY_BE_0 = re.compile("_min_masks$|_num_convs$|^num_adapter_layers$|_range$|_eps$")
+
+
+def check_sizes(config: Config) -> None:
+    """Raise InputError for the first size, or number of things, that there cannot be."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if hint in (int, int | None, tuple[int, ...]) or MAY_BE_0.search(name):
+            value, lowest = getattr(config, name), 0 if MAY_BE_0.search(name) else 1
+            sizes = value if isinstance(value, tuple) else (value,)
+            if not NO_SIZES.search(name) and any(size is not None and size < lowest for size in sizes):
+                raise InputError(f"{type(config).__name__}.{name} should be at least {lowest}, not {value}")
 
 
 def check_types(config: Config) -> None:

@@ -66,6 +66,11 @@ class Data2VecTextConfig(Config):
             raise InputError("add_cross_attention needs is_decoder: only a decoder looks at another encoder's states")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise InputError(f"pad_token_id {self.pad_token_id} should be a token, 0 to {self.vocab_size - 1}")
+        if self.max_tokens < 1:
+            least = (
+                f"should be at least {self.pad_token_id + 2}, of which the first {self.pad_token_id + 1} are not used"
+            )
+            raise InputError(f"max_position_embeddings {self.max_position_embeddings} {least}")
 
     @property
     def max_tokens(self) -> int:

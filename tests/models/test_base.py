@@ -12,6 +12,8 @@ from d2v.errors import InputError
 from d2v.models import outputs
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.models.configuration import Data2VecVisionConfig
+from d2v.models.text import Data2VecTextConfig
 from tests.parity import EXACT, apart
 from tests.tiny import TINY_AUDIO
 
@@ -119,6 +121,35 @@ def test_types_that_pass():
 def test_impossible_combinations_are_bad_input(changes):
     message = complaint(Data2VecAudioConfig, **TINY_AUDIO | changes)
     assert next(iter(changes)) in message
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "lowest"),
+    [
+        (Data2VecAudioConfig, "num_attention_heads", 0, 1),
+        (Data2VecAudioConfig, "hidden_size", -8, 1),
+        (Data2VecTextConfig, "num_hidden_layers", -1, 1),
+        (Data2VecTextConfig, "num_hidden_layers", 0, 1),
+        (Data2VecVisionConfig, "intermediate_size", 0, 1),
+        (Data2VecVisionConfig, "num_attention_heads", 0, 1),
+        (Data2VecAudioConfig, "conv_dim", (8, 8, 0, 8, 8, 8, 8), 1),
+        (Data2VecAudioConfig, "output_hidden_size", -1, 1),
+        (Data2VecAudioConfig, "mask_time_min_masks", -1, 0),
+        (Data2VecTextConfig, "initializer_range", -1, 0),
+        (Data2VecTextConfig, "layer_norm_eps", -1e-5, 0),
+    ],
+)
+def test_sizes_that_there_cannot_be(cls, name, value, lowest):
+    assert complaint(cls, **{name: value}) == f"{cls.__name__}.{name} should be at least {lowest}, not {value}"
+
+
+def test_positions_that_leave_room_for_no_token():
+    message = complaint(Data2VecTextConfig, max_position_embeddings=2)
+    assert message == "max_position_embeddings 2 should be at least 3, of which the first 2 are not used"
+    assert Data2VecTextConfig(max_position_embeddings=3).max_tokens == 1
+    zeros = {"mask_feature_min_masks": 0, "num_adapter_layers": 0, "initializer_range": 0.0, "pad_token_id": 0}
+    assert Data2VecAudioConfig(**zeros).num_adapter_layers == 0
+    assert Data2VecVisionConfig(auxiliary_num_convs=0, out_indices=[0, 1, 2, 3]).out_indices[0] == 0
 
 
 def test_unknown_keys():
