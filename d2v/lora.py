@@ -150,11 +150,22 @@ def load_lora(model: PreTrainedModel, source: str | Path) -> None:
     options = {
         key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora") if key in config
     }
+    for key, least in (("r", 1), ("lora_alpha", 0), ("lora_dropout", 0)):
+        value = options.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int if key == "r" else int | float) or value < least:
+            kind = "a whole number" if key == "r" else "a number"
+            raise InputError(f"{config_file}: {key} is {value!r:.40}; should be {kind}, at least {least}")
     inject(model, layer_names(list(weights)), **options)
     named = {re.sub(r"(\.lora_\w+)\.", rf"\1.{NAME}.", key): value for key, value in weights.items()}
-    wanted = {key for key in model.state_dict() if ".lora_" in key}
-    if unknown := sorted(named.keys() - model.state_dict().keys()) or sorted(wanted - named.keys()):
+    own = model.state_dict()
+    wanted = {key for key in own if ".lora_" in key}
+    if unknown := sorted(named.keys() - own.keys()) or sorted(wanted - named.keys()):
         raise InputError(f"{file}: does not fit {type(model).__name__}, which differs at {unknown[0]}")
+    for key, value in named.items():
+        if value.shape != own[key].shape:
+            theirs = rename(key.replace(f".{NAME}.", "."), model.renames)
+            shapes = f"has shape {tuple(value.shape)}; the model and the rank in {ADAPTER_CONFIG} ask for"
+            raise InputError(f"{file}: {theirs} {shapes} {tuple(own[key].shape)}")
     model.load_state_dict(named, strict=False)
 
 

@@ -1,5 +1,7 @@
 """Low-rank adapters on all models, from and to peft on transformers' models."""
 
+import json
+
 import peft
 import pytest
 import torch
@@ -132,6 +134,29 @@ def test_wrong_adapters_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(InputError, match="should be a LoRA"):
         load_lora(models("Data2VecTextModel")[1], tmp_path)
+
+
+def test_adapters_of_another_shape_are_named(tmp_path):
+    name = "Data2VecTextForSequenceClassification"
+    config, _ = MODELS[name]
+    _, ours, _ = models(name)
+    add_lora(ours, 2)
+    save_lora(ours, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    told = json.loads(file.read_text())
+    with pytest.raises(InputError, match=r"classifier.out_proj.\w+ has shape \(2.*\); the model .* ask for \(3"):
+        load_lora(pair(name, **config, num_labels=3)[1], tmp_path)
+    for changes, message in (
+        ({"r": 4}, r"query.lora_A.weight has shape \(2, 32\); the model and the rank .* ask for \(4, 32\)"),
+        ({"r": "2"}, "adapter_config.json: r is '2'; should be a whole number, at least 1"),
+        ({"r": 0}, "r is 0; should be a whole number, at least 1"),
+        ({"lora_alpha": None}, "lora_alpha is None; should be a number, at least 0"),
+        ({"lora_dropout": "0.1"}, "lora_dropout is '0.1'; should be a number, at least 0"),
+    ):
+        file.write_text(json.dumps(told | changes))
+        with pytest.raises(InputError, match=message) as caught:
+            load_lora(models(name)[1], tmp_path)
+        assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FEW)
