@@ -76,14 +76,19 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
     except Exception as error:  # nearly anything can come of a damaged pickle
         raise InputError(f"{path}: damaged, or holds more than tensors; such a pickle is not opened") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: should hold tensors by name and nothing else, as Hugging Face writes it")
+    for key, value in weights.items():  # what is quantised to 8 bits stands for other numbers; positions are whole
+        wide = value.is_floating_point() and value.element_size() > 1
+        if not wide and value.dtype not in (torch.int64, torch.int32, torch.bool):
+            raise InputError(f"{path}: {key} is {str(value.dtype).removeprefix('torch.')}; weights are floating point")
     return weights
 
 

@@ -156,6 +156,20 @@ def test_truncated_file(folder, name, share):
     assert complaint(folder).startswith(f"{folder}/{name}: ")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_quantised_weights_are_no_numbers(folder, name, dtype):
+    """What they stand for, another file says, if any."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
+    weights["data2vec_audio.num_batches"] = torch.tensor(3)
+    save = save_file if name == "model.safetensors" else torch.save
+    save(weights, folder / name)
+    said = f"{folder}/{name}: lm_head.weight is {str(dtype)[6:]}; weights are floating point"
+    assert complaint(folder) == said
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path
