@@ -90,6 +90,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def naming(source: str | os.PathLike) -> Iterator[None]:
+    """Within, an InputError begins with the folder or hub repository whose files are read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+@contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
     """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
     beside = path.with_name(path.name + ".tmp")
@@ -117,7 +126,7 @@ def load_config(source: str | Path) -> dict[str, Any]:
 def shards(source: str | os.PathLike, index: Path) -> list[Path]:
     """The files that the index of a checkpoint in several files names."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index}: no weight_map, which says in what file each weight is")
     found = {name: fetch_file(source, name) for name in sorted(set(names.values()))}
     for name, path in found.items():

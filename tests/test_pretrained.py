@@ -139,8 +139,27 @@ def test_shards_that_are_not_there(folder):
     index = as_shards(folder, "model.safetensors", save_file)
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert complaint(folder) == f"{index}: names model-00002-of-00002.safetensors, which is not there"
-    index.write_text("{}")
-    assert complaint(folder).startswith(f"{index}: no weight_map")
+    for text in ("{}", '{"weight_map": {"lm_head.weight": 3}}', '{"weight_map": {"lm_head.weight": ["a"]}}'):
+        index.write_text(text)
+        assert complaint(folder).startswith(f"{index}: no weight_map")
+
+
+def test_entries_that_are_to_blame_are_of_the_file(folder):
+    """And what the caller changes is not."""
+    file = folder / "config.json"
+    whole = json.loads(file.read_text())
+    for changes, message in (
+        ({"hidden_size": "big"}, "Data2VecAudioConfig.hidden_size should be int, not 'big'"),
+        ({"num_attention_heads": 0}, "Data2VecAudioConfig.num_attention_heads should be at least 1, not 0"),
+        ({"id2label": {"a": "b"}}, "Data2VecAudioConfig: id2label should map numbers to names, not {'a': 'b'}"),
+    ):
+        file.write_text(json.dumps(whole | changes))
+        assert complaint(folder) == f"{folder}: {message}"
+    assert complaint(folder, id2label={0: "a"}, layerdrop=2).startswith(f"{folder}: ")
+    file.write_text(json.dumps(whole))
+    assert complaint(folder, num_attention_heads=0) == (
+        "Data2VecAudioConfig.num_attention_heads should be at least 1, not 0"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9999])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from d2v.errors import InputError
-from d2v.hub import load_config
+from d2v.hub import load_config, naming
 
 Configuration = TypeVar("Configuration", bound="Config")
 
@@ -74,7 +74,13 @@ class Config:
     @classmethod
     def from_pretrained(cls: type[Configuration], source: str | Path, **changes) -> Configuration:
         """From `config.json` of a folder or a hub repository."""
-        return cls.from_dict(load_config(source), **changes)
+        entries = load_config(source)
+        try:
+            return cls.from_dict(entries, **changes)
+        except InputError:
+            with naming(source):  # if the file's own entries are to blame
+                cls.from_dict(entries)
+            raise
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of `config.json`."""
@@ -118,13 +124,13 @@ def check_sizes(config: Config) -> None:
                 raise InputError(f"{type(config).__name__}.{name} should be at least {lowest}, not {value}")
 
 
-def check_types(config: Config) -> None:
+def check_types(config: Any) -> None:
     """Raise InputError for the first field whose value is not of its declared type (an int passes as a float)."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if typing.get_origin(hint) is ClassVar:
             continue
-        options = typing.get_args(hint) if typing.get_origin(hint) is not dict else (hint,)
+        options = typing.get_args(hint) if typing.get_origin(hint) not in (dict, list) else (hint,)
         if typing.get_origin(hint) is Literal:
             valid = value in options
         elif typing.get_origin(hint) is tuple:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from d2v.errors import InputError
+from d2v.hub import naming
+from d2v.models.configuration import check_types
 from d2v.pretrained import fetch_file, read_json, write_json
 
 AudioSource = str | os.PathLike | bytes | dict[str, Any]
@@ -274,6 +276,10 @@ class AudioFeatureExtractor:
     def __post_init__(self):
         if (self.feature_size, self.padding_side) != (1, "right"):
             raise InputError("preprocessor_config.json: feature_size must be 1 and padding_side 'right'")
+        with naming("preprocessor_config.json"):
+            check_types(self)
+        if self.sampling_rate < 1:
+            raise InputError(f"preprocessor_config.json: sampling_rate is {self.sampling_rate}; must be in Hz, above 0")
 
     def __call__(self, clips: list[np.ndarray]) -> dict[str, Tensor]:
         """Normalise each clip over its own samples and pad to the longest.
@@ -320,7 +326,8 @@ class AudioFeatureExtractor:
             entries = read_json(path)
         if (kind := entries.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")) != "Wav2Vec2FeatureExtractor":
             raise InputError(f"{path}: feature_extractor_type is {kind!r}; must be 'Wav2Vec2FeatureExtractor'")
-        return cls(**{f.name: entries[f.name] for f in fields(cls) if f.name in entries})
+        with naming(source):
+            return cls(**{f.name: entries[f.name] for f in fields(cls) if f.name in entries})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json` and the `processor_config.json` that newer versions look for first."""

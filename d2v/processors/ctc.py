@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from d2v.errors import InputError
+from d2v.hub import naming
+from d2v.models.configuration import check_types
 from d2v.pretrained import fetch_file, read_json, write_json
 
 # What Hugging Face's tokenizer assumes where tokenizer_config.json is silent.
@@ -54,6 +56,10 @@ class CTCTokenizer:
     def __post_init__(self):
         if self.form not in FORMS:
             raise InputError(f"form is {self.form!r}; must be {', '.join(FORMS)}")
+        with naming("tokenizer_config.json"):
+            check_types(self)
+        if not all(isinstance(new, str) for new in self.replace.values()):
+            raise InputError(f"tokenizer_config.json: replace is {self.replace!r:.60}; must be texts by texts")
         for old, new in self.replace.items():
             if any(each in new for each in self.replace) or not old:
                 raise InputError(f"replace: {old!r} by {new!r} leaves what is to be replaced; should not")
@@ -156,9 +162,11 @@ class CTCTokenizer:
         config_path = fetch_file(source, "tokenizer_config.json")
         config = read_json(config_path) if config_path else {}
         tokens = {name: config.get(name, default) for name, default in DEFAULT_TOKENS.items()}
-        tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+        tokens = {
+            name: token.get("content", token) if isinstance(token, dict) else token for name, token in tokens.items()
+        }
         for token in (tokens["bos_token"], tokens["eos_token"]):
-            if token is not None:
+            if isinstance(token, str):
                 vocab.setdefault(token, len(vocab))  # as Hugging Face does on loading; heads were sized by the sum
         # Only our own files say how texts were cased. In a vocabulary of one case the other would come out as <unk>:
         # facebook/data2vec-audio-base-960h has capitals only, most transcripts are in small letters.
@@ -167,7 +175,8 @@ class CTCTokenizer:
         # Files of ours that name no form are older than the choice.
         form = config.get("form", "NFKC" if "case" in config else "NFC")
         options = {"case": config.get("case", case), "remove": config.get("remove", ""), "form": form}
-        return cls(vocab, **tokens, **options, replace=config.get("replace", {}))
+        with naming(source):
+            return cls(vocab, **tokens, **options, replace=config.get("replace", {}))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `vocab.json` and `tokenizer_config.json`; Hugging Face's tokenizer leaves our options alone."""

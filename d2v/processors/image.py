@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from d2v.errors import InputError
-from d2v.hub import fetch_file, read_json, write_json
+from d2v.hub import fetch_file, naming, read_json, write_json
+from d2v.models.configuration import check_types
 
 ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image
 # Of Pillow's formats those in use; others are rare, and to read EPS, which is a program, it would run Ghostscript.
@@ -226,6 +227,8 @@ class ImageProcessor:
             raise InputError(
                 f"preprocessor_config.json: image_mean and image_std are of {sizes} channels; must be of as many"
             )
+        with naming("preprocessor_config.json"):
+            check_types(self)
 
     @property
     def channels(self) -> int:
@@ -320,7 +323,8 @@ class ImageProcessor:
             raise InputError(f"{path}: image_processor_type is {kind!r}; must be 'BeitImageProcessor'")
         if "reduce_labels" in entries:  # the older name
             entries = {"do_reduce_labels": entries["reduce_labels"]} | entries
-        return cls(**{f.name: entries[f.name] for f in fields(cls) if entries.get(f.name) is not None})
+        with naming(source):
+            return cls(**{f.name: entries[f.name] for f in fields(cls) if entries.get(f.name) is not None})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`."""

@@ -373,6 +373,18 @@ def test_feature_extractor_files_that_do_not_fit(tmp_path):
         file.write_text(json.dumps(entries))
         with pytest.raises(InputError, match="feature_size must be 1 and padding_side 'right'"):
             AudioFeatureExtractor.from_pretrained(tmp_path)
+    for entries, message in (
+        ({"sampling_rate": "16000"}, "AudioFeatureExtractor.sampling_rate should be int, not '16000'"),
+        ({"sampling_rate": None}, "AudioFeatureExtractor.sampling_rate should be int, not None"),
+        ({"sampling_rate": 0}, "sampling_rate is 0; must be in Hz, above 0"),
+        ({"sampling_rate": -1}, "sampling_rate is -1; must be in Hz, above 0"),
+        ({"do_normalize": "true"}, "AudioFeatureExtractor.do_normalize should be bool, not 'true'"),
+        ({"padding_value": None}, "AudioFeatureExtractor.padding_value should be float, not None"),
+    ):
+        file.write_text(json.dumps(entries))
+        with pytest.raises(InputError) as caught:
+            AudioFeatureExtractor.from_pretrained(tmp_path)
+        assert str(caught.value) == f"{tmp_path}: preprocessor_config.json: {message}"
     file.write_text("{")
     with pytest.raises(InputError, match=r"preprocessor_config\.json: not a readable JSON"):
         AudioFeatureExtractor.from_pretrained(tmp_path)
@@ -495,6 +507,27 @@ def test_texts_are_replaced():
         CTCTokenizer.from_texts(["a"], replace={"a": "aa"})
     with pytest.raises(InputError, match="form is 'NFD'; must be NFC, NFKC"):
         CTCTokenizer.from_texts(["a"], form="NFD")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"remove": [".", ","]}, "CTCTokenizer.remove should be str, not "),
+        ({"replace": ["a", "b"]}, "CTCTokenizer.replace should be dict"),
+        ({"replace": {"a": 3}}, "replace is {'a': 3}; must be texts by texts"),
+        ({"case": ["lower"]}, "CTCTokenizer.case should be str, not "),
+        ({"pad_token": {"id": 0}}, "CTCTokenizer.pad_token should be str, not {'id': 0}"),
+        ({"bos_token": {"id": 0}}, "CTCTokenizer.bos_token should be str | None, not {'id': 0}"),
+        ({"unk_token": None}, "CTCTokenizer.unk_token should be str, not None"),
+    ],
+)
+def test_damaged_options_of_tokenizers(tmp_path, entries, message):
+    CTCTokenizer.from_texts(["ab"]).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    with pytest.raises(InputError) as caught:
+        CTCTokenizer.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: tokenizer_config.json: {message}")
 
 
 def test_older_files_of_ours_keep_what_they_were_trained_with(tmp_path):

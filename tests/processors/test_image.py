@@ -499,7 +499,13 @@ def test_files_that_do_not_fit(tmp_path):
         ({"image_mean": [0.5, 0.5]}, "image_mean and image_std are of 2 and 3 channels"),
         ({"image_mean": "abc"}, "image_mean is .* numbers"),
         ({"image_std": 0}, "image_std is .* above 0"),
+        ({"do_resize": "false"}, "ImageProcessor.do_resize should be bool, not 'false'"),
+        ({"do_normalize": 1}, "ImageProcessor.do_normalize should be bool, not 1"),
+        ({"rescale_factor": "0.0039"}, "ImageProcessor.rescale_factor should be float, not '0.0039'"),
+        ({"ignore_label": "0"}, "ImageProcessor.ignore_label should be int . None, not '0'"),
+        ({"label_values": [0, 1]}, "ImageProcessor.label_values should be .*, not .0, 1."),
     ]:
         file.write_text(json.dumps(entries))
-        with pytest.raises(InputError, match=rf"preprocessor_config\.json: .*{message}"):
+        with pytest.raises(InputError, match=rf"preprocessor_config\.json: .*{message}") as caught:
             ImageProcessor.from_pretrained(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path}: ")
