@@ -78,6 +78,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
     return {
         "first": str(first),
         "second": str(second),
+        "replications": replications,
         "metrics": metrics,
         "rows": {
             "matched": len(names),
@@ -113,6 +114,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         options = (yaml.safe_load(path.read_text("utf-8")) if path.exists() else None) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not readable YAML ({error})") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: should have options by name, not {options!r:.40}")
     facts = read_json(folder / "data.json").get("facts", []) if (folder / "data.json").exists() else []
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     statistics, ids, clusters = load_statistics(folder / "statistics.npz")
@@ -218,7 +221,8 @@ def report(found: Mapping[str, Any]) -> str:
     lines += [line, "", f"{'metric':<24}{'first':>9}{'second':>9}{'difference':>12}  95 % interval       second better"]
     for name, each in found["metrics"].items():
         ends = each["interval"]
-        within = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else "none: too few rows"
+        none = "none: too few rows" if found["replications"] else "none: --replications 0"
+        within = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else none
         share = "" if each["second_is_better"] is None else f"{100 * each['second_is_better']:.0f} %"
         values = f"{each['first']:>9.4f}{each['second']:>9.4f}{each['difference']:>+12.4f}"
         lines.append(f"{name:<24}{values}  {within:<20}{share:>6}")
@@ -255,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
         "runs", nargs="+", type=given_path, help="folders of runs; the first is compared with the others"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--replications", type=int, default=1000, help="resampled sets (default 1000)")
+    parser.add_argument("--replications", type=int, default=1000, help="resampled sets (default 1000); 0: no intervals")
     parser.add_argument("--picture", type=given_path, default=Path("compare.png"), help="where the curves are drawn")
     return parser
 
@@ -268,6 +272,8 @@ def main(args: Sequence[str] | None = None) -> None:
             raise InputError("name two runs or more")
         if len(set(options.runs)) < len(options.runs):
             raise InputError("a run is named twice")
+        if options.replications < 0:
+            raise InputError(f"--replications should be at least 0, not {options.replications}")
         first, *others = options.runs
         found = [compare(first, other, replications=options.replications) for other in others]
     except InputError as error:

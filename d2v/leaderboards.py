@@ -173,7 +173,8 @@ def superb(
     if asr:
         rows = read_predictions(asr, id=str, text=str)
         for task, field in ("asr", "text"), ("asr_lm", "text_lm"):
-            if field in rows[0]:
+            if any(field in row for row in rows):
+                read_predictions(asr, id=str, **{field: str})  # all or none have it
                 add(task, asr, [(Path(row["id"]).stem, " ".join(row[field].upper().split())) for row in rows])
     if ks:
         rows = read_predictions(ks, id=str, label=str)
@@ -219,17 +220,19 @@ def open_asr(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise InputError(f"model: should be a hub id like me/data2vec-mine, not {model!r}")
     rows = read_predictions(run, id=str, text=str, reference=str)
-    took = read_json(Path(run, "results.json")).get("seconds")
+    heard = "text_lm" if any("text_lm" in row for row in rows) else "text"
+    read_predictions(run, **{heard: str})  # all or none have it
+    took = seconds_of(read_json(Path(run, "results.json")), Path(run, "results.json"))
     texts = [row.get("transcript", row["reference"]) for row in rows]  # a reference has the case of the vocabulary
     # open_asr_leaderboard: write_manifest in normalizer/eval_utils.py. Speed is scored where all rows have a duration
     # and a time, as the quotient of their sums, so that the mean does for each time.
     manifest = [
         {
             "audio_filepath": row["id"],
-            "duration": row.get("seconds"),
+            "duration": seconds_of(row, Path(run, "predictions.jsonl")),
             "time": took and took / len(rows),
             "text": text,
-            "pred_text": row.get("text_lm", row["text"]),
+            "pred_text": row[heard],
         }
         for row, text in zip(rows, texts, strict=True)
         # is_target_text_in_range in normalizer/data_utils.py, which sees a text without case and signs
@@ -241,6 +244,14 @@ def open_asr(
     with in_place_of(file) as beside:
         write_jsonl(beside, manifest)
     print(f"{file}: {len(manifest)} of {len(rows)} clips; the others have no reference")
+
+
+def seconds_of(entries: dict[str, Any], path: Path) -> float | None:
+    """The seconds of a run or of a row, None where it has none; InputError if they are no number."""
+    seconds = entries.get("seconds")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+        raise InputError(f"{path}: seconds should be a number, not {seconds!r:.40}")
+    return seconds
 
 
 def ade20k(*, run: str, out: str = "ade20k.zip") -> None:

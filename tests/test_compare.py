@@ -103,6 +103,15 @@ def test_what_cannot_be_compared(runs, tmp_path, capsys):
     assert "name two runs or more" in capsys.readouterr().err
 
 
+def test_without_replications_there_is_no_interval(runs, capsys, tmp_path):
+    args = [str(runs[0]), str(runs[1]), "--picture", str(tmp_path / "c.png"), "--replications"]
+    main([*args, "0"])
+    assert "none: --replications 0" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*args, "-5"])
+    assert capsys.readouterr().err == "error: --replications should be at least 0, not -5\n"
+
+
 @pytest.mark.parametrize(
     ("file", "spoil", "message"),
     [
@@ -113,6 +122,7 @@ def test_what_cannot_be_compared(runs, tmp_path, capsys):
         ("statistics.npz", lambda content: content[:-99], "statistics.npz: damaged, or not a run's statistics"),
         ("results.json", lambda content: content[:-1], "results.json: not a readable JSON file"),
         ("config.yaml", lambda content: b"{", "config.yaml: not readable YAML"),
+        ("config.yaml", lambda content: b"- a", "config.yaml: should have options by name, not ['a']"),
     ],
 )
 def test_a_run_that_was_cut_short(runs, capsys, file, spoil, message):

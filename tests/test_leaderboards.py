@@ -455,6 +455,23 @@ def test_open_asr_takes_what_stood_there_and_what_was_heard_at_last(tmp_path):
     assert (found["text"], found["pred_text"]) == ("It's", "ITS")
 
 
+def test_what_only_some_rows_have_is_named(tmp_path, capsys):
+    """A language model heard all rows or none."""
+    rows = [ROWS["asr"][0], ROWS["asr"][1] | {"text_lm": "x"}]
+    for some in (rows, rows[::-1]):
+        run = write_run(tmp_path / "asr", some)
+        line = 1 + some.index(ROWS["asr"][0])
+        for arguments in (["superb", "--asr", run, "--out", str(tmp_path / "a.zip")], open_asr(run, tmp_path)):
+            assert f"predictions.jsonl, line {line}: should be a JSON object with " in complaint(capsys, arguments)
+
+
+def test_seconds_that_are_no_number_are_named(tmp_path, capsys):
+    run = write_run(tmp_path / "asr", ROWS["asr"], seconds="3.0")
+    assert complaint(capsys, open_asr(run, tmp_path)) == f"{run}/results.json: seconds should be a number, not '3.0'"
+    run = write_run(tmp_path / "other", [row | {"seconds": "4"} for row in ROWS["asr"]])
+    assert complaint(capsys, open_asr(run, tmp_path)).endswith("predictions.jsonl: seconds should be a number, not '4'")
+
+
 def test_open_asr_refuses(runs, tmp_path, capsys):
     heard = write_run(tmp_path / "heard", [{"id": "a", "text": "b"}])
     assert complaint(capsys, open_asr(heard, tmp_path)).endswith("a JSON object with id, text, reference ('reference')")
