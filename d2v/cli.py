@@ -272,8 +272,11 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     """
     interrupt_at_signals()
     watch_launcher()
+    out = "a file"
     try:
-        main(parse(config_class, demo=demo_file(config_class)))
+        config = parse(config_class, demo=demo_file(config_class))
+        out = config.run.out
+        main(config)
     except Prepared as done:
         if str(done):  # on the process that speaks for all
             print(done)
@@ -285,7 +288,7 @@ def run(main: Callable[[Any], Any], config_class: type) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise
-        exit_with(2, f"error: {error.filename or 'a file'}: {error.strerror}; what was saved before is untouched")
+        exit_with(2, f"error: {error.filename or out}: {error.strerror}; what was saved before is untouched")
     finally:
         end_workers()
 

@@ -92,6 +92,23 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def as_dtype(given: torch.dtype | str | None, source: str | Path) -> torch.dtype:
+    """The dtype that is meant, by default float32; by "auto" what a checkpoint's config.json says, or its weights have.
+
+    Raises:
+        InputError: it is none of floating point.
+    """
+    said: Any = given
+    if given == "auto":
+        entries = load_config(source)
+        said = entries.get("dtype") or entries.get("torch_dtype")
+        said = said or next(value.dtype for value in read_weights(source).values() if value.is_floating_point())
+    found = getattr(torch, said.removeprefix("torch."), None) if isinstance(said, str) else said or torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"torch_dtype: {said!r} should be auto or a dtype of floating point, such as float16")
+    return found
+
+
 def load_weights(
     model: Storable, source: str | Path, axes: Mapping[str, int] | None = None, rows: Mapping[int, int] | None = None
 ) -> Report:
@@ -171,8 +188,23 @@ def push_to_hub(model: Storable, repo_id: str, *, private: bool = False, token: 
         return upload(Path(folder), repo_id, private=private, token=token)
 
 
-PROCESSORS = ("preprocessor_config.json", "tokenizer.json", "vocab.json")
-"""A model of sound, images or text cannot be used without one of these."""
+def lacking(folder: Path) -> str | None:
+    """What a model's folder lacks without which the model could not be used."""
+
+    def there(*names: str) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    for names in (("config.json",), (WEIGHTS, WEIGHTS_INDEX)):
+        if not there(*names):
+            return " or ".join(names)
+    entries = read_json(folder / "config.json")
+    if entries.get("model_type") == "data2vec-text":
+        whole = there("tokenizer.json") or (there("vocab.json") and there("merges.txt"))
+        return None if whole else "tokenizer.json, nor vocab.json with merges.txt"
+    if not there("preprocessor_config.json", "processor_config.json"):
+        return "preprocessor_config.json"
+    writes = any(str(name).endswith("ForCTC") for name in entries.get("architectures") or [])
+    return "vocab.json" if writes and not there("vocab.json") else None
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
@@ -186,9 +218,8 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
     Raises:
         InputError: the folder has no model or no processor, or the hub does not take it.
     """
-    for names in (("config.json",), (WEIGHTS, WEIGHTS_INDEX), PROCESSORS):
-        if not any((folder / name).is_file() for name in names):
-            raise InputError(f"{folder}: no {' or '.join(names)}, without which a pushed model could not be used")
+    if missing := lacking(folder):
+        raise InputError(f"{folder}: no {missing}, without which a pushed model could not be used")
     card = folder / "README.md"
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp", ".*"))

@@ -214,6 +214,7 @@ def test_yaml_round_trip(write, tmp_path):
         (InputError("a.wav: bad\n  in two lines"), 2, "error: a.wav: bad in two lines"),
         (Interrupted("saved at update 3"), 130, "interrupted: saved at update 3"),
         (OSError(errno.ENOSPC, "No space left on device", "x/y"), 2, "error: x/y: No space left on device; "),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: runs/test: No space left on device; "),
     ],
 )
 def test_run_prints_one_line_and_exits(monkeypatch, capsys, error, code, line):

@@ -127,15 +127,22 @@ def test_a_run_is_pushed_with_all_that_its_model_needs(hub, folder, tmp_path, ca
     best = folder.rename(tmp_path / "best")
     with pytest.raises(SystemExit) as exit:
         push.main([str(tmp_path), "me/model"])
-    message = "best: no preprocessor_config.json or tokenizer.json or vocab.json, without which a pushed model"
+    message = "best: no preprocessor_config.json, without which a pushed model"
     assert exit.value.code == 2 and message in capsys.readouterr().err and not hub
-    for name in ("preprocessor_config.json", "adapter/adapter_config.json", ".cache/x", "model.safetensors.tmp"):
+    for name in (
+        "preprocessor_config.json",
+        "vocab.json",
+        "adapter/adapter_config.json",
+        ".cache/x",
+        "model.safetensors.tmp",
+    ):
         (best / name).parent.mkdir(exist_ok=True)
         (best / name).write_text("{}")
     (best / "README.md").write_text('d2v.auto.from_pretrained("best")\nrun.py --model best --data.path DIR')
     push.main([str(tmp_path), "me/model", "--private"])
     assert capsys.readouterr().out == "https://hub/commit/1\n"
     names = ["README.md", "adapter/adapter_config.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    names += ["vocab.json"]
     assert hub[1] == ("me/model", {"private": True, "exist_ok": True}) and list(hub[2][1]) == names
     card = b'd2v.auto.from_pretrained("me/model")\nrun.py --model me/model --data.path DIR'
     assert hub[2][1]["README.md"] == card and b'"best"' in (best / "README.md").read_bytes()
@@ -143,6 +150,37 @@ def test_a_run_is_pushed_with_all_that_its_model_needs(hub, folder, tmp_path, ca
     push.main([str(best), "me/model"])  # a model's folder itself
     assert json.loads(hub[-1][1]["adapter/adapter_config.json"]) == {"base_model_name_or_path": None}
     assert list(hub[-1][1]) == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "files", "missing"),
+    [
+        ("audio", "Data2VecAudioForCTC", ["preprocessor_config.json"], "vocab.json"),
+        ("audio", "Data2VecAudioForCTC", ["vocab.json"], "preprocessor_config.json"),
+        ("audio", "Data2VecAudioForCTC", ["processor_config.json", "vocab.json"], None),
+        ("audio", "Data2VecAudioModel", ["preprocessor_config.json"], None),
+        (
+            "text",
+            "Data2VecTextModel",
+            ["preprocessor_config.json", "vocab.json"],
+            "tokenizer.json, nor vocab.json with",
+        ),
+        ("text", "Data2VecTextModel", ["merges.txt", "vocab.json"], None),
+        ("text", "Data2VecTextModel", ["tokenizer.json"], None),
+        ("vision", "Data2VecVisionModel", ["tokenizer.json", "vocab.json"], "preprocessor_config.json"),
+    ],
+)
+def test_what_a_model_needs_depends_on_its_class(hub, tmp_path, kind, name, files, missing):
+    config = {"model_type": f"data2vec-{kind}", "architectures": [name]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in ("model.safetensors", *files):
+        (tmp_path / file).write_text("{}")
+    if missing:
+        with pytest.raises(InputError, match=f"^{tmp_path}: no {missing}"):
+            push_folder(tmp_path, "me/model")
+    else:
+        assert push_folder(tmp_path, "me/model")
+    assert bool(hub) == (missing is None)
 
 
 def test_whatever_the_client_raises_is_one_line(monkeypatch, folder):
@@ -153,14 +191,16 @@ def test_whatever_the_client_raises_is_one_line(monkeypatch, folder):
         raise ConnectError("Temporary failure\nin name resolution")
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
-    (folder / "tokenizer.json").write_text("{}")
+    for name in ("preprocessor_config.json", "vocab.json"):
+        (folder / name).write_text("{}")
     with pytest.raises(InputError, match=r"cannot be pushed to the hub \(Temporary failure in name resolution\)"):
         push_folder(folder, "me/model")
 
 
 def test_a_push_that_fails_says_how_to_try_again_and_tells_no_token(monkeypatch, folder):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    (folder / "tokenizer.json").write_text("{}")
+    for name in ("preprocessor_config.json", "vocab.json"):
+        (folder / name).write_text("{}")
     with pytest.raises(InputError) as caught:
         push_folder(folder, "me/model")  # offline
     message = str(caught.value)

@@ -86,6 +86,25 @@ def test_dtype_is_float32_unless_asked(folder, model):
     assert {parameter.dtype for parameter in load(folder, torch_dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
+def test_dtypes_by_name_and_the_checkpoints_own(folder):
+    """As Hugging Face's library takes them."""
+    file = folder / "config.json"
+    entries = json.loads(file.read_text())
+    dtypes = {key: value.half() for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(dtypes, folder / "model.safetensors")
+    for said, given, wanted in (
+        ({}, "bfloat16", torch.bfloat16),
+        ({}, "torch.float16", torch.float16),
+        ({"dtype": "bfloat16"}, "auto", torch.bfloat16),
+        ({"dtype": None, "torch_dtype": "float64"}, "auto", torch.float64),
+        ({"dtype": None}, "auto", torch.float16),  # as the weights are
+    ):
+        file.write_text(json.dumps(entries | said))
+        assert {parameter.dtype for parameter in load(folder, torch_dtype=given).parameters()} == {wanted}
+    for given in ("float17", "int8", torch.int64, 16):
+        assert complaint(folder, torch_dtype=given).startswith(f"torch_dtype: {given!r} should be auto or a dtype of ")
+
+
 def test_body_into_headed_model_and_back(tmp_path, model, folder, capsys):
     body = load(folder, Data2VecAudioModel)
     assert same(body, model.data2vec_audio)

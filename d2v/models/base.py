@@ -82,7 +82,7 @@ class PreTrainedModel(Storable):
         cls: type[Model],
         source: str | Path,
         *,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         verbose: bool = True,
         **config_changes,
     ) -> Model:
@@ -90,15 +90,17 @@ class PreTrainedModel(Storable):
 
         Args:
             source: folder that `save_pretrained` or Hugging Face wrote, or a hub id.
-            torch_dtype: dtype of the weights; by default float32.
+            torch_dtype: dtype of the weights, or its name, such as "float16"; "auto" is the checkpoint's; by default
+                float32.
             verbose: print which weights were missing, unexpected or of another shape.
             **config_changes: fields of the configuration that are to differ, such as `mask_time_prob=0.5`.
         """
+        dtype = pretrained.as_dtype(torch_dtype, source)
         model = cls(cls.config_class.from_pretrained(source, **config_changes))
         report = pretrained.load_weights(model, source)
         if verbose and str(report):
             print(report)
-        return model.to(torch_dtype or torch.float32).eval()
+        return model.to(dtype).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` as Hugging Face does, under its names."""
