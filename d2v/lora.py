@@ -147,7 +147,7 @@ def load_lora(model: PreTrainedModel, source: str | Path) -> None:
         rename(key.removeprefix(PREFIX), model.renames, to_ours=True): value
         for key, value in read_weights_file(file).items()
     }
-    options = {
+    options: dict[str, Any] = {
         key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora") if key in config
     }
     for key, least in (("r", 1), ("lora_alpha", 0), ("lora_dropout", 0)):
