@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import unquote, urlsplit
 
 from d2v.errors import InputError
 
@@ -210,6 +211,10 @@ class Data:
         if self.path is not None and not self.path.strip():
             raise InputError("data.path is empty, such as a variable that is not set; leave it out for the demo")
         not_blank("data", self, besides=("delimiter", "label_separator", "separator", "remove"))
+        if self.path and self.path.startswith("file://"):
+            self.path = unquote(urlsplit(self.path).path)
+        if self.path and "://" in self.path:
+            raise InputError(f"data.path {self.path}: should be a file or folder here, or the hub id of a data set")
         if self.path:
             self.path = str(Path(self.path).expanduser())
         self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter or "", self.delimiter)

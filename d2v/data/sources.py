@@ -107,6 +107,8 @@ def read_hub(data: Data) -> Source:
 
     path = Path(data.path or "")
     name, revision = (str(path.resolve()), None) if path.is_dir() else split_revision(str(data.path))
+    if revision and Path(name).exists():
+        raise InputError(f"{data.path}: {name} is not of the hub, and has no revision {revision!r}")
     files = states([str(path / file) for file in walk(path)]) if path.is_dir() else b""  # on the hub a commit says that
     key = hashlib.sha256(repr((name, data.name, revision)).encode() + files).hexdigest()[:16]
     place, remarks = cache_folder() / "hub" / key, list[Remark]()

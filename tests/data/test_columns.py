@@ -149,6 +149,15 @@ def test_a_variable_that_is_not_set_is_no_demo():
         Data(path=" ")
 
 
+def test_addresses_are_of_files_here_or_of_the_hub(folder):
+    assert Data(path=f"file://{folder}/a%20b.csv").path == f"{folder}/a b.csv"
+    for address in ("s3://bucket/rows", "https://example.org/rows.csv", "hf://datasets/a/b"):
+        with pytest.raises(InputError, match=f"data.path {address}: should be a file or folder here, or the hub id"):
+            Data(path=address)
+    with pytest.raises(InputError, match="is not of the hub, and has no revision 'main'"):
+        read(AudioData(path=f"{folder}@main"))
+
+
 def test_a_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))
