@@ -88,10 +88,10 @@ def read_media(
         name = path.parts[level] if inside else split_of.get(path, "train")  # type: ignore[index]
         splits.setdefault(name, []).append(path)
     for name, paths in splits.items() if classes else ():
-        inside = [path for path in paths if len(path.parts) > (1 if level is None else level + 2)]
-        if len(paths) / 2 <= len(inside) < len(paths):
-            others = [path for path in paths if path not in set(inside)]
-            splits[name] = inside
+        classed = [path for path in paths if len(path.parts) > (1 if level is None else level + 2)]
+        if len(paths) / 2 <= len(classed) < len(paths):
+            others = [path for path in paths if path not in set(classed)]
+            splits[name] = classed
             if remarks is not None:
                 remarks.append(left_out(media.root, others, f"not read: {{}} of {name} in no folder of a class"))
     labels = {name: folder_labels(paths, level) for name, paths in splits.items()}
@@ -301,7 +301,8 @@ def name_files(
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
     paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
     paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
-    if elsewhere := other_places(table, [it and it + end for it in slashed.to_pylist()], folder, split, files):
+    names = [it and it + end for it in slashed.to_pylist()] if files else []
+    if elsewhere := other_places(table, names, folder, split, files):
         paths = pa.array([elsewhere.get(i, path) for i, path in enumerate(paths.to_pylist())], pa.string())
     if name != column:
         fact = {"column": name, "as": column}
@@ -367,8 +368,10 @@ def other_places(
 
 def words_of(table: "Dataset", column: str, rows: Sequence[int]) -> list[str] | None:
     """The texts or classes of some rows; None where a column has neither, or a row has none."""
-    feature = table.features[column]
-    values = table.select_columns([column])[rows][column] if hasattr(feature, "dtype") else [None]
+    feature: Any = table.features[column]
+    if not hasattr(feature, "dtype"):
+        return None
+    values: list[Any] = table.select_columns([column])[list(rows)][column]
     if hasattr(feature, "names"):
         values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
     return values if all(isinstance(value, str) for value in values) else None

@@ -321,7 +321,7 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
 
 
 def unnamed_test(
-    media: Media | None, tables: Sequence[PurePath], readers: Mapping[str, Any], named: Set[str] = frozenset()
+    media: Media | None, tables: Sequence[PurePath], readers: Mapping[str, Any], named: Set[str | None] = frozenset()
 ) -> dict[str, Callable[[], "Dataset"]]:
     """The folder of a test whose files no table names, as competitions have it; nothing where there is another test.
 
