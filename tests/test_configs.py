@@ -182,7 +182,7 @@ def write_like(recipe: str, source: str | None, name: str | None, folder: Path) 
         for pictures in {"image", "annotation"} & set(table.column_names):
             table = table.cast_column(pictures, datasets.Image())
         table.to_parquet(folder / f"{split}.parquet")
-    name_splits(folder, splits, name or "default")
+    name_splits(folder, splits, name=name or "default")
 
 
 @pytest.fixture

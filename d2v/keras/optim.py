@@ -1,4 +1,4 @@
-"""AdamW as our PyTorch recipes use it: layer-wise learning rates, and no weight decay of biases, norms and scales."""
+"""AdamW as our PyTorch recipes use it: layer-wise learning rates, and weight decay of what has it there."""
 
 import re
 
@@ -18,7 +18,7 @@ class AdamW(keras.Optimizer):
         depth: number of the model's blocks.
         layer_decay: block i of L learns `layer_decay ** (L - i)` times as fast as the head and what lies before the
             first `layer_decay ** (L + 1)` times, as in BEiT; 1 for the same rate everywhere.
-        weight_decay: of weights with more than one dimension.
+        weight_decay: of weights with more than one dimension but the class token and positions.
         beta_1, beta_2, epsilon: of the moments.
         **options: of `keras.Optimizer`, such as `clipnorm`.
     """
@@ -46,6 +46,7 @@ class AdamW(keras.Optimizer):
             self.first, self.second = self.add_optimizer_variables(variables, ["momentum", "velocity"])
             layers = (layer_of(variable.path, self.depth) for variable in variables)
             self.scales = tuple(self.layer_decay ** (self.depth + 1 - layer) for layer in layers)
+            self.decays = tuple(self.decay if has_decay(variable) else 0.0 for variable in variables)
 
     def update_step(self, gradient, variable, learning_rate):
         """Move one weight."""
@@ -58,14 +59,18 @@ class AdamW(keras.Optimizer):
         correction = 1 - ops.power(ops.cast(self.beta_2, variable.dtype), step)
         moved = first / (ops.sqrt(second / correction) + self.epsilon)
         moved = moved / (1 - ops.power(ops.cast(self.beta_1, variable.dtype), step))
-        decay = self.decay if len(variable.shape) > 1 else 0.0
-        self.assign(variable, variable * (1 - rate * decay) - rate * moved)
+        self.assign(variable, variable * (1 - rate * self.decays[index]) - rate * moved)
 
     def get_config(self):
         """What a `.keras` file says of it."""
         own = {"depth": self.depth, "layer_decay": self.layer_decay, "weight_decay": self.decay}
         own |= {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         return super().get_config() | own
+
+
+def has_decay(variable) -> bool:
+    """Whether a weight has weight decay, as in `d2v.training.optim.param_groups`."""
+    return len(variable.shape) > 1 and not variable.path.endswith(("/cls_token", "/position_embeddings"))
 
 
 def layer_of(path: str, depth: int) -> int:

@@ -111,7 +111,7 @@ def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
 
 
 NO_SIZES = re.compile("_token_id$|_index$|_indices$|^image_size$|^patch_size$")
-MAY_BE_0 = re.compile("_min_masks$|_num_convs$|^num_adapter_layers$|_range$|_eps$")
+MAY_BE_0 = re.compile("_min_masks$|_num_convs$|^num_(adapter|hidden)_layers$|_range$|_eps$")
 
 
 def check_sizes(config: Config) -> None:

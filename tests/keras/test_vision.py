@@ -282,10 +282,10 @@ def test_layerwise_rates_and_decay_are_those_of_the_recipe():
         model = getattr(d2v.keras, f"TF{kind}")(Data2VecVisionConfig(**entries))
         optimizer = build_optimizer(model, 1.0, layer_decay=0.5, weight_decay=0.1)
         optimizer.build(model.trainable_weights)
-        scales = dict(zip((x.path for x in model.trainable_weights), optimizer.scales, strict=True))
-        names = {key: x for key, x in backends.weight_names(model).items() if x.trainable}
-        found = {key: (scales[x.path], 0.1 if len(x.shape) > 1 else 0.0) for key, x in names.items()}
-        assert found == wanted
+        of_each = zip(optimizer.scales, optimizer.decays, strict=True)
+        found = dict(zip((x.path for x in model.trainable_weights), of_each, strict=True))
+        names = {key: x.path for key, x in backends.weight_names(model).items() if x.trainable}
+        assert {key: found[path] for key, path in names.items()} == wanted
     assert layer_of("m/data2vec_vision/encoder/layer-11/lambda_1", 12) == 12
 
 

@@ -128,8 +128,7 @@ def test_impossible_combinations_are_bad_input(changes):
     [
         (Data2VecAudioConfig, "num_attention_heads", 0, 1),
         (Data2VecAudioConfig, "hidden_size", -8, 1),
-        (Data2VecTextConfig, "num_hidden_layers", -1, 1),
-        (Data2VecTextConfig, "num_hidden_layers", 0, 1),
+        (Data2VecTextConfig, "num_hidden_layers", -1, 0),
         (Data2VecVisionConfig, "intermediate_size", 0, 1),
         (Data2VecVisionConfig, "num_attention_heads", 0, 1),
         (Data2VecAudioConfig, "conv_dim", (8, 8, 0, 8, 8, 8, 8), 1),

@@ -88,7 +88,7 @@ def test_predict_needs_no_labels(trained, tmp_path):
     run("--mode=predict", f"--model={trained[0] / 'best'}", f"--data.path={tmp_path}", f"--run.out={tmp_path / 'out'}")
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [Path(row["id"]).name for row in rows] == ["x.wav", "y.flac"]
-    assert all(set(row) == {"id", "text", "words"} for row in rows)
+    assert all(set(row) == {"id", "text", "words", "seconds"} for row in rows)
 
 
 def evaluate(trained, data, out, *args):
