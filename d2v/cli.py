@@ -140,11 +140,11 @@ def is_text(hint: Any) -> bool:
 
 
 def content_of(file: str) -> str | None:
-    """The text of a file; None if it cannot be read, which the parser will say."""
+    """The text of a file, or what is given in place of one; None if it cannot be read, which the parser will say."""
     try:
-        return Path(file).read_text("utf-8")
+        return Path(file).expanduser().read_text("utf-8")
     except (OSError, ValueError):
-        return None
+        return file if ":" in file else None
 
 
 def says_nothing(content: str | None, groups: Mapping[str, bool]) -> bool:
@@ -185,8 +185,10 @@ def load_yaml(content: str, texts: set[str], groups: Mapping[str, bool], files: 
     for key, value in list(found.items()) if content in files else ():
         if groups.get(key) and not isinstance(value, dict | str | None):
             raise ValueError(f"{key} is {value!r:.40}; should have options under it, one a line")
-        if not value and value != "":  # the parser takes an empty group, known or not, and refuses null
-            found[key] = ({} if groups[key] else value) if key in groups else None
+        if value is None and groups.get(key):  # which the parser refuses
+            found[key] = {}
+        elif value == {} and key not in groups:  # which it takes for a group that there is not
+            found[key] = None
     return found
 
 

@@ -263,7 +263,7 @@ def read_options(file: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader)
+        values = yaml.load(Path(file).expanduser().read_text("utf-8"), yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config {file}: cannot be read ({error})") from error
     return dict(flat(values)) if isinstance(values, dict) else {}

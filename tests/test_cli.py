@@ -159,6 +159,14 @@ def test_a_group_without_options_changes_nothing(write, yaml):
     assert found == Config(run=Run(out="runs/test", seed=7))
 
 
+def test_options_with_dots_in_a_file_keep_what_is_false_or_0(write, tmp_path, monkeypatch):
+    found = parse(Config, ["--config", write("optim.warmup: 0\nrun.resume: false\nrun.max_minutes: 0")])
+    assert (found.optim.warmup, found.run.resume, found.run.max_minutes) == (0, False, 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("data: {name: 007}\noptim:\n")
+    assert parse(Config, ["--config=~/mine.yaml"]).data.name == "007"
+
+
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [

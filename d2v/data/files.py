@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from d2v.errors import InputError
-
 AUDIO = {
     ".wav",
     ".wave",
@@ -187,23 +185,20 @@ def split_level(files: Sequence[PurePath], asked: Iterable[str] = (), *, classes
 def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[str, list[PurePath]]:
     """Tables by split: by their folders, else by their own names; if these say nothing all are train.
 
+    Those of the same name in several folders are splits of their own, such as `fold0/train`.
+
     Args:
         files: relative paths.
         asked: names of splits that were asked for.
-
-    Raises:
-        InputError: folders have files of the same split and name, which may be the same rows, or folds of them.
     """
     level = split_level(files, asked)
+    counts = Counter(path.name.lower() for path in files)
     splits: dict[str, list[PurePath]] = {}
-    alike: dict[str, PurePath] = {}
     for path in files:
         inside = level is not None and len(path.parts) > level + 1
         name = path.parts[level] if inside else split_name(path)  # type: ignore[index]
-        if not inside and usual_file(name) and alike.setdefault(path.name.lower(), path) != path:
-            raise InputError(
-                f"{alike[path.name.lower()]} and {path} may both be {name}; data.path should name a folder"
-            )
+        if not inside and usual_file(name) and counts[path.name.lower()] > 1:
+            name = (path.parent / name).as_posix()  # a fold, a language or a copy: not the same split unasked
         splits.setdefault(name, []).append(path)
     named = level is not None or set(asked) & splits.keys()
     if named or any(usual(name) or usual_file(name) for name in splits):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +70,14 @@ def read_media(
 ) -> dict[str, Reader]:
     """Splits of a folder without tables.
 
-    Where most files of a split lie in folders of classes, the others, such as a cover, are left out.
+    Where most files of a split lie in folders of classes, the others, such as a cover, have none.
 
     Args:
         media: its files.
         texts: text of a file, by its path without ending.
         asked: names of splits that were asked for.
         listed: files of splits that lists name; the others are train.
-        remarks: gets what is left out.
+        remarks: gets which files are of no class.
         classes: folders may be classes.
     """
     level = None if listed else split_level(media.files, asked, classes=classes)
@@ -87,21 +87,17 @@ def read_media(
         inside = level is not None and len(path.parts) > level + 1
         name = path.parts[level] if inside else split_of.get(path, "train")  # type: ignore[index]
         splits.setdefault(name, []).append(path)
-    for name, paths in splits.items() if classes else ():
-        classed = [path for path in paths if len(path.parts) > (1 if level is None else level + 2)]
-        if len(paths) / 2 <= len(classed) < len(paths):
-            others = [path for path in paths if path not in set(classed)]
-            splits[name] = classed
-            if remarks is not None:
-                remarks.append(left_out(media.root, others, f"not read: {{}} of {name} in no folder of a class"))
     labels = {name: folder_labels(paths, level) for name, paths in splits.items()}
     learnt = next(iter(fitting("train", splits) or splits))
     names = sorted({label for label in labels[learnt] or [] if label})
     readers: dict[str, Reader] = {}
     for name, paths in splits.items():
         own = sorted({label for label in labels[name] or [] if label} - set(names))
+        if remarks is not None and None in (labels[name] or []):
+            others = [path for path, label in zip(paths, labels[name] or [], strict=True) if label is None]
+            remarks.append(left_out(media.root, others, f"of no class: {{}} of {name}, in no folder of one"))
         # One folder that is no class of train, such as test/unknown, only holds files that have none.
-        one = len(set(labels[name] or [])) < 2 and (bool(own) or len(names) < 2)
+        one = len(set(labels[name] or []) - {None}) < 2 and (bool(own) or len(names) < 2)
         columns: dict[str, list] = {media.column: [str(media.root / path) for path in paths]}
         if texts:
             columns[media.text_column] = [texts.get(path.with_suffix("").as_posix()) for path in paths]
@@ -157,18 +153,20 @@ def make_table(
     if labels is None:
         return table
     numbers = {name: i for i, name in enumerate(names)}
-    return table.add_column(label_column, [numbers[each] for each in labels], feature=datasets.ClassLabel(names=names))
+    return table.add_column(
+        label_column, [each and numbers[each] for each in labels], feature=datasets.ClassLabel(names=names)
+    )
 
 
-def folder_labels(files: Sequence[PurePath], level: int | None) -> list[str] | None:
-    """The outermost folder of each file but the one that says its split; None where files lie in none."""
+def folder_labels(files: Sequence[PurePath], level: int | None) -> list[str | None] | None:
+    """The outermost folder of each file but the one that says its split; None where most files lie in none."""
     folders = []
     for path in files:
         parts = [part for i, part in enumerate(path.parts[:-1]) if i != level]
         folders.append(parts)
     while folders and all(folders) and len({parts[0] for parts in folders}) == 1 and all(len(x) > 1 for x in folders):
         folders = [parts[1:] for parts in folders]  # what all files lie in says nothing
-    return [parts[0] for parts in folders] if all(folders) else None
+    return [parts[0] if parts else None for parts in folders] if 2 * sum(map(bool, folders)) > len(folders) else None
 
 
 def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[PurePath]) -> dict[str, str]:
@@ -301,8 +299,10 @@ def name_files(
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
     paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
     paths = pc.binary_join_element_wise(paths, pa.scalar(end), "") if end else paths
-    names = [it and it + end for it in slashed.to_pylist()] if files else []
-    if elsewhere := other_places(table, names, folder, split, files):
+    elsewhere = (
+        other_places(table, [it and it + end for it in slashed.to_pylist()], folder, place, files) if files else {}
+    )
+    if elsewhere:
         paths = pa.array([elsewhere.get(i, path) for i, path in enumerate(paths.to_pylist())], pa.string())
     if name != column:
         fact = {"column": name, "as": column}
@@ -310,60 +310,58 @@ def name_files(
     if form:
         remarks.append(("files", f"column {name!r}: the files' names have accents in the other form", {"form": form}))
     if (place, end) != (folder, ""):
-        others = {Path(path).parent for path in elsewhere.values()} - {place}
-        more = f" and {len(others)} other folders" if others else ""
+        more = f", of {len(elsewhere)} rows in other folders" if elsewhere else ""
         line = f"column {name!r}: files are in {place}{more}" + (f" and end in {end}" if end else "")
         remarks.append(("files", line, {"column": name, "folder": str(place), "ending": end}))
-    if elsewhere and len(written.unique()) < len(written):
-        written = pa.array([os.path.relpath(it, folder) if it else it for it in paths.to_pylist()], pa.string())
-    made = table if "id" in kinds else table.add_column("id", written)
+    ids = written
+    if elsewhere:  # names that several rows have
+        ids = pa.array([os.path.relpath(it, folder) if it else it for it in paths.to_pylist()], pa.string())
+    made = table if "id" in kinds else table.add_column("id", ids)
     made = made.remove_columns([name]) if name == column else made
     return made.add_column(column, pc.if_else(whole, written, paths))
 
 
 def other_places(
-    table: "Dataset", names: Sequence[str | None], folder: Path, split: str, files: Sequence[Path]
+    table: "Dataset", names: Sequence[str | None], folder: Path, place: Path, files: Sequence[Path]
 ) -> dict[int, str]:
-    """The files of names without a folder that are not beside the table, by row.
+    """The files of rows that are not where most are, of names that several folders have, by row.
 
-    Where several folders have a file of that name, a column of the table says which, such as that of classes, speakers
-    or splits; or the table's own split; or it is the only folder that has all of the names.
+    A column of the table says which folder is meant, such as that of classes, speakers or splits, if it does so for
+    every such row; else all stay where most are.
 
     Args:
         table: whose other columns may have names of folders.
         names: of a file a row, or None.
-        folder: of the table.
-        split: name of its split.
+        folder: of the table, whose own files are those that it names.
+        place: where most of the files are.
         files: that may be meant.
 
     Raises:
-        InputError: nothing says which file is meant.
+        InputError: the table names every one of several folders' files, and no column says which is which.
     """
     folders: dict[str, list[Path]] = {}
     for file in files:
         folders.setdefault(file.name, []).append(file.parent)
-    found = {i: folders[name] for i, name in enumerate(names) if name in folders and folder not in folders[name]}
-    several = [i for i, places in found.items() if len(places) > 1]
-    if several:
-        parts = {place: {*place.parts[-3:], *map(usual, place.parts[-3:])} for i in several for place in found[i]}
-
-        def chosen(values: Sequence[Any]) -> list[Path] | None:
-            meant = [
-                [it for it in found[i] if {value, usual(value)} & parts[it] - {None}]
-                for i, value in zip(several, values, strict=True)
-            ]
-            return [places[0] for places in meant] if all(len(places) == 1 for places in meant) else None
-
-        said = (words_of(table, column, several) for column in table.column_names)
-        by_column = next(filter(None, (chosen(values) for values in said if values)), None)
-        of_all = set.intersection(*(set(places) for places in found.values()))
-        places = by_column or chosen([split] * len(several)) or [*of_all] * len(several)
-        if len(places) != len(several):
-            one, two = (place / str(names[several[0]]) for place in found[several[0]][:2])
-            rows = f"{len(several)} rows name files that are in several folders"
-            raise InputError(f"{folder}: row {several[0]} may mean {one} or {two}; {rows}; names should have theirs")
-        found |= {i: [place] for i, place in zip(several, places, strict=True)}
-    return {i: str(places[0] / str(names[i])) for i, places in found.items()}
+    several = {name: places for name, places in folders.items() if len(places) > 1 and folder not in places}
+    rows = [i for i, name in enumerate(names) if name in several]
+    if not rows:
+        return {}
+    parts = {each: {*each.parts[-3:], *map(usual, each.parts[-3:])} for each in {*chain(*several.values())}}
+    for column in table.column_names:
+        chosen: dict[int, Path] = {}
+        for i, value in zip(rows, words_of(table, column, rows) or (), strict=False):
+            meant = [it for it in several[str(names[i])] if {value, usual(value)} & parts[it] - {None}]
+            if len(meant) != 1:
+                break
+            chosen[i] = meant[0]
+        if len(chosen) == len(rows):
+            return {i: f"{it}{os.sep}{names[i]}" for i, it in chosen.items() if it != place}
+    counts = Counter(names[i] for i in rows)
+    if all(counts[name] == len(several[str(name)]) for name in counts):
+        one, two = (it / str(names[rows[0]]) for it in several[str(names[rows[0]])][:2])
+        why = f"{len(rows)} rows name files that are in several folders"
+        raise InputError(f"{folder}: row {rows[0]} may mean {one} or {two}; {why}; names should have theirs")
+    return {}
 
 
 def words_of(table: "Dataset", column: str, rows: Sequence[int]) -> list[str] | None:

@@ -84,6 +84,7 @@ def read_questions(data: Data) -> Mapping[str, "Dataset"]:
     path = Path(data.path or "")
     root, files = (path.parent, [PurePath(path.name)]) if path.is_file() else (path, walk(path) if data.path else [])
     files = [file for file in files if file.suffix.lower() == ".json" and file.name not in NOT_DATA]
+    files = [file for file in files if len(file.parts) == 1] or files
     found = {file: read_articles(root / file) for file in files}
     articles = {file: listed for file, listed in found.items() if listed is not None}
     if not articles:

@@ -1,7 +1,7 @@
 """Shards: the files of a split that is too large to prepare, each of which is read by itself, block by block."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -36,11 +36,13 @@ class Shards:
         parts: of each split of the source that is train its shards, a `datasets.IterableDataset`, and their names.
         renamed: columns of the shards, and what the recipe looks for them as.
         media: columns of sounds and images, whose paths begin at the shard's folder.
+        places: where the files of a shard's folder and of a column are instead, and what their names lack.
     """
 
     parts: Sequence[tuple[Any, Sequence[str]]]
     renamed: Mapping[str, str]
     media: Sequence[str] = ()
+    places: Mapping[tuple[Path, str], tuple[Path, str]] = field(default_factory=dict)
 
     @property
     def shards(self) -> list[str]:
@@ -80,7 +82,7 @@ class Shards:
         for column in {*self.media} & {*table.column_names}:
             if pa.types.is_string(table[column].type) and "://" not in name:
                 values, folder = table[column].to_pylist(), Path(name).parent
-                place, end, _ = place_files([value for value in values if value][:SAMPLE], folder) or (folder, "", "")
+                place, end = self.places.get((folder, column), (folder, ""))
                 paths = [value and f"{place / value}{end}" for value in values]
                 table = table.set_column(table.column_names.index(column), column, pa.array(paths, pa.string()))
         kinds = {self.renamed.get(each, each): kind for each, kind in (self.parts[0][0].features or {}).items()}
@@ -178,8 +180,13 @@ def open_shards(job: Job, parts: Sequence[tuple[Any, Sequence[str]]], columns: M
         raise InputError(f"{stream.shards[0]}: no rows")
     beginning = stream.split(0, 0, table)
     known = known_columns(job, beginning.table, columns)
-    pairs = zip(beginning.table.column_names, known.column_names, strict=True)
-    stream = replace(stream, renamed={own: name for own, name in pairs if own != name})
+    pairs = list(zip(beginning.table.column_names, known.column_names, strict=True))
+    folder, places = Path(stream.shards[0]).parent, {}
+    for own, name in pairs:
+        values = table[own].to_pylist() if name in stream.media and "://" not in stream.shards[0] else []
+        if found := place_files([value for value in values if isinstance(value, str) and value][:SAMPLE], folder):
+            places[folder, name] = found[:2]
+    stream = replace(stream, renamed={own: name for own, name in pairs if own != name}, places=places)
     count, processes = len(stream.shards), job.accelerator.num_processes
     line = f"train: a stream of {count} shards, {data.buffer_rows} rows at a time; a new vocabulary is made of the "
     note(job, "stream", f"{line}first {FIRST} rows", shards=count, rows=data.buffer_rows)

@@ -21,6 +21,7 @@ from d2v.data.files import (
     fitting,
     table_splits,
     usual,
+    usual_file,
     usual_place,
     walk,
 )
@@ -315,7 +316,10 @@ def read_folder(folder: Path, data: Data, remarks: list[Remark]) -> Source | Non
             readers[name] = partial(unused_splits, readers[name], data, name, remarks)
     if list(readers) == ["train"] and not data.streaming:
         whole = undecoded(readers["train"]())
-        parts = divided(whole, data, remarks, media) or {"train": lambda: whole}
+        named_so = any(
+            usual(part) or usual_file(part) for path in splits["train"] for part in (*path.parent.parts, path.stem)
+        )
+        parts = divided(whole, data, remarks, None if named_so else media) or {"train": lambda: whole}
         return Source(parts | unnamed_test(media, tables, parts, set(paths_in(whole, media))), remarks)
     return Source(readers | unnamed_test(media, tables, readers), remarks)
 

@@ -91,15 +91,12 @@ def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
 def strict_scheme(references: Labels, predictions: Labels) -> "type[Token] | None":
     """The scheme by which a strict metric takes chunks, of labels by `as_iobes`; None where all chunks count, in IOB1.
 
-    The references alone say which it is: in IOB1 an I- that follows on nothing of its type begins a chunk.
+    The references alone say which it is: in IOB1 most chunks begin with an I- that follows on nothing of its type.
     """
     from seqeval.scheme import IOB2, IOBES
 
     if any(label[0] in "ES" for side in (references, predictions) for labels in side for label in labels):
         return IOBES
-    starts = (
-        label[0] == "I" and before[1:] != label[1:]
-        for labels in references
-        for before, label in pairwise(["O", *labels])
-    )
-    return None if any(starts) else IOB2
+    pairs = [pair for labels in references for pair in pairwise(["O", *labels])]
+    inside = sum(label[0] == "I" and before[1:] != label[1:] for before, label in pairs)
+    return None if inside > sum(label[0] == "B" for _, label in pairs) else IOB2

@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -98,26 +99,27 @@ def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
     """
     named, count = entries.get("id2label"), entries.get("num_labels", 2)
     if not named:
-        if type(count) is not int or count < 1:
-            raise InputError(f"{where}: num_labels should be a whole number above 0, not {count!r:.80}")
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+            raise InputError(f"{where}: num_labels should be a whole number from 0 on, not {count!r:.80}")
         return {i: f"LABEL_{i}" for i in range(count)}
     try:
         pairs = sorted((int(i), name) for i, name in (enumerate(named) if isinstance(named, list) else named.items()))
     except (AttributeError, TypeError, ValueError):
         pairs = [(0, None)]
-    if any(not isinstance(name, str | int | float) for _, name in pairs):
+    if any(not isinstance(name, str | Real) for _, name in pairs):
         raise InputError(f"{where}: id2label should map numbers to names, not {named!r:.80}")
     return {i: str(name) for i, name in pairs}
 
 
 NO_SIZES = re.compile("_token_id$|_index$|_indices$|^image_size$|^patch_size$")
-MAY_BE_0 = re.compile("_min_masks$|_num_convs$|^num_(adapter|hidden)_layers$|_range$|_eps$")
+MAY_BE_0 = re.compile("mask|_num_convs$|^num_hidden_layers$|_range$|_eps$|adapter|xvector|tdnn|proj|auxiliary|labels")
+"""Sizes of what a model may be without."""
 
 
 def check_sizes(config: Config) -> None:
     """Raise InputError for the first size, or number of things, that there cannot be."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        if hint in (int, int | None, tuple[int, ...]) or MAY_BE_0.search(name):
+        if hint in (int, int | None, tuple[int, ...]) or name.endswith(("_range", "_eps")):
             value, lowest = getattr(config, name), 0 if MAY_BE_0.search(name) else 1
             sizes = value if isinstance(value, tuple) else (value,)
             if not NO_SIZES.search(name) and any(size is not None and size < lowest for size in sizes):

@@ -327,7 +327,10 @@ class AudioFeatureExtractor:
         if (kind := entries.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")) != "Wav2Vec2FeatureExtractor":
             raise InputError(f"{path}: feature_extractor_type is {kind!r}; must be 'Wav2Vec2FeatureExtractor'")
         with naming(source):
-            return cls(**{f.name: entries[f.name] for f in fields(cls) if f.name in entries})
+            own = {f.name: entries[f.name] for f in fields(cls) if entries.get(f.name) is not None}
+            if "return_attention_mask" in entries:  # of which null says no
+                own["return_attention_mask"] = entries["return_attention_mask"] or False
+            return cls(**own)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json` and the `processor_config.json` that newer versions look for first."""

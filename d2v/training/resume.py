@@ -222,7 +222,10 @@ def load_checkpoint(
     except KeyError as error:
         raise InputError(f"{path}: has no {error.args[0]!r}; go on with the configuration that wrote it") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: damaged, or of another model than this configuration's ({error})") from error
+        why = "damaged, or of another model than this configuration's"
+        if "size of optimizer's group" in str(error):  # in which class tokens and positions of images had weight decay
+            why = "of another model than this configuration's, or written by an earlier d2v; best/ can be fine-tuned on"
+        raise InputError(f"{path}: {why} ({error})") from error
     return processes
 
 

@@ -150,11 +150,31 @@ READ = {
         {"train": ["train"] * 2, "validation": ["validation"] * 2},
         {},
     ),
-    "a picture beside folders of classes": (
+    "a copy in another folder": (
+        "text_classification",
+        {
+            "train.csv": "text,label\na,x\nb,y\n",
+            "backup/train.csv": "text,label\na,x\n",
+            "dev.csv": "text,label\na,z\n",
+        },
+        {"train": ["x", "y"], "validation": ["z"]},
+        {},
+    ),
+    "languages that are joined": (
+        "text_classification",
+        {f"{each}/{split}.csv": f"text,label\na,{each}\n" for each in ("de", "en") for split in ("train", "dev")},
+        {"train": ["de", "en"], "validation": ["de", "en"]},
+        {"train_split": "de/train+en/train", "validation_split": "de/dev+en/dev"},
+    ),
+    "a table of one split that names files of other folders": (
         "image_classification",
-        {f"{split}/{kind}/{{}}.png": PICTURE for split in ("train", "val") for kind in "ab"}
-        | {"val/x.png": PICTURE, "cover.png": PICTURE},
-        {"train": ["a", "a", "b", "b"], "validation": ["a", "a", "b", "b"]},
+        {f"{folder}/{{}}.png": PICTURE for folder in ("train", "extra")}
+        | {
+            "train.csv": "file_name,label\n"
+            + "".join(f"{it}/{i}.png,{it}\n" for it in ("train", "extra") for i in (1, 2))
+        }
+        | {"validation.csv": "file_name,label\ntrain/1.png,v\n"},
+        {"train": ["train", "train", "extra", "extra"], "validation": ["v"]},
         {},
     ),
     "CoNLL's columns, of which one file has nothing but O at first": (
@@ -165,7 +185,8 @@ READ = {
     ),
     "SQuAD's JSON, with other JSON beside it": (
         "question_answering",
-        {"v2/train-v2.0.json": SQUAD, "dev-v2.0.json": SQUAD, "dataset_info.json": "{}", "notes.json": "[1]"},
+        {"train-v2.0.json": SQUAD, "dev-v2.0.json": SQUAD, "dataset_info.json": "{}", "notes.json": "[1]"}
+        | {"backup/train-v2.0.json": SQUAD, "runs/latin.json": b"\xe9"},
         {"train": 3, "validation": 3},
         {},
     ),
@@ -750,6 +771,50 @@ def test_files_of_one_name_in_several_folders(tmp_path, name):
     assert len(set(ids)) == len(ids)
 
 
+def test_a_picture_beside_folders_of_classes_has_none(tmp_path):
+    """It takes no class from the others, and is predicted like them."""
+    files = {f"{split}/{kind}/{{}}.png": PICTURE for split in ("train", "val") for kind in "ab"}
+    write(tmp_path, files | {"val/x.png": PICTURE})
+    splits, _, _ = chosen(tmp_path, "image_classification")
+    assert sorted(splits["train"].column("label")) == [0, 0, 1, 1]
+    assert splits["validation"].column("label") == [0, 0, 1, 1, None]
+    source = read(load_recipe("image_classification").ClassificationData(path=str(tmp_path)))
+    assert len(source["val"]) == 5
+    assert any(
+        "of no class: 1 .png of val, in no folder of one; the first is val/x.png" in it for _, it, _ in source.remarks
+    )
+
+
+FOLDERS = {
+    "copies beside the images": ({"images": "", "thumbs": ""}, ["images"]),
+    "a folder a speaker, each with its table": ({"one/crops": "one", "two/crops": "two"}, ["one/crops", "two/crops"]),
+    "a test of the same names": ({"train": "", "test": ""}, ["train"]),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_files_stay_where_most_of_a_tables_are(tmp_path, name):
+    """Whichever other folders have files of these names, and though one of its own is not there."""
+    folders, expected = FOLDERS[name]
+    write(tmp_path, {f"{folder}/{i}.png": PICTURE for folder in folders for i in range(30)})
+    for table in set(folders.values()):
+        rows = "".join(f"{i}.png,{i % 2}\n" for i in range(30))
+        (tmp_path / table / ("metadata.csv" if table else "train.csv")).write_text(f"file_name,label\n{rows}")
+        (tmp_path / (f"{table}/crops" if table else expected[0]) / "25.png").unlink()
+    data = load_recipe("image_classification").ClassificationData(path=str(tmp_path))
+    paths = read(data)["train"]["image"][:]
+    assert {PurePath(path).parent.relative_to(tmp_path).as_posix() for path in paths} == set(expected)
+
+
+def test_empty_and_absolute_names_stay(tmp_path):
+    write(tmp_path, {f"{folder}/{i}.png": PICTURE for folder in ("left", "right") for i in range(30)})
+    whole = str(tmp_path / "left/3.png")
+    rows = "".join(f"{i}.png,{folder}\n" for folder in ("left", "right") for i in range(30))
+    (tmp_path / "metadata.csv").write_text(f"file_name,side\n{rows},left\n,left\n{whole},left\n")
+    found = read(load_recipe("image_classification").ClassificationData(path=str(tmp_path)))["train"]["image"][:]
+    assert found[-3:] == ["", "", whole] and found[30] == str(tmp_path / "right/0.png")
+
+
 def test_names_of_files_beside_a_table_are_those(tmp_path):
     """Whatever other folders have files of these names."""
     write(tmp_path, {f"{split}/{{}}.png": PICTURE for split in ("train", "val", "thumbs")})
@@ -821,17 +886,12 @@ REFUSED = {
     "folds, each with its own train": (
         "text_classification",
         {f"fold{i}/{split}.csv": "text,label\na,b\n" for i in range(2) for split in ("train", "test")},
-        r"fold0/(train|test).csv and fold1/\1.csv may both be \1; data.path should name a folder",
+        r"fold0/train, fold1/train may be meant by 'train'; name one \(data.train_split\), or fold0/train\+fold1/train",
     ),
-    "a copy in another folder": (
-        "text_classification",
-        {"train.csv": "text,label\na,b\n", "backup/train.csv": "text,label\na,b\n"},
-        "train.csv and .*train.csv may both be train",
-    ),
-    "names that several folders have": (
+    "names of all files of several folders": (
         "image_classification",
-        {f"{kind}/{{}}.png": PICTURE for kind in "ab"} | {"labels.csv": "file_name,label\n1.png,c\n2.png,d\n"},
-        "row 0 may mean .*/a/1.png or .*/b/1.png; 2 rows name files that are in several folders",
+        {f"{kind}/{{}}.png": PICTURE for kind in "ab"} | {"labels.csv": "file_name,label\n" + "1.png,c\n2.png,d\n" * 2},
+        "row 0 may mean .*/a/1.png or .*/b/1.png; 4 rows name files that are in several folders",
     ),
     "an empty file": ("text_classification", {"train.jsonl": ""}, "train.jsonl: is empty"),
     "spreadsheets": ("text_classification", {"rows.xlsx": b"PK"}, "there are 1 .xlsx; looked for tables"),

@@ -44,7 +44,7 @@ UNCLOSED = {
 def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path, name):
     with pytest.raises(InputError, match=r"a.csv: a quote in line [34] or after it should be closed"):
         rows(tmp_path, "a.csv", UNCLOSED[name])
-    assert len(rows(tmp_path, "b.csv", 'text,label\n"a\nb ""c""",d\n5" e,"f\n"\n')) == 2
+    assert len(rows(tmp_path, "b.csv", 'text,label\n"a\nb ""c""",d\n5" e,"f\n"\n"yes" ,g\n')) == 3
 
 
 def test_shards_that_number_their_classes_otherwise(tmp_path):
@@ -63,6 +63,12 @@ LATE = {
     "a date, later a word": ({"text": "2020-01-01 00:00:00"}, {"text": "unknown"}, ["text"]),
     "numbers, later text": ({"text": 1}, {"text": "D-1"}, ["text"]),
 }
+
+
+def test_a_line_that_is_no_object(tmp_path):
+    content = json.dumps({"text": 1, "more": "x" * 1000}) + "\n"
+    with pytest.raises(InputError, match="a.jsonl: not readable as json"):
+        rows(tmp_path, "a.jsonl", content * 11_000 + '{"text": "D", "more": ""}\n"D"\n')
 
 
 @pytest.mark.parametrize("name", LATE)

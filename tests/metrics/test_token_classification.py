@@ -29,6 +29,8 @@ def test_chunks_of_iob1_may_begin_inside(predictions):
     assert found["f1_strict"] == found["f1"] == 1
     sums = chunk_statistics([["I-PER", "O", "I-LOC", "B-LOC"]], [predictions])["sums"]["f1_strict"]
     assert sums.tolist() == [[6, 6]]
+    strict = [["B-PER", "I-PER", "O"]] * 9
+    assert chunk_metrics([*strict, ["I-PER", "O"]], [["I-PER", "I-PER", "O"]] * 9 + [["O", "O"]])["f1_strict"] == 0
 
 
 def test_by_hand():

@@ -146,7 +146,14 @@ def test_positions_that_leave_room_for_no_token():
     message = complaint(Data2VecTextConfig, max_position_embeddings=2)
     assert message == "max_position_embeddings 2 should be at least 3, of which the first 2 are not used"
     assert Data2VecTextConfig(max_position_embeddings=3).max_tokens == 1
-    zeros = {"mask_feature_min_masks": 0, "num_adapter_layers": 0, "initializer_range": 0.0, "pad_token_id": 0}
+    zeros = {
+        "mask_feature_min_masks": 0,
+        "mask_time_length": 0,
+        "adapter_stride": 0,
+        "num_adapter_layers": 0,
+        "initializer_range": 0.0,
+        "pad_token_id": 0,
+    }
     assert Data2VecAudioConfig(**zeros).num_adapter_layers == 0
     assert Data2VecVisionConfig(auxiliary_num_convs=0, out_indices=[0, 1, 2, 3]).out_indices[0] == 0
 
@@ -184,9 +191,9 @@ def test_names_of_classes_as_files_have_them():
     for names in ({"yes": 0, "no": 1}, {"0": None}, {"0": "a", "1": ["b"]}, "ab", 3):
         message = complaint(Data2VecAudioConfig.from_dict, {"id2label": names})
         assert message == f"Data2VecAudioConfig: id2label should map numbers to names, not {names!r}"
-    for count in (0, -1, "3", None, 2.0):
+    for count in (-1, "3", None, 2.0, True):
         message = complaint(Data2VecAudioConfig.from_dict, {"num_labels": count})
-        assert message == f"Data2VecAudioConfig: num_labels should be a whole number above 0, not {count!r}"
+        assert message == f"Data2VecAudioConfig: num_labels should be a whole number from 0 on, not {count!r}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -375,16 +375,17 @@ def test_feature_extractor_files_that_do_not_fit(tmp_path):
             AudioFeatureExtractor.from_pretrained(tmp_path)
     for entries, message in (
         ({"sampling_rate": "16000"}, "AudioFeatureExtractor.sampling_rate should be int, not '16000'"),
-        ({"sampling_rate": None}, "AudioFeatureExtractor.sampling_rate should be int, not None"),
         ({"sampling_rate": 0}, "sampling_rate is 0; must be in Hz, above 0"),
         ({"sampling_rate": -1}, "sampling_rate is -1; must be in Hz, above 0"),
         ({"do_normalize": "true"}, "AudioFeatureExtractor.do_normalize should be bool, not 'true'"),
-        ({"padding_value": None}, "AudioFeatureExtractor.padding_value should be float, not None"),
     ):
         file.write_text(json.dumps(entries))
         with pytest.raises(InputError) as caught:
             AudioFeatureExtractor.from_pretrained(tmp_path)
         assert str(caught.value) == f"{tmp_path}: preprocessor_config.json: {message}"
+    file.write_text(json.dumps({"padding_value": None, "return_attention_mask": None}))
+    loaded = AudioFeatureExtractor.from_pretrained(tmp_path)
+    assert (loaded.padding_value, loaded.return_attention_mask) == (0.0, False)
     file.write_text("{")
     with pytest.raises(InputError, match=r"preprocessor_config\.json: not a readable JSON"):
         AudioFeatureExtractor.from_pretrained(tmp_path)
