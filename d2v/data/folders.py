@@ -144,7 +144,7 @@ def with_texts(reader: Reader, column: str) -> "Dataset":
 
 
 def make_table(
-    columns: dict[str, list], label_column: str, labels: Sequence[str] | None, names: list[str]
+    columns: dict[str, list], label_column: str, labels: Sequence[str | None] | None, names: list[str]
 ) -> "Dataset":
     """The data set of these columns, with one of classes if there are `labels`, of which `names` has all."""
     import datasets

@@ -254,8 +254,11 @@ def pretrain(
                 figures, moments = moments.figures(), Moments()
                 values = {"epoch": now / epoch} if epoch else {}
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
-                forgotten = half_life(decay)  # of a frozen teacher never, which JSON has no number for
-                values |= {"half_life": forgotten if math.isfinite(forgotten) else None, "auxiliary_weight": weight}
+                values["auxiliary_weight"] = weight
+                if math.isfinite(
+                    forgotten := half_life(decay)
+                ):  # of a frozen teacher never, which is no number of JSON
+                    values["half_life"] = forgotten
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
                 whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
                 vigil.check(figures, now, ready=whole and now > warm_up(optim, total))
