@@ -255,9 +255,7 @@ def pretrain(
                 values = {"epoch": now / epoch} if epoch else {}
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 values["auxiliary_weight"] = weight
-                if math.isfinite(
-                    forgotten := half_life(decay)
-                ):  # of a frozen teacher never, which is no number of JSON
+                if math.isfinite(forgotten := half_life(decay)):  # a frozen teacher forgets never, no number of JSON
                     values["half_life"] = forgotten
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
                 whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
