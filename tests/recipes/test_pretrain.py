@@ -224,7 +224,8 @@ def test_what_is_for_labels_is_refused(name, data, tmp_path):
 def test_a_frozen_teacher(data, tmp_path):
     args = [*arguments("text"), f"--data.path={data / 'text'}", f"--run.out={tmp_path}", "--run.max_steps=2"]
     runner("pretrain_text")(*args, "--teacher.half_life=.inf", "--teacher.final_half_life=.inf")
-    assert [entry["half_life"] for entry in log_of(tmp_path) if "lr" in entry] == [float("inf")] * 2
+    lines = [entry for entry in log_of(tmp_path) if "lr" in entry]
+    assert len(lines) == 2 and not any("half_life" in entry for entry in lines)  # JSON has no infinity
 
 
 def test_the_reference_arm_has_no_teacher(data, tmp_path):
