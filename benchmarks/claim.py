@@ -157,12 +157,12 @@ def error(task: Task, results: dict[str, Any]) -> tuple[float, float, float]:
     return (value, *ends) if task.metric == "wer" else (1 - value, 1 - ends[1], 1 - ends[0])
 
 
-def pooled(runs: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
-    """The first kind of statistics of runs over the same rows, as sums over the runs."""
+def pooled(metric: str, runs: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
+    """The statistics of a metric, of runs over the same rows, as sums over the runs."""
     from d2v.compare import read_run
 
     sides = [read_run(run)["statistics"][0] for run in runs]
-    if "sums" in sides[0]:
+    if metric in sides[0].get("sums", {}):
         return {"sums": {name: np.mean([side["sums"][name] for side in sides], 0) for name in sides[0]["sums"]}}
     classes = [side["classes"] for side in sides]
     right = [(each["reference"] == each["prediction"]).astype(float) for each in classes]
@@ -186,7 +186,7 @@ def verdicts(task: Task, runs: dict[tuple[str, float, int], Path]) -> list[str]:
     ):
         if not arms[first] or not arms[second]:
             continue
-        sides = [pooled(arms[first]), pooled(arms[second])]
+        sides = [pooled(task.metric, arms[first]), pooled(task.metric, arms[second])]
         rows = len(next(iter(sides[0]["sums"].values())))
         a, b, _, differences = paired_differences(*sides, range(rows))[task.metric]
         sign = 1 if task.metric == "wer" else -1

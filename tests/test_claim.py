@@ -1,6 +1,7 @@
 """`python -m benchmarks.claim` from end to end on tiny data: its rows, its verdicts, and that it goes on."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -53,10 +54,18 @@ def test_arms_run_in_one_order_whatever_was_typed(tmp_path):
     assert done == ["scratch", "scratch_longer"]
 
 
+def test_accuracy_is_made_of_classes_whatever_other_sums_there_are(monkeypatch):
+    """Images of many classes have sums too, of the five likeliest."""
+    classes = {"reference": np.array([0, 1]), "prediction": np.array([0, 0])}
+    kinds = {"classes": classes, "sums": {"accuracy_top5": np.ones((2, 2))}}
+    monkeypatch.setattr("d2v.compare.read_run", lambda run: {"statistics": (kinds, [], [])})
+    assert claim.pooled("accuracy", [Path("a"), Path("b")])["sums"]["accuracy"].tolist() == [[1, 1], [0, 1]]
+
+
 @pytest.mark.slow
 def test_a_claim_of_images(tmp_path, capsys):
     for seed, (split, count) in enumerate({"train": 60, "test": 12}.items()):
-        rows = [photo(split, 100 * seed + i) | {"label": i % 2} for i in range(count)]
+        rows = [photo(split, 100 * seed + i) | {"label": i % 6} for i in range(count)]
         (tmp_path / "data").mkdir(exist_ok=True)
         table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
         table.to_parquet(tmp_path / f"data/{split}.parquet")
