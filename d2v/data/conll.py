@@ -31,10 +31,9 @@ def read_words(data: Any) -> Mapping[str, "Dataset"]:
     path = Path(data.path or "")
     files = [path] if path.is_file() else sorted(path.iterdir()) if data.path and path.is_dir() else []
     files = [each for each in files if each.is_file() and wanted(each.name)]
-    # What has nothing but O in its first lines is of the form of the others.
-    texts = [each for each in files if each.suffix.lower() == ".txt"]
-    known = any(map(has_columns, texts))
-    found = [each for each in files if has_columns(each, one_label=known)]
+    found = [each for each in files if has_columns(each)]
+    if any(each.suffix.lower() == ".txt" for each in found):  # so is one that has nothing but O in its first lines
+        found = [each for each in files if has_columns(each, one_label=True)]
     if not found:
         return read(data)
     splits: dict[str, list[Path]] = {}

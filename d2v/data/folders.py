@@ -95,7 +95,8 @@ def read_media(
         own = sorted({label for label in labels[name] or [] if label} - set(names))
         if remarks is not None and None in (labels[name] or []):
             others = [path for path, label in zip(paths, labels[name] or [], strict=True) if label is None]
-            remarks.append(left_out(media.root, others, f"of no class: {{}} of {name}, in no folder of one"))
+            _, line, values = left_out(media.root, others, f"of no class: {{}} of {name}, in no folder of one")
+            remarks.append(("no class", line, values))  # they are there, for prediction
         # One folder that is no class of train, such as test/unknown, only holds files that have none.
         one = len(set(labels[name] or []) - {None}) < 2 and (bool(own) or len(names) < 2)
         columns: dict[str, list] = {media.column: [str(media.root / path) for path in paths]}
