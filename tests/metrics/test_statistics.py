@@ -80,7 +80,7 @@ def label_maps(random, rows):
 
 
 def tags(random, rows):
-    kinds = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+    kinds = ["O", "B-X", "B-X", "I-X", "B-Y", "B-Y", "I-Y"]  # so many B- that any rows of them are IOB2
     pairs = []
     for _ in range(rows):
         reference = random.choice(kinds, random.integers(1, 9)).tolist()
