@@ -211,6 +211,8 @@ class Data:
         if self.path is not None and not self.path.strip():
             raise InputError("data.path is empty, such as a variable that is not set; leave it out for the demo")
         not_blank("data", self, besides=("delimiter", "label_separator", "separator", "remove"))
+        if getattr(self, "label_separator", None) == "":
+            raise InputError("data.label_separator is empty; it should be what stands between labels, such as ;")
         if self.path and self.path.startswith("file://"):
             self.path = unquote(urlsplit(self.path).path)
         if self.path and "://" in self.path:

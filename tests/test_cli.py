@@ -299,6 +299,8 @@ def test_white_space_that_is_a_value():
         load_recipe("text_classification").Config, ["--data.path=x", "--data.label_separator= ", "--model=none"]
     )
     assert found.data.label_separator == " " and found.model is None
+    with pytest.raises(InputError, match="^data.label_separator is empty; it should be what stands between labels"):
+        parse(load_recipe("text_classification").Config, ["--data.path=x", "--data.label_separator="])
     assert parse(load_recipe("causal_lm").Config, ["--data.path=x", "--data.separator="]).data.separator == ""
 
 

@@ -125,6 +125,17 @@ def test_tables_as_written(tmp_path, case):
     assert rows(tmp_path, name, content, **options) == [dict(zip("ab", row, strict=True)) for row in expected]
 
 
+def test_options_of_csv_that_a_file_does_not_follow_are_said(tmp_path):
+    for name, content, delimiter in (("a.jsonl", '{"a": "x"}\n', ";"), ("a.txt", "x\n", None)):
+        (tmp_path / name).write_text(content)
+        remarks = []
+        read_table([tmp_path / name], Data(header=["b"], delimiter=delimiter), remarks)
+        options = "data.delimiter, data.header" if delimiter else "data.header"
+        assert [line for _, line, _ in remarks] == [
+            f"without effect: {options}, since {name} is {'json' if delimiter else 'text'}"
+        ]
+
+
 def test_an_unnamed_column_and_one_alone(tmp_path):
     assert rows(tmp_path, "a.csv", ",b\n0,x\n") == [{"column 0": "0", "b": "x"}]
     assert rows(tmp_path, "b.csv", "text\na\n\nb\n") == [{"text": "a"}, {"text": ""}, {"text": "b"}]
