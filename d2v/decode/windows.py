@@ -93,6 +93,11 @@ def windowed_logits(
             f"--data.chunk_seconds {chunk_seconds:g} should be at least {config.shortest_clip / rate:g}, and "
             "--data.stride_seconds from 0 to less than half of it"
         )
+    if align is not None and stride == 0:
+        raise InputError(
+            f"--data.stride_seconds should be at least {hop / rate:g}, a frame: the speakers of two windows are matched "
+            "by what both hear"
+        )
     samples, rows = (length - 1) * hop + config.shortest_clip, max(1, int(batch_seconds // chunk_seconds))
 
     def compute(model: nn.Module, recordings: list[np.ndarray]) -> tuple[Tensor, Tensor]:

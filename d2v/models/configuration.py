@@ -108,6 +108,8 @@ def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
         pairs = [(0, None)]
     if any(not isinstance(name, str | Real) for _, name in pairs):
         raise InputError(f"{where}: id2label should map numbers to names, not {named!r:.80}")
+    if gaps := sorted({*range(len(pairs))} - {i for i, _ in pairs}):
+        raise InputError(f"{where}: id2label should name the classes 0 to {len(pairs) - 1}; it has no {gaps[0]}")
     return {i: str(name) for i, name in pairs}
 
 

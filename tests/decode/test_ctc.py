@@ -154,3 +154,4 @@ def test_recordings_of_several_lengths():
 def test_windows_that_cannot_be_are_named(chunk, stride, changes, message):
     with pytest.raises(InputError, match=message):
         windowed_logits(Data2VecAudioConfig(**changes), 16_000, chunk, stride, 10)
+    windowed_logits(Data2VecAudioConfig(), 16_000, 1.0, 0.0, 10)  # letters need no neighbours

@@ -191,6 +191,11 @@ def test_names_of_classes_as_files_have_them():
     for names in ({"yes": 0, "no": 1}, {"0": None}, {"0": "a", "1": ["b"]}, "ab", 3):
         message = complaint(Data2VecAudioConfig.from_dict, {"id2label": names})
         assert message == f"Data2VecAudioConfig: id2label should map numbers to names, not {names!r}"
+    many = Data2VecAudioConfig.from_dict({"id2label": {str(i): chr(97 + i) for i in (10, 2, *range(3, 10), 1, 0)}})
+    assert [*many.id2label.values()] == list("abcdefghijk")  # by number: "10" is before "2" as text
+    for names, gap in (({"0": "a", "2": "b"}, 1), ({"1": "a", "2": "b"}, 0)):
+        message = complaint(Data2VecAudioConfig.from_dict, {"id2label": names})
+        assert message == f"Data2VecAudioConfig: id2label should name the classes 0 to 1; it has no {gap}"
     for count in (-1, "3", None, 2.0, True):
         message = complaint(Data2VecAudioConfig.from_dict, {"num_labels": count})
         assert message == f"Data2VecAudioConfig: num_labels should be a whole number from 0 on, not {count!r}"
