@@ -303,6 +303,8 @@ def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line of it has no such row.
     """
+    if not run.strip():  # as a path this would mean the working directory
+        raise InputError("a run is empty, such as a variable that is not set; should be the folder of a recipe")
     path, rows = Path(run, "predictions.jsonl"), []
     if not path.is_file():
         raise InputError(f"{path}: no such file; a recipe leaves it when it has evaluated or predicted")

@@ -604,6 +604,12 @@ def test_a_wrong_command_line_is_an_error(arguments, capsys):
     assert end.value.code == 2
 
 
+def test_a_run_that_is_empty_is_named(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, [{"id": "a", "label": "yes"}])
+    monkeypatch.chdir(tmp_path)
+    assert complaint(capsys, ["superb", "--ks="]).startswith("a run is empty, such as a variable that is not set")
+
+
 def test_a_line_is_a_row_whatever_is_in_it(tmp_path):
     rows = [{"id": "a", "text": "one\u2028two\x85\nthree"}, {"id": "b", "text": ""}]
     assert read_predictions(write_run(tmp_path, rows), id=str, text=str) == rows
