@@ -170,23 +170,23 @@ def superb(
         files[path] = "".join(f"{line}\n" for line in lines)
         contents.append(f"{task} ({len(lines)} of {complete})")
 
-    if asr:
+    if asr is not None:
         rows = read_predictions(asr, id=str, text=str)
         for task, field in ("asr", "text"), ("asr_lm", "text_lm"):
             if any(field in row for row in rows):
                 read_predictions(asr, id=str, **{field: str})  # all or none have it
                 add(task, asr, [(Path(row["id"]).stem, " ".join(row[field].upper().split())) for row in rows])
-    if ks:
+    if ks is not None:
         rows = read_predictions(ks, id=str, label=str)
         add("ks", ks, [("-".join(Path(row["id"]).parts[-2:]), row["label"]) for row in rows])
-    if sid:
+    if sid is not None:
         rows = read_predictions(sid, id=str, label=str)
         add("sid", sid, [(voxceleb_name(row["id"]), row["label"]) for row in rows])
-    if asv:
+    if asv is not None:
         rows = read_predictions(asv, enrol=str, test=str, score=float)
         trials = [f"{voxceleb_name(row['enrol'])}_{voxceleb_name(row['test'])}" for row in rows]
         add("asv", asv, zip(trials, (row["score"] for row in rows), strict=True))
-    if sd:
+    if sd is not None:
         names = dict.fromkeys(Path(row["id"]).stem for row in read_predictions(sd, id=str))
         for name in names:
             probabilities = read_probabilities(Path(sd, "probabilities", f"{name}.npy"))
