@@ -119,6 +119,7 @@ def test_a_collate_function_that_leaves_rows_out_says_which_it_kept():
     assert sum(batch["size"] for batch in batches) < 11
 
 
+@pytest.mark.slow
 def test_workers_need_not_be_forked(monkeypatch):
     """Rows, collate function and sampler cross a process boundary by pickling."""
     loader = eval_loader(make_job(Data(workers=1)), ROWS, collate)

@@ -50,6 +50,7 @@ def test_no_row_comes_twice(sets, name):
         assert len({str(value) for value in split[KEYS.get(name, "text")]}) == len(split)
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process():
     # Two new ones: in this one another test may have imported Keras, which rewrites a docstring of Python's own.
     code = "from d2v.demo.text import *; print([s[0] for f in (docs_tagging, docs_next) for s in f().values()])"

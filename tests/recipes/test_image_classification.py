@@ -132,7 +132,11 @@ def test_best_opens_in_transformers(trained, data):
     assert [expected[model.config.id2label[i]] for i in range(2)] == pytest.approx(found.tolist(), abs=2e-3)
 
 
-@pytest.mark.parametrize("options", [[], ["--optim.ema=0.5", "--data.workers=2", "--arch.drop_path_rate=0.3"]])
+AVERAGED = ["--optim.ema=0.5", "--arch.drop_path_rate=0.3"]
+WORKERS = pytest.param([*AVERAGED, "--data.workers=2"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [[], AVERAGED, WORKERS])
 def test_a_stopped_run_goes_on_exactly(options, data, tmp_path):
     goes_on_exactly(run, [*SMALL, f"--data.path={data}", *options], tmp_path)
 
