@@ -81,6 +81,8 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
     except InputError as error:
         raise wrong[0] if wrong else error  # noqa: B904 (the same fault)
     if demo is not None and values.data.path is None:
+        if published := next((file for file in files if needs_data(file, demo)), None):
+            raise InputError(f"{published}: is for other data than the demo's, as its first lines say; add --data.path")
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
 
@@ -94,6 +96,20 @@ def config_files(args: Sequence[str]) -> tuple[list[str], list[str]]:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
     return found.config, options
+
+
+def needs_data(file: str, demo: Path) -> bool:
+    """Whether a file is one of those beside the demo's that are for data which have to be given.
+
+    One that is for the demo's data too says so, by a `data.path` that is null.
+    """
+    import yaml
+
+    path = Path(file).expanduser().resolve()
+    if path.parent != demo.resolve().parent or path == demo.resolve():
+        return False
+    data = yaml.safe_load(path.read_text("utf-8")).get("data")
+    return "path" not in (data or {})
 
 
 def none_of(config: type, values: Any, before: str = "") -> str | None:

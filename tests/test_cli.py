@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from torch.utils.data import DataLoader
 
-from benchmarks.recipe import load_recipe
+from benchmarks.recipe import RECIPES, load_recipe
 from d2v import cli, compare, convert, push, sweep
 from d2v.cli import parse
 from d2v.config import Data, Optim, Recipe, Run
@@ -189,7 +189,8 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 def test_demo_defaults_only_without_a_path(tmp_path, write):
-    demo = tmp_path / "demo.yaml"
+    demo = tmp_path / "configs/demo.yaml"
+    demo.parent.mkdir()
     demo.write_text("optim: {lr: 0.5}\nrun: {epochs: 2, seed: 5}")
     file = write("run: {seed: 6}")
     with_path = write("data: {path: somewhere}", "path.yaml")
@@ -198,6 +199,23 @@ def test_demo_defaults_only_without_a_path(tmp_path, write):
     for args in (["--data.path", "somewhere"], ["--config", with_path]):
         found = parse(Config, args, demo=demo)
         assert (found.optim.lr, found.run.epochs, found.run.seed) == (1e-3, 10, 0)
+
+
+@pytest.mark.parametrize("recipe, name", [("audio_classification", "superb_ks"), ("token_classification", "ud_ewt")])
+def test_configurations_for_a_data_set_do_not_run_the_demo(recipe, name):
+    """superb_ks alone would fine-tune the released model on twelve synthesised keywords."""
+    demo, config_class = RECIPES / f"configs/{recipe}/demo.yaml", load_recipe(recipe).Config
+    args = ["--config", str(demo.with_name(f"{name}.yaml"))]
+    with pytest.raises(InputError, match=f"{name}.yaml: is for other data than the demo's.*; add --data.path$"):
+        parse(config_class, args, demo=demo)
+    assert parse(config_class, [*args, "--data.path=x"], demo=demo).data.path == "x"
+    assert parse(config_class, ["--config", str(demo)], demo=demo).data.path is None
+
+
+def test_a_configuration_for_the_demo_s_data_says_so():
+    demo = RECIPES / "configs/pretrain_text/demo.yaml"
+    args = ["--config", str(demo.with_name("small.yaml"))]
+    assert parse(load_recipe("pretrain_text").Config, args, demo=demo).data.path is None
 
 
 def test_a_file_may_say_half_of_what_the_command_says(write):
