@@ -30,7 +30,7 @@ class Run:
         log_every: updates from one line of log.jsonl to the next.
         keep_last: number of checkpoints that are kept besides the best model.
         metric: metric that chooses the best model, such as cer or eval_loss, the validation loss, or several, as in
-            wer,cer, of which later ones break ties; by default the recipe's first.
+            wer,cer, of which later ones break ties; by default the recipe's first. Pretraining keeps the last model.
         patience: evaluations without a better metric after which the run stops; by default it does not.
         max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -91,9 +91,9 @@ class Optim:
         final_scale: learning rate of the last update as a share of the peak.
         layer_decay: factor of the learning rate from each layer to the one below.
         batches: number of batches whose rows make one update, on any number of processes.
-        freeze_encoder_steps: number of first updates in which the head alone is trained.
+        freeze_encoder_steps: number of first updates in which the head alone is trained. Not in pretraining.
         ema: decay of a moving average of the weights, such as 0.9999, which is evaluated and kept; it begins lower and
-            rises to this; 0 disables it.
+            rises to this; 0 disables it. Not in pretraining.
     """
 
     lr: float = 3e-5
@@ -255,8 +255,8 @@ class Recipe:
         mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch
             data and model and keep what is found out of every row, so that the same command trains without a network.
         model: hub id, with a revision as in owner/name@main, or folder of the model to start from, or small, the
-            pretrained model of this modality that comes with d2v (a folder of this name is ./small); by default the
-            demo's, and with own data, or with none, random weights.
+            pretrained model of this modality that comes with d2v (a folder of this name is ./small); none starts from
+            random weights. By default the demo's model where data.path is not given, else random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         freeze: part that is not trained: nothing; feature_encoder, the waveform convolutions, or the embeddings of text
             and images; or encoder, all but the head.

@@ -367,7 +367,7 @@ def to_hdf5(**arrays: np.ndarray) -> bytes:
     try:
         import h5py
     except ImportError:
-        raise InputError('to write HDF5 takes h5py: pip install "d2v[h5]"') from None
+        raise InputError('to write HDF5 takes h5py: pip install -e ".[h5]" in its clone') from None
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, values in arrays.items():

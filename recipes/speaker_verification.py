@@ -1,7 +1,8 @@
 """Speaker verification with x-vectors: `Data2VecAudioForXVector`, equal error rate and minDCF.
 
     accelerate launch recipes/speaker_verification.py
-    accelerate launch recipes/speaker_verification.py --config recipes/configs/speaker_verification/voxceleb1.yaml
+    accelerate launch recipes/speaker_verification.py --config recipes/configs/speaker_verification/voxceleb1.yaml \
+        --data.path DIR --data.trials veri_test.txt
     accelerate launch recipes/speaker_verification.py --mode evaluate --model runs/speaker_verification/best \
         --s_norm 20 --run.out runs/speaker_verification_evaluate
     accelerate launch recipes/speaker_verification.py --mode predict --model runs/speaker_verification/best \

@@ -405,7 +405,7 @@ def test_superb_needs_a_run(tmp_path, capsys):
 def test_missing_h5py_is_an_error(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     message = complaint(capsys, ["superb", "--sd", runs["sd"], "--out", f"{tmp_path}/p.zip"])
-    assert message == 'to write HDF5 takes h5py: pip install "d2v[h5]"'
+    assert message == 'to write HDF5 takes h5py: pip install -e ".[h5]" in its clone'
 
 
 # Open ASR

@@ -296,7 +296,7 @@ def test_options_exist(recipe):
         return any(hasattr(each, group) and (not name or hasattr(getattr(each, group), name)) for each in configs)
 
     groups = "data|optim|run|lora|augment|sampling|lm"
-    named = [*re.findall(r"--(\w+)(?:\.(\w+))?", text), *re.findall(rf"`({groups})\.(\w+)`", text)]
+    named = [*re.findall(r"--(\w+)(?:\.(\w+))?", text), *re.findall(rf"`({groups})\.(?!json)(\w+)`", text)]
     named = [(group, name) for group, name in named if group not in known and group != "arch"]
     assert named and [pair for pair in named if not exists(*pair)] == []
 

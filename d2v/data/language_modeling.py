@@ -27,13 +27,18 @@ class LanguageData(TextData):
 
     Attributes:
         text_column: column of the text.
-        separator: text between rows that are parts of one text, such as a line break, or "" if they end with theirs;
+        separator: text between rows that are parts of one text, such as \\n, a line break, or "" if they end with theirs;
             by default each row is a document of its own.
         max_length: number of tokens of a window; the model's positions bound it too.
     """
 
     text_column: str = "text"
     separator: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.separator:  # as a shell passes "\\n" on
+            self.separator = self.separator.replace("\\n", "\n").replace("\\t", "\t")
 
     @property
     def running(self) -> bool:

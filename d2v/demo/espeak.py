@@ -73,7 +73,7 @@ def open_espeak() -> tuple[ctypes.CDLL, int, Path, list[bytes]]:
         import espeakng_loader
     except ImportError:
         raise InputError(
-            'the speech demo needs espeakng-loader: pip install "d2v[demo]", or from a clone pip install -e ".[demo]"'
+            'the speech demo needs espeakng-loader: pip install -e ".[demo]" in the clone of d2v'
         ) from None
     library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
     data = Path(espeakng_loader.get_data_path())

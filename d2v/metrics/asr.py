@@ -31,7 +31,7 @@ def whisper_normalizer() -> Callable[[str], str]:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise InputError(
-            f'--data.normalizer whisper needs whisper-normalizer: pip install "d2v[whisper]" ({error})'
+            f'--data.normalizer whisper needs whisper-normalizer: pip install -e ".[whisper]" in its clone ({error})'
         ) from error
     return EnglishTextNormalizer()
 

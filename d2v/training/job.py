@@ -63,7 +63,7 @@ def start(config: Any) -> Job:
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         raise InputError(
             f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes, of which each would be a run of its own in "
-            f"{config.run.out}; start one a node, with accelerate launch (recipes/README.md, Slurm)"
+            f"{config.run.out}; set WORLD_SIZE, RANK and LOCAL_RANK as in recipes/README.md, Processes"
         )
     beside = config.mode != "train" and (config.run.out == type(config)().run.out or holds_training(config.run.out))
     beside = beside or config.mode == "prepare"  # and so the folder is free for the run that follows
