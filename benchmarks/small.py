@@ -39,7 +39,7 @@ OURS = "No test row, test voice or test text of any of d2v's demos was pretraine
 ABOUT = {
     "audio": {
         "what": "speech",
-        "auxiliary": "log-mel bins",
+        "auxiliary": "MFCCs",
         "licence": "apache-2.0",
         "data": "138 minutes of synthetic speech: 36 voices read sentences of Python's documentation and random words",
         "condition": f"{OURS}\neSpeak NG, whose voices spoke, is a program under GPL-3.0, of which nothing is in here.",

@@ -18,7 +18,7 @@ from d2v.config import Optim, Run
 from d2v.data.audio import clip_rows
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
-from d2v.data.pretraining import MEL_BINS, MaskedAudioData, heard_clips, masked_clips
+from d2v.data.pretraining import MFCCS, MaskedAudioData, heard_clips, masked_clips
 from d2v.demo.speech import narration
 from d2v.models.audio import Data2VecAudioModel
 from d2v.models.pretraining import at_masked
@@ -52,7 +52,7 @@ def main(config: Config) -> dict[str, Any]:
     # Model: a student that sees masked frames, and a teacher that is its moving average and sees them all
     always = {"mask_time_prob": config.arch.get("mask_time_prob") or 0.05}  # else it has no embedding for masked frames
     base = build(job, Data2VecAudioModel, PRETRAINING, always=always)
-    student, teacher = student_and_teacher(job, base, auxiliary=MEL_BINS)
+    student, teacher = student_and_teacher(job, base, auxiliary=MFCCS)
     shortest = base.config.shortest_clip
     cropping: dict[str, Any] = {"crop_seconds": data.crop_seconds, "cropped": ("train", "validation")}
     rows = clip_rows(job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, **cropping)
@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
         views=config.economy.views,
     )
 
-    # Loss: of the teacher's targets, see `pretrain`; and of log-mel bins, where they are asked for
+    # Loss: of the teacher's targets, see `pretrain`; and of MFCCs, where they are asked for
     def auxiliary_loss(outputs, batch):
         return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 

@@ -27,7 +27,7 @@ class LanguageData(TextData):
 
     Attributes:
         text_column: column of the text.
-        separator: text between rows that are parts of one text, such as \\n, a line break, or "" if they end with theirs;
+        separator: text between rows that are parts of one text, such as a line break, or "" if they end with theirs;
             by default each row is a document of its own.
         max_length: number of tokens of a window; the model's positions bound it too.
     """

@@ -59,10 +59,11 @@ class Teaching:
 
 @dataclass
 class Auxiliary:
-    """A target that needs no teacher: log-mel bins of all frames of sound, pixels or tokens at masked places.
+    """A target that needs no teacher: MFCCs of all frames of sound, pixels or tokens at masked places.
 
     Attributes:
-        weight: weight of its loss, summed over the predicted positions, at the first update; 0 for none.
+        weight: weight of its loss at the first update; 0 for none. The loss is summed over the predicted positions and
+            divided by the number of masked ones, which of sound are fewer.
         until: share of the run's updates in which the weight falls to 0; by default it stays.
     """
 

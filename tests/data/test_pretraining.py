@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
 
 from d2v.data.facts import collecting
 from d2v.data.language_modeling import read_stream
@@ -15,10 +16,11 @@ from d2v.data.pretraining import (
     MaskedTextData,
     fit_blocks,
     heard_clips,
-    log_mel,
     masked_clips,
     masked_images,
     masked_windows,
+    mel_bands,
+    mfcc,
     patches,
     text_masker,
 )
@@ -117,16 +119,42 @@ def test_masks_of_text(length):
     assert torch.equal(*held_out)
 
 
+def test_whole_words_are_masked_and_not_parts():
+    texts = sentences(40, seed=0)
+    tokenizer = Tokenizer.train(texts, 270)
+    stream = read_stream([" ".join(texts)], tokenizer, documents=False)
+    ids, starts = stream.ids[1:201], stream.starts[1:201]
+    mask = text_masker(tokenizer, MaskedTextData(mask_share=0.3, whole_words=True))
+    hidden = mask(ids, starts, (0, 1))[1]
+    words = starts.cumsum()
+    assert 0.2 < hidden.mean() < 0.4 and all(len({*hidden[words == word].tolist()}) == 1 for word in {*words.tolist()})
+    apart = text_masker(tokenizer, MaskedTextData(mask_share=0.3))(ids, starts, (0, 1))[1]
+    assert any(len({*apart[words == word].tolist()}) == 2 for word in {*words.tolist()})
+    for data, views, what in (
+        (MaskedTextData(mask_length=3, whole_words=True), 0, "data.mask_length 3"),
+        (MaskedTextData(whole_words=True), 2, "economy.views 2"),
+    ):
+        with pytest.raises(InputError, match=f"data.whole_words is for single tokens, and not for {what}"):
+            text_masker(tokenizer, data, views)
+
+
+def test_mfccs_are_those_of_the_definition():
+    """Of a clip whose frames differ enough that the floor of the variance does not count."""
+    time = np.arange(32_000) / 16_000
+    clip = torch.tensor(np.sin(2 * np.pi * 440 * time) * (time < 1) + np.sin(2 * np.pi * 3000 * time) * (time > 0.7))
+    found = mfcc(clip, 16_000, 400, 320)
+    assert found.shape == (Data2VecAudioConfig().frames(32_000), 20)
+    frames = np.lib.stride_tricks.sliding_window_view(clip.numpy(), 400)[::320] * torch.hann_window(400).numpy()
+    energy = np.abs(np.fft.rfft(frames, 512)) ** 2 @ mel_bands(16_000, 257, 40).numpy()
+    expected = dct(np.log(energy + 1e-3 * energy.mean()), norm="ortho")[:, :20] * [2**0.5, *[1] * 19]
+    expected -= expected.mean(0)
+    np.testing.assert_allclose(found, expected / np.sqrt(expected.var(0) + 1e-2), rtol=1e-3, atol=1e-3)
+
+
 def test_a_tone_is_loud_in_its_own_mel_band():
-    time = np.arange(16_000) / 16_000
-    clip = torch.tensor(np.concatenate([np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 3000 * time)]))
-    bins = log_mel(clip, 16_000, 400, 320)
-    assert bins.shape == (Data2VecAudioConfig().frames(32_000), 40)
-    assert torch.allclose(bins.mean(0), torch.zeros(40), atol=1e-4)
-    assert torch.allclose(bins[:, [7, 26]].std(0, correction=0), torch.ones(2), atol=1e-2)
-    # HTK's mel of 440 Hz is 549.6 of 2840; bands are 69.3 apart, so that the eighth (number 7) is at 554.2.
-    low, high = bins[5:45].mean(0), bins[55:95].mean(0)
-    assert int((low - high).argmax()) == 7 and int((high - low).argmax()) in (26, 27)
+    """HTK's mel of 440 Hz is 549.6 of 2840; bands are 69.3 apart, so that the eighth (number 7) is at 554.2."""
+    bands = mel_bands(16_000, 257, 40)
+    assert int(bands[440 * 512 // 16_000].argmax()) == 7 and int(bands[3000 * 512 // 16_000].argmax()) in (26, 27)
 
 
 def test_noise_far_below_the_sound_is_no_target():
@@ -134,9 +162,9 @@ def test_noise_far_below_the_sound_is_no_target():
     time = np.arange(32_000) / 16_000
     sound = sum(np.sin(2 * np.pi * f * time) for f in range(200, 3900, 130)) * (np.sin(9 * time) > 0)
     sound += np.random.default_rng(0).normal(0, 1e-3, 32_000)
-    bins = log_mel(torch.tensor(sound / sound.std()), 16_000, 400, 320)
-    loud = torch.tensor(np.sin(9 * (np.arange(len(bins)) * 320 + 200) / 16_000))
-    assert bins[:, :28].std(0).min() > 0.9 and bins[loud < -0.3].std(0).max() < 0.01
+    found = mfcc(torch.tensor(sound / sound.std()), 16_000, 400, 320)
+    loud = torch.tensor(np.sin(9 * (np.arange(len(found)) * 320 + 200) / 16_000))
+    assert found[:, 0].std() > 0.9 and found[loud < -0.3].std(0).max() < 0.02
 
 
 def test_patches_are_normalised_pixels():
