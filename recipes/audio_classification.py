@@ -1,7 +1,7 @@
 """Audio classification: `Data2VecAudioForSequenceClassification`, accuracy and macro F1, or mAP for multi-label.
 
     accelerate launch recipes/audio_classification.py
-    accelerate launch recipes/audio_classification.py --config recipes/configs/audio_classification/superb_ks.yaml --data.path DIR
+    accelerate launch recipes/audio_classification.py --model facebook/data2vec-audio-base --data.path DIR
     accelerate launch recipes/audio_classification.py --mode evaluate --model runs/audio_classification/best
     accelerate launch recipes/audio_classification.py --mode predict --model runs/audio_classification/best \
         --data.path clips --run.out predicted

@@ -1,7 +1,7 @@
 """Token classification: `Data2VecTextForTokenClassification`, F1 of names and other chunks, or accuracy of words.
 
     accelerate launch recipes/token_classification.py
-    accelerate launch recipes/token_classification.py --config recipes/configs/token_classification/conll2003.yaml --data.path DIR
+    accelerate launch recipes/token_classification.py --model facebook/data2vec-text-base --data.path DIR
     accelerate launch recipes/token_classification.py --mode evaluate --model runs/token_classification/best
     accelerate launch recipes/token_classification.py --mode predict --model runs/token_classification/best \
         --data.path words.jsonl --run.out predicted
