@@ -97,7 +97,7 @@ TASKS = {
         (
             "--data.separator=null",
             "--data.max_length=128",
-            "--data.batch_size=64",
+            "--data.batch_size=24",
             "--data.max_validation_samples=500",
         ),
     ),
