@@ -62,6 +62,17 @@ def test_accuracy_is_made_of_classes_whatever_other_sums_there_are(monkeypatch):
     assert claim.pooled("accuracy", [Path("a"), Path("b")])["sums"]["accuracy"].tolist() == [[1, 1], [0, 1]]
 
 
+def test_texts_to_pretrain_on_have_none_of_the_sentences_that_are_tested(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2v.demo.text.documentation_paragraphs", lambda: ["Return a copy."])
+    for split, texts in {"train": ["a b", "c d", "e f"], "validation": ["c d"], "test": ["e f"]}.items():
+        rows = [{"tokens": text.split()} for text in texts]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{split}-0.parquet")
+    (tmp_path / "more.txt").write_text("One.\n\n\n\nTwo,\nthree.\n")
+    folder = claim.write_texts(tmp_path, [tmp_path / "more.txt"], tmp_path / "out")
+    found = datasets.Dataset.from_parquet(str(folder / "train.parquet"))["text"]
+    assert list(found) == [" a b", " a b", "Return a copy.", "One.", "Two,\nthree.\n"]
+
+
 @pytest.mark.slow
 def test_a_claim_of_images(tmp_path, capsys):
     for seed, (split, count) in enumerate({"train": 60, "test": 12}.items()):
