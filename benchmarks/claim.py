@@ -93,7 +93,7 @@ TASKS = {
         (0.01, 0.05, 0.2, 1.0),
         600,
         ("--optim.ema=0.995", "--arch.hidden_dropout_prob=0.3"),
-        # Sentences as they are tagged, each for itself: 2,000 tokens an update.
+        # Sentences between <s> and </s>, as they are tagged; 3,072 tokens an update.
         (
             "--data.separator=null",
             "--data.max_length=128",

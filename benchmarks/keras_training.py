@@ -1,6 +1,6 @@
 """The same training in PyTorch and on Keras 3: CIFAR-10, 2,000 images, two epochs, the same batches in the same order.
 
-    python -m benchmarks.keras_training pytorch FOLDER ../shared/data/cifar10_12k
+    python -m benchmarks.keras_training pytorch FOLDER DIR
     python -m benchmarks.keras_training tensorflow FOLDER
 
 The first writes the weights that both begin with, `--model best` or new ones, the batches and what PyTorch's class made

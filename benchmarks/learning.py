@@ -1,7 +1,7 @@
 r"""Learning beside transformers: the same size, data, learning rate and wall-clock limit, at the same time.
 
-    python -m benchmarks.learning asr_ctc --config recipes/configs/asr_ctc/digits.yaml \
-        --data.path DIR --run.out OUT --run.max_minutes 15
+    python -m benchmarks.learning asr_ctc --config recipes/configs/asr_ctc/digits.yaml --model none \
+        --optim.freeze_encoder_steps 0 --run.precision fp32 --data.path DIR --run.out OUT --run.max_minutes 15
 
 Each has half the cores, so that whatever else the machine does slows both. Everything behind the task's name goes to
 our recipe. Transformers' model then learns in a plain loop, written as by

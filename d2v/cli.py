@@ -82,7 +82,9 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         raise wrong[0] if wrong else error  # noqa: B904 (the same fault)
     if demo is not None and values.data.path is None:
         if published := next((file for file in files if needs_data(file, demo)), None):
-            raise InputError(f"{published}: is for other data than the demo's, as its first lines say; add --data.path")
+            raise InputError(
+                f"{published}: has no data.path, and is not the demo's; add --data.path (its first lines say of what)"
+            )
         values = read(["--config", str(demo), *args])
     return config_class(**{each.name: values[each.name] for each in fields(config_class)})
 
@@ -108,8 +110,9 @@ def needs_data(file: str, demo: Path) -> bool:
     path = Path(file).expanduser().resolve()
     if path.parent != demo.resolve().parent or path == demo.resolve():
         return False
-    data = yaml.safe_load(path.read_text("utf-8")).get("data")
-    return "path" not in (data or {})
+    content = content_of(str(path))
+    data = yaml.safe_load(content or "data:").get("data")
+    return (data or {}).get("path", "") is not None
 
 
 def none_of(config: type, values: Any, before: str = "") -> str | None:

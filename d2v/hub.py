@@ -159,7 +159,7 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError:
-        raise InputError('to read it takes h5py: pip install -e ".[h5]" in its clone') from None
+        raise InputError('to read it takes h5py: pip install -e ".[h5]" in the clone of d2v') from None
     weights = {}
 
     def add(name: str, item: Any) -> None:

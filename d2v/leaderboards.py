@@ -105,6 +105,7 @@ def glue(
         "wnli": wnli,
         "ax": ax,
     }
+    check_given(runs)
     if not any(runs.values()):
         raise InputError(f"glue: no run; give one or more of {', '.join(f'--{task}' for task in runs)}")
     files = {GLUE[task][0]: glue_rows(task, run) for task, run in runs.items()}
@@ -161,6 +162,7 @@ def superb(
     Raises:
         InputError: there is no run, or one lacks what its task takes.
     """
+    check_given({"asr": asr, "ks": ks, "sid": sid, "asv": asv, "sd": sd})
     files: dict[str, str | bytes] = {}
     contents = []
 
@@ -293,6 +295,12 @@ def new_zip(out: str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def check_given(runs: dict[str, str | None]) -> None:
+    """Raise InputError for the first run that is blank text, which as a path would mean the working directory."""
+    if blank := [name for name, run in runs.items() if run is not None and not run.strip()]:
+        raise InputError(f"--{blank[0]} is empty, such as a variable that is not set; should be the folder of a run")
+
+
 def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
     """The rows of a run's `predictions.jsonl`.
 
@@ -303,8 +311,7 @@ def read_predictions(run: str, **fields: type) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line of it has no such row.
     """
-    if not run.strip():  # as a path this would mean the working directory
-        raise InputError("a run is empty, such as a variable that is not set; should be the folder of a recipe")
+    check_given({"run": run})
     path, rows = Path(run, "predictions.jsonl"), []
     if not path.is_file():
         raise InputError(f"{path}: no such file; a recipe leaves it when it has evaluated or predicted")
@@ -367,7 +374,7 @@ def to_hdf5(**arrays: np.ndarray) -> bytes:
     try:
         import h5py
     except ImportError:
-        raise InputError('to write HDF5 takes h5py: pip install -e ".[h5]" in its clone') from None
+        raise InputError('to write HDF5 takes h5py: pip install -e ".[h5]" in the clone of d2v') from None
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, values in arrays.items():

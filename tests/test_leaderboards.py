@@ -405,7 +405,7 @@ def test_superb_needs_a_run(tmp_path, capsys):
 def test_missing_h5py_is_an_error(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     message = complaint(capsys, ["superb", "--sd", runs["sd"], "--out", f"{tmp_path}/p.zip"])
-    assert message == 'to write HDF5 takes h5py: pip install -e ".[h5]" in its clone'
+    assert message == 'to write HDF5 takes h5py: pip install -e ".[h5]" in the clone of d2v'
 
 
 # Open ASR
@@ -607,7 +607,10 @@ def test_a_wrong_command_line_is_an_error(arguments, capsys):
 def test_a_run_that_is_empty_is_named(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, [{"id": "a", "label": "yes"}])
     monkeypatch.chdir(tmp_path)
-    assert complaint(capsys, ["superb", "--ks="]).startswith("a run is empty, such as a variable that is not set")
+    for arguments in (["superb", "--ks="], ["glue", "--ks= "], ["ade20k", "--run="]):
+        arguments = [each.replace("ks", "sst2") if arguments[0] == "glue" else each for each in arguments]
+        option = arguments[1].partition("=")[0]
+        assert complaint(capsys, arguments).startswith(f"{option} is empty, such as a variable that is not set")
 
 
 def test_a_line_is_a_row_whatever_is_in_it(tmp_path):

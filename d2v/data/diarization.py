@@ -52,7 +52,7 @@ class SegmentData(AudioData):
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
         chunk_seconds: length of the windows that longer recordings are computed in, in seconds; by default none.
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window. Speakers are
-            matched over the time that two windows share, which is twice as long.
+            matched over the time that two windows share, which is twice as long, so that it should not be 0.
     """
 
     whole: ClassVar[str | None] = "recordings are cut into windows before training"

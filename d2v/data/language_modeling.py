@@ -3,6 +3,7 @@
 Shapes: N tokens of a text, B windows or texts, T tokens of each.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +28,8 @@ class LanguageData(TextData):
 
     Attributes:
         text_column: column of the text.
-        separator: text between rows that are parts of one text, such as a line break, or "" if they end with theirs;
-            by default each row is a document of its own.
+        separator: text between rows that are parts of one text, such as a line break, which may be written as a shell
+            passes it on, a backslash and an n, or "" if they end with theirs; by default each row is a document.
         max_length: number of tokens of a window; the model's positions bound it too.
     """
 
@@ -37,7 +38,7 @@ class LanguageData(TextData):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.separator:  # as a shell passes "\\n" on
+        if self.separator and re.fullmatch(r"(\\[nt])+", self.separator):
             self.separator = self.separator.replace("\\n", "\n").replace("\\t", "\t")
 
     @property

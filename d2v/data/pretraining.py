@@ -3,7 +3,7 @@
 Masks come from a row's seed, and of held-out rows from their number, so that they do not depend on what else is in a
 batch, on the number of processes, or on whether the run was stopped before.
 
-Shapes: B batch, S samples, T frames or tokens, P patches, M views or coefficients.
+Shapes: B batch, S samples, T frames or tokens, P patches, M views.
 """
 
 from collections.abc import Callable, Sequence
@@ -150,7 +150,7 @@ def masked_clips(
         extractor: of the model.
         data: how much is heard and masked.
         settings: the model's.
-        auxiliary: whether the bins are asked for.
+        auxiliary: whether these are asked for.
         views: M masks of each row, (B, M, T), that leave spans unmasked; 0 for one that masks spans.
     """
     rows, batch = clip_batch(with_seeds(rows), extractor, data, crop_seconds=data.crop_seconds)
@@ -202,10 +202,10 @@ def mfcc(clip: Tensor, rate: int, window: int, hop: int, bins: int = MEL_BINS, c
         rate: samples a second.
         window, hop: samples that a frame hears, and from one frame to the next.
         bins: number of mel bands.
-        coefficients: M.
+        coefficients: number of those that are kept.
 
     Returns:
-        (T, M) float32.
+        (T, coefficients) float32.
     """
     frames = clip.float().unfold(0, window, hop) * torch.hann_window(window)
     power = torch.fft.rfft(frames, 2 ** (window - 1).bit_length()).abs().square()  # (T, F)
@@ -218,7 +218,7 @@ def mfcc(clip: Tensor, rate: int, window: int, hop: int, bins: int = MEL_BINS, c
 
 
 def mel_bands(rate: int, frequencies: int, bins: int) -> Tensor:
-    """(F, M) triangles, equally wide on the mel scale of HTK, from 0 to half the rate."""
+    """(F, bins) triangles, equally wide on the mel scale of HTK, from 0 to half the rate."""
     highest = 2595 * np.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, bins + 2) / 2595) - 1)
     heard = np.linspace(0, rate / 2, frequencies)[:, None]
@@ -261,7 +261,7 @@ def text_masker(tokenizer: Tokenizer, data: MaskedTextData, views: int = 0) -> C
     """
     if data.whole_words and (views or data.mask_length > 1):
         other = f"economy.views {views}" if views else f"data.mask_length {data.mask_length}"
-        raise InputError(f"data.whole_words is for single tokens, and not for {other}")
+        raise InputError(f"data.whole_words does not go with {other}; add --data.whole_words false")
     if views:
         return partial(view_masks, share=data.mask_share, length=data.mask_length, views=views)
     if data.mask_length == 1:

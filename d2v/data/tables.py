@@ -60,7 +60,7 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
             large = sum(file.stat().st_size for file in files) > LARGE
             return joined([(kept_rows if large else whole_rows)(file, data, remarks) for file in files], files)
         if unused := ", ".join(f"data.{name}" for name in ("delimiter", "header") if getattr(data, name)):
-            what = f"without effect: {unused}, since {files[0].name} is {kind}"
+            what = f"{files[0].name}: {unused} without effect, since it is {kind}"
             remarks.append(("option", what, {"option": unused, "file": files[0].name}))
         if kind == "json" and any(map(by_column, files)):
             return joined(list(map(read_json_rows, files)), files)

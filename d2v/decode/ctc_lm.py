@@ -70,7 +70,7 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
         from flashlight.lib.text.decoder.kenlm import KenLM
         from flashlight.lib.text.dictionary import Dictionary
     except ImportError as error:
-        raise InputError(f'--lm.path needs flashlight: pip install -e ".[lm]" in its clone ({error})') from error
+        raise InputError(f'--lm.path needs flashlight: pip install -e ".[lm]" in the clone of d2v ({error})') from error
 
     lexicon = find_lexicon(options, tokenizer)
     blank, delimiter = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id

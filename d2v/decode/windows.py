@@ -95,8 +95,8 @@ def windowed_logits(
         )
     if align is not None and stride == 0:
         raise InputError(
-            f"--data.stride_seconds should be at least {hop / rate:g}, a frame: the speakers of two windows are "
-            "matched by what both hear"
+            "--data.stride_seconds, by default a sixth of the window, should be more than a frame of "
+            f"{hop / rate:g}: the speakers of two windows are matched by what both hear"
         )
     samples, rows = (length - 1) * hop + config.shortest_clip, max(1, int(batch_seconds // chunk_seconds))
 

@@ -8,13 +8,14 @@ try:
     import keras
 except ImportError as error:
     if error.name in (None, "keras"):
-        message = 'd2v.keras needs Keras 3: pip install -e ".[keras]" in its clone and one of tensorflow, jax and torch'
+        message = 'd2v.keras needs Keras 3: pip install -e ".[keras]" in the clone of d2v'
+        message += " and one of tensorflow, jax and torch"
     else:
         message = f"Keras cannot import {error.name}: install it, or set KERAS_BACKEND to tensorflow, jax or torch"
     raise ImportError(message) from None
 if int(keras.__version__.split(".")[0]) < 3:
     raise ImportError(
-        f'd2v.keras needs Keras 3, and {keras.__version__} is installed: pip install -e ".[keras]" in its clone'
+        f'd2v.keras needs Keras 3, and {keras.__version__} is installed: pip install -e ".[keras]" in the clone of d2v'
     )
 
 from d2v.keras.optim import build_optimizer

@@ -31,7 +31,7 @@ def whisper_normalizer() -> Callable[[str], str]:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise InputError(
-            f'--data.normalizer whisper needs whisper-normalizer: pip install -e ".[whisper]" in its clone ({error})'
+            f'--data.normalizer whisper takes a package: pip install -e ".[whisper]" in the clone of d2v ({error})'
         ) from error
     return EnglishTextNormalizer()
 

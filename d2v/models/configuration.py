@@ -109,7 +109,10 @@ def numbered_names(entries: dict[str, Any], where: str) -> dict[int, str]:
     if any(not isinstance(name, str | Real) for _, name in pairs):
         raise InputError(f"{where}: id2label should map numbers to names, not {named!r:.80}")
     if gaps := sorted({*range(len(pairs))} - {i for i, _ in pairs}):
-        raise InputError(f"{where}: id2label should name the classes 0 to {len(pairs) - 1}; it has no {gaps[0]}")
+        last = len(pairs) - 1
+        raise InputError(
+            f"{where}: id2label should name the classes 0 to {last}; it has no {gaps[0]}; edit its config.json"
+        )
     return {i: str(name) for i, name in pairs}
 
 

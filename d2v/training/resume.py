@@ -223,7 +223,7 @@ def load_checkpoint(
         raise InputError(f"{path}: has no {error.args[0]!r}; go on with the configuration that wrote it") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         why = "damaged, or of another model than this configuration's"
-        if "size of optimizer's group" in str(error):  # in which class tokens and positions of images had weight decay
+        if "size of optimizer's group" in str(error) or "size mismatch" in str(error):
             why = "of another model than this configuration's, or written by an earlier d2v; best/ can be fine-tuned on"
         raise InputError(f"{path}: {why} ({error})") from error
     return processes

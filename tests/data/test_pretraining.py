@@ -134,7 +134,7 @@ def test_whole_words_are_masked_and_not_parts():
         (MaskedTextData(mask_length=3, whole_words=True), 0, "data.mask_length 3"),
         (MaskedTextData(whole_words=True), 2, "economy.views 2"),
     ):
-        with pytest.raises(InputError, match=f"data.whole_words is for single tokens, and not for {what}"):
+        with pytest.raises(InputError, match=f"data.whole_words does not go with {what}; add --data.whole_words false"):
             text_masker(tokenizer, data, views)
 
 

@@ -132,7 +132,7 @@ def test_options_of_csv_that_a_file_does_not_follow_are_said(tmp_path):
         read_table([tmp_path / name], Data(header=["b"], delimiter=delimiter), remarks)
         options = "data.delimiter, data.header" if delimiter else "data.header"
         assert [line for _, line, _ in remarks] == [
-            f"without effect: {options}, since {name} is {'json' if delimiter else 'text'}"
+            f"{name}: {options} without effect, since it is {'json' if delimiter else 'text'}"
         ]
 
 

@@ -205,5 +205,5 @@ def test_a_search_keeps_a_hypothesis():
 
 def test_a_missing_package_is_named(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "flashlight.lib.text", None)
-    with pytest.raises(InputError, match=r'--lm.path needs flashlight: pip install "d2v\[lm\]"'):
+    with pytest.raises(InputError, match=r'--lm.path needs flashlight: pip install -e "\.\[lm\]" in the clone of d2v'):
         beam_search(TOKENIZER, Decoding(models[0]))

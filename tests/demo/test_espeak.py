@@ -60,6 +60,6 @@ def test_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # makes its import fail
     espeak.open_espeak.cache_clear()
     for call in (lambda: espeak.speak("one", "en-us"), lambda: speech.number_words(tmp_path)):
-        with pytest.raises(InputError, match=r'^[^\n]*pip install -e "\.\[demo\]"$'):
+        with pytest.raises(InputError, match=r'^[^\n]*pip install -e "\.\[demo\]" in the clone of d2v$'):
             call()
     assert not list(tmp_path.iterdir())

@@ -401,7 +401,9 @@ def test_without_keras_one_line_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name == "d2v.keras" or name.startswith("d2v.keras.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "keras", None)
-    with pytest.raises(ImportError, match=r'^d2v.keras needs Keras 3: pip install "d2v\[keras\]" and one of') as error:
+    with pytest.raises(
+        ImportError, match=r'^d2v.keras needs Keras 3: pip install -e "\.\[keras\]" in the clone of d2v and one of'
+    ) as error:
         importlib.import_module("d2v.keras")
     assert "\n" not in str(error.value)
 

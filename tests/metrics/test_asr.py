@@ -101,7 +101,7 @@ def test_the_normaliser_is_the_one_that_whisper_is_known_by():
 
 def test_a_missing_normaliser_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
-    with pytest.raises(InputError, match=r'pip install "d2v\[whisper\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[whisper\]" in the clone of d2v'):
         whisper_normalizer()
 
 

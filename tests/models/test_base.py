@@ -195,7 +195,10 @@ def test_names_of_classes_as_files_have_them():
     assert [*many.id2label.values()] == list("abcdefghijk")  # by number: "10" is before "2" as text
     for names, gap in (({"0": "a", "2": "b"}, 1), ({"1": "a", "2": "b"}, 0)):
         message = complaint(Data2VecAudioConfig.from_dict, {"id2label": names})
-        assert message == f"Data2VecAudioConfig: id2label should name the classes 0 to 1; it has no {gap}"
+        assert (
+            message
+            == f"Data2VecAudioConfig: id2label should name the classes 0 to 1; it has no {gap}; edit its config.json"
+        )
     for count in (-1, "3", None, 2.0, True):
         message = complaint(Data2VecAudioConfig.from_dict, {"num_labels": count})
         assert message == f"Data2VecAudioConfig: num_labels should be a whole number from 0 on, not {count!r}"
