@@ -15,13 +15,14 @@ on.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -329,12 +330,15 @@ def main(argv: list[str] | None = None) -> None:
     if "scratch_longer" in options.arms and "scratch" not in options.arms:
         parser.error("--arms scratch_longer needs scratch, whose pace it takes")
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["OMP_NUM_THREADS"] = str(max(granted_cores() // options.processes, 1))
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         try:
             runs = run_all(task, options, pool.submit)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one that failed fails in minutes, and not once all others are done
+        except BaseException:  # one that failed fails in minutes, and not once all others are done
+            for process in active_children():
+                process.terminate()  # which saves, so that the same command goes on
+            pool.shutdown(cancel_futures=True)
             raise
     rows = [json.loads(line) for line in (options.out / "claim.json").read_text("utf-8").splitlines()]
     print(f"{'arm':<16}{'share':>7}{'seeds':>7}{'error':>9}   smallest to largest   CPU minutes")
