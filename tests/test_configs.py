@@ -25,6 +25,8 @@ from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, flac, name_splits, se
 PATHS = [path for path in sorted(ROOT.glob("recipes/configs/**/*.yaml")) if path.parent.name != "accelerate"]
 CONFIGS = {f"{path.parent.name}-{path.stem}": path for path in PATHS}
 EVERY_CONFIG = pytest.mark.parametrize("path", CONFIGS.values(), ids=CONFIGS)
+# Each trains as another one does: librispeech_10m or 960h, mnli, rte or cola.
+ALIKE = {f"librispeech_{each}" for each in ("1h", "10h", "100h")} | {"mrpc", "qnli", "qqp", "sst2", "wnli"}
 
 
 def commands(path: Path) -> list[str]:
@@ -224,7 +226,11 @@ def test_an_update_is_a_set_of_rows(path):
         assert len(rows) <= most and (config.data.max_size is not None or len(rows) == most)
 
 
-@EVERY_CONFIG
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in ALIKE else ()) for path in CONFIGS.values()],
+    ids=CONFIGS,
+)
 def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     recipe = load_recipe(path.parent.name)
     asked = parse(recipe.Config, ["--config", str(path)])
