@@ -78,27 +78,24 @@ TASKS = {
         "asr_ctc",
         "digits",
         "wer",
-        0.1,
-        (0.03, 0.1, 0.3, 1.0),
-        1200,
-        (
-            "--arch.conv_bias=true",
-        ),  # without it layer norms leave nothing of loudness for random convolutions to pass on
-        ("--data.batch_size=8",),
+        judged=0.1,
+        shares=(0.03, 0.1, 0.3, 1.0),
+        updates=1200,
+        options=("--arch.conv_bias=true",),  # else random convolutions and their norms pass nothing of loudness on
+        pretraining=("--data.batch_size=8",),
     ),
     "text": Task(
         "token_classification",
         "ud_ewt",
         "accuracy",
-        0.05,
-        (0.01, 0.05, 0.2, 1.0),
-        600,
-        ("--optim.ema=0.995", "--arch.hidden_dropout_prob=0.3"),
-        # Sentences between <s> and </s>, as they are tagged; 3,072 tokens an update.
-        (
-            "--data.separator=null",
+        judged=0.05,
+        shares=(0.01, 0.05, 0.2, 1.0),
+        updates=600,
+        options=("--optim.ema=0.995", "--arch.hidden_dropout_prob=0.3"),
+        pretraining=(
+            "--data.separator=null",  # sentences between <s> and </s>, as they are tagged
             "--data.max_length=128",
-            "--data.batch_size=24",
+            "--data.batch_size=24",  # 3,072 tokens
             "--data.max_validation_samples=500",
         ),
     ),
@@ -106,11 +103,12 @@ TASKS = {
         "image_classification",
         "cifar10",
         "accuracy",
-        0.1,
-        (0.03, 0.1, 0.3, 1.0),
-        1200,
-        ("--arch.use_shared_relative_position_bias=false",),  # which the economy does without
-        ("--augment.flip=0.5", "--augment.crop=[0.3,1.0]", "--augment.color_jitter=0.0"),  # small.yaml's are for digits
+        judged=0.1,
+        shares=(0.03, 0.1, 0.3, 1.0),
+        updates=1200,
+        options=("--arch.use_shared_relative_position_bias=false",),  # which the economy does without
+        # Those of small.yaml are for digits.
+        pretraining=("--augment.flip=0.5", "--augment.crop=[0.3,1.0]", "--augment.color_jitter=0.0"),
     ),
 }
 
@@ -164,7 +162,7 @@ def write_texts(data: Path, files: Sequence[Path], folder: Path) -> Path:
         table = datasets.load_dataset("parquet", data_files=[str(each) for each in sorted(data.glob(f"{split}-*"))])
         found[split] = [" ".join(words) for words in table["train"]["tokens"]]
     held_out = {*found["validation"], *found["test"]}
-    # Half of the tokens are the set's own, as it has words: each after a space.
+    # Train's sentences twice, so that half of the tokens are theirs; each begins with a space, as tagged words do.
     texts = 2 * [f" {text}" for text in found["train"] if text not in held_out] + documentation_paragraphs()
     for file in files:
         texts += [block for block in file.read_text("utf-8").split("\n\n") if block.strip()]

@@ -81,7 +81,7 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
     except InputError as error:
         raise wrong[0] if wrong else error  # noqa: B904 (the same fault)
     if demo is not None and values.data.path is None:
-        if published := next((file for file in files if needs_data(file, demo)), None):
+        if published := next((file for file in files if needs_data(file, contents[file], demo)), None):
             raise InputError(
                 f"{published}: has no data.path, and is not the demo's; add --data.path (its first lines say of what)"
             )
@@ -100,18 +100,17 @@ def config_files(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return found.config, options
 
 
-def needs_data(file: str, demo: Path) -> bool:
+def needs_data(file: str, content: str | None, demo: Path) -> bool:
     """Whether a file is one of those beside the demo's that are for data which have to be given.
 
     One that is for the demo's data too says so, by a `data.path` that is null.
     """
     import yaml
 
-    path = Path(file).expanduser().resolve()
-    if path.parent != demo.resolve().parent or path == demo.resolve():
+    path, demo = Path(file).expanduser().resolve(), demo.resolve()
+    if path.parent != demo.parent or path == demo or not path.is_file():
         return False
-    content = content_of(str(path))
-    data = yaml.safe_load(content or "data:").get("data")
+    data = yaml.safe_load(content or "").get("data")
     return (data or {}).get("path", "") is not None
 
 

@@ -212,10 +212,12 @@ def test_configurations_for_a_data_set_do_not_run_the_demo(recipe, name):
     assert parse(config_class, ["--config", str(demo)], demo=demo).data.path is None
 
 
-def test_a_configuration_for_the_demo_s_data_says_so():
+def test_a_configuration_for_the_demo_s_data_says_so(monkeypatch):
     demo = RECIPES / "configs/pretrain_text/demo.yaml"
     args = ["--config", str(demo.with_name("small.yaml"))]
     assert parse(load_recipe("pretrain_text").Config, args, demo=demo).data.path is None
+    monkeypatch.chdir(demo.parent)  # what is given in place of a file is none of these
+    assert parse(load_recipe("pretrain_text").Config, ["--config", "{run: {epochs: 3}}"], demo=demo).run.epochs == 3
 
 
 def test_a_file_may_say_half_of_what_the_command_says(write):

@@ -607,10 +607,9 @@ def test_a_wrong_command_line_is_an_error(arguments, capsys):
 def test_a_run_that_is_empty_is_named(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, [{"id": "a", "label": "yes"}])
     monkeypatch.chdir(tmp_path)
-    for arguments in (["superb", "--ks="], ["glue", "--ks= "], ["ade20k", "--run="]):
-        arguments = [each.replace("ks", "sst2") if arguments[0] == "glue" else each for each in arguments]
-        option = arguments[1].partition("=")[0]
-        assert complaint(capsys, arguments).startswith(f"{option} is empty, such as a variable that is not set")
+    for command, option, value in (("superb", "--ks", ""), ("glue", "--sst2", " "), ("ade20k", "--run", "")):
+        message = complaint(capsys, [command, f"{option}={value}"])
+        assert message.startswith(f"{option} is empty, such as a variable that is not set")
 
 
 def test_a_line_is_a_row_whatever_is_in_it(tmp_path):
