@@ -27,3 +27,11 @@ def overlaps(device: torch.device) -> bool:
 def moved(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device, which the host waits for only where it has to."""
     return x.to(device, non_blocking=overlaps(device))
+
+
+def taken(x: Tensor, at: Tensor) -> Tensor:
+    """`x[at]`, of (B, T, ...) what is where a mask (B, T) is True, (n, ...).
+
+    Of a mask on the host, the places are found there, and no one waits for the device to say how many they are.
+    """
+    return x.flatten(0, at.ndim - 1).index_select(0, moved(at.flatten().nonzero().squeeze(1), x.device))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
     """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # of its own, on a disk that machines share too
     try:
         yield beside
         os.replace(beside, path)

@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     # Prediction: the text of greedy search with the times of its words
     def predict_fn(model, batch, search=None):
         logits, frames = forward(model, batch)
-        return transcribe(logits, frames, tokenizer, hop=settings.inputs_to_logits_ratio / rate, search=search)
+        return transcribe(logits, frames, tokenizer, hop=settings.frame_hop / rate, search=search)
 
     def predict_split(model, split, search=None):
         batches = eval_loader(job, rows[split], partial(collate_rows, longest=data.chunk_seconds or math.inf))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from d2v import push
 from d2v.errors import InputError
+from d2v.hub import in_place_of
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.pretrained import push_folder
@@ -206,3 +207,11 @@ def test_a_push_that_fails_says_how_to_try_again_and_tells_no_token(monkeypatch,
     message = str(caught.value)
     assert message.startswith("me/model: cannot be pushed to the hub (") and "\n" not in message
     assert message.endswith(f"; python -m d2v.push {folder} me/model tries again") and "secret" not in message
+
+
+def test_a_file_on_a_disk_that_machines_share_is_written_by_several(tmp_path):
+    """Each writes one of its own beside it: the first to end took away what the second was writing."""
+    with in_place_of(tmp_path / "a") as first, in_place_of(tmp_path / "a") as second:
+        first.write_text("one")
+        second.write_text("two")
+    assert (tmp_path / "a").read_text() == "one" and list(tmp_path.iterdir()) == [tmp_path / "a"]

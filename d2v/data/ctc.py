@@ -142,7 +142,7 @@ def speech_rows(
         rate,
         settings.shortest_clip,
         texts,
-        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(int(seconds * rate))),
+        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(round(seconds * rate))),
         score=lambda text, seconds: text_problem(text),
     )
 

@@ -77,7 +77,7 @@ def load_also(job: Job, demo: Callable[[], Any], **columns: Any) -> dict[str, Sp
     if taken := [ending for ending in also if ending in SPLITS]:
         raise InputError(f"data.also: {taken[0]} is a split of the run; should be another ending, such as mm")
     for ending, name in also.items():
-        config = replace(job.config, mode="evaluate", data=replace(job.config.data, test_split=name))
+        config = replace(job.config, mode="evaluate", data=replace(job.config.data, test_split=name, fold=None))
         found[ending] = load(replace(job, config=config), demo, **columns)["test"]
     return found
 

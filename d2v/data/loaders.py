@@ -78,7 +78,7 @@ class NumberedBatches:
             return batch | {"rows": [], "decoded": nothing.decoded}
 
     def stand_in(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A batch of the next row that can be decoded."""
+        """A batch of the next row that can be decoded; of a stream, from its first block."""
         count, epoch = len(self.source), row["seed"][1]
         for step in range(1, count + 1):
             try:
@@ -189,7 +189,7 @@ class Updates:
                 counting = counts.popleft()
                 made += islice(batches, len(counting) - 1)
                 pairs = zip(made, counting, strict=True)
-                yield [batch | {"counts": counts and batch.get("counts", True)} for batch, counts in pairs]
+                yield [batch | {"counts": own and batch.get("counts", True)} for batch, own in pairs]
             self.epoch, self.done = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

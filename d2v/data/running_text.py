@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -119,10 +120,12 @@ def kept_stream(pieces: Pieces, tokenizer: Tokenizer, *, documents: bool) -> Str
 def write_stream(file: Path, parts: Iterable[tuple[np.ndarray, np.ndarray, int]], vocabulary: int) -> None:
     """Write what `encode_pieces` gives to `<file>.ids` and `<file>.starts`, and last `<file>.json`, of what kind it is.
 
-    Another process that does the same at the same time, as on a disk that machines share, writes the same.
+    Another process that does the same at the same time, as on a disk that machines share, writes the same, in files of
+    its own until they are whole.
     """
     kind = np.uint16 if vocabulary <= 1 << 16 else np.int32
-    names = [(file.with_suffix(f".{os.getpid()}-{end}"), file.with_suffix(f".{end}")) for end in ("ids", "starts")]
+    own = uuid4().hex
+    names = [(file.with_suffix(f".{own}-{end}"), file.with_suffix(f".{end}")) for end in ("ids", "starts")]
     characters = 0
     with names[0][0].open("wb") as first, names[1][0].open("wb") as second:
         for ids, starts, count in parts:

@@ -302,7 +302,7 @@ def read_example(
     """The image of a row, its label map as `read_mask` makes it, and what is odd about it.
 
     Args:
-        row: of `segmentation_rows`.
+        row: of `picture_rows`.
         data: the columns.
         processor: of the model.
         classes: how many there are; None for rows without label maps.
@@ -389,7 +389,8 @@ def augment(image: Tensor, mask: Tensor, data: SegmentationData, seed: tuple[int
         if data.flip:
             image, mask = v2.RandomHorizontalFlip()(image, mask)
         if data.photometric and image.shape[0] in (1, 3):
-            # mmsegmentation's ranges: 32 of 255, 0.5, 0.5, 18 of 180. RandomPhotometricDistort would swap colours too.
+            # mmsegmentation's ranges: 32 of 255, 0.5, 0.5, 18 of 180; it adds brightness, which here is a factor, and
+            # scales contrast about 0, here about the mean. RandomPhotometricDistort would swap colours too.
             for change in ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1}):
                 image = v2.RandomApply([v2.ColorJitter(**change)])(image)
     return image.as_subclass(Tensor), mask.as_subclass(Tensor)

@@ -65,11 +65,13 @@ def window_losses(logits: Tensor, labels: Tensor, counts: Sequence[int], tokeniz
         counts: (B,) of tokens in each.
         tokenizer: of the model.
     """
+    if not counts:
+        return []
     parts = zip(logits.split(counts), labels.split(counts), strict=True)
-    sums = [(losses.cross_entropy(logits, labels)[0], labels) for logits, labels in parts]
+    sums = torch.stack([losses.cross_entropy(logits, labels)[0] for logits, labels in parts]).tolist()  # at once
+    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in labels.cpu().split(counts)]
     return [
-        {"text": tokenizer.decode(labels, skip_special_tokens=False), "tokens": len(labels), "loss": float(loss)}
-        for loss, labels in sums
+        {"text": text, "tokens": count, "loss": loss} for text, count, loss in zip(texts, counts, sums, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
         logits: (B, T, C).
         lengths: (B,) real frames; what lies behind them is not decoded.
     """
-    best = logits.argmax(dim=-1)  # (B, T)
+    best = logits.argmax(dim=-1).cpu()  # (B, T), at once
     return [row[:length].tolist() for row, length in zip(best, lengths.tolist(), strict=True)]
 
 

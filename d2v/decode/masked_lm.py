@@ -61,7 +61,7 @@ def fill_text(ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, 
 
 def write_gaps(ids: Tensor, gaps: Tensor, words: Sequence[str], tokenizer: Tokenizer) -> str:
     """The text (T,) with these words in its gaps (T,)."""
-    text, last = "", 0
+    text, last, ids = "", 0, ids.cpu()  # at once
     for place, word in zip(torch.nonzero(gaps).flatten().tolist(), words, strict=True):
         text, last = text + tokenizer.decode(ids[last:place]) + word, place + 1
     return text + tokenizer.decode(ids[last:])

@@ -18,6 +18,9 @@ from d2v.data.rows import Rows
 from d2v.data.windows import group_windows
 from d2v.pretrained import write_json
 
+LARGE = 1e30
+"""More than any logit, and twice as much is still a number in fp32."""
+
 
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, text_mask: Tensor, count: int, longest: int
@@ -33,7 +36,9 @@ def best_spans(
     Returns:
         For each window its answers, the best first: the sum of their logits, and their first and last token.
     """
-    starts, ends = (logits.float().masked_fill(~text_mask, -math.inf) for logits in (start_logits, end_logits))
+    # What is no number is the least of all: a model that diverged answers wrongly, and its run goes on.
+    numbers = (logits.float().nan_to_num(-LARGE, LARGE, -LARGE) for logits in (start_logits, end_logits))
+    starts, ends = (each.masked_fill(~text_mask, -math.inf) for each in numbers)
     ends = F.pad(ends, (0, longest - 1), value=-math.inf).unfold(1, longest, 1)  # (B, T, longest)
     scores = (starts[..., None] + ends).flatten(1)
     scores, places = scores.topk(min(count, scores.shape[1]))  # (B, count)

@@ -84,7 +84,7 @@ def windowed_logits(
     Raises:
         InputError: such windows cannot be, or the model has adapters, whose frames would not fit together.
     """
-    hop, length = config.inputs_to_logits_ratio, config.frames(int(chunk_seconds * rate))
+    hop, length = config.inputs_to_logits_ratio, config.frames(round(chunk_seconds * rate))
     stride = int((chunk_seconds / 6 if stride_seconds is None else stride_seconds) * rate) // hop
     if config.add_adapter:
         raise InputError("--data.chunk_seconds is for models without adapters (add_adapter)")

@@ -121,12 +121,17 @@ class Data2VecAudioConfig(Config):
         """Samples from one frame to the next, before adapters: 320, or 20 ms, in the released models."""
         return math.prod(self.conv_stride)
 
+    @property
+    def frame_hop(self) -> int:
+        """Samples from one frame of the output to the next, adapters counted if the model has them."""
+        return self.inputs_to_logits_ratio * (self.adapter_stride**self.num_adapter_layers if self.add_adapter else 1)
+
     def frames(self, samples: Count, *, adapter: bool | None = None) -> Count:
         """Frames that so many samples give; an int or a tensor of ints. Adapters count if the model has them."""
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         for _ in range(self.num_adapter_layers if (self.add_adapter if adapter is None else adapter) else 0):
-            samples = (samples - 1) // self.adapter_stride + 1
+            samples = (samples + 2 - self.adapter_kernel_size) // self.adapter_stride + 1  # a zero on either side
         return samples
 
     @property

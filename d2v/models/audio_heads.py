@@ -47,7 +47,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
             ValueError: a label is outside the vocabulary, the configuration has no blank, or the input is wrong as in
                 `Data2VecAudioModel.forward`.
         """
-        if labels is not None and labels.max() >= self.config.vocab_size:
+        if labels is not None and labels.numel() and labels.max() >= self.config.vocab_size:
             raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {self.config.vocab_size}")
         x, packing, _, hidden_states, attentions = self.data2vec_audio.encode(
             input_values,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.devices import moved
+from d2v.devices import moved, taken
 from d2v.errors import InputError
 from d2v.models.audio import packing_of_lengths
 from d2v.models.base import PreTrainedModel
@@ -106,7 +106,7 @@ def encode_seen(
     if not bool(keep.any(1).all()):
         raise ValueError("a view masks all of a row")
     seen = packing_of_lengths(keep.sum(1).tolist(), device=x.device)
-    states = Encoder.forward(each.encoder, x[keep], seen)[0]
+    states = Encoder.forward(each.encoder, taken(x, keep), seen)[0]
     states = states if final_norm is None else final_norm(states)
     keep, real = (moved(each, x.device) for each in (keep, real))
     filled = torch.where(real[:, :, None], embedding.to(states.dtype), 0).masked_scatter(keep[:, :, None], states)

@@ -11,18 +11,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.devices import moved, taken
 from d2v.errors import InputError
 from d2v.losses import at_least_fp32
 from d2v.models.base import PreTrainedModel
 from d2v.models.economy import Decoder, encode_seen
 from d2v.models.packing import Packing
-from d2v.models.sharded import whole
+from d2v.models.sharded import full_tensor
 from d2v.models.text import Data2VecTextConfig
 from d2v.models.text_heads import LMHead
 
@@ -103,9 +104,9 @@ class Student(nn.Module):
             whole = whole_input(other, batch, front)
         targets = None if teacher is None or whole is None else at_masked(teacher.targets(whole, packing), masked)
         return PretrainingOutput(
-            None if self.head is None else self.head(states[masked]),
+            None if self.head is None else self.head(taken(states, masked)),
             targets,
-            self.auxiliary(states[batch.get("auxiliary_at", masked)]) if auxiliary else None,
+            self.auxiliary(taken(states, batch.get("auxiliary_at", masked))) if auxiliary else None,
             packing.trim(front.detach()),
         )
 
@@ -129,16 +130,18 @@ def at_masked(values: Tensor, masked: Tensor) -> Tensor:
         values: of each place.
         masked: (B, T) bool, or (B, M, T) for M views of each row.
     """
-    if masked.ndim == 3:
-        values = values[:, None].expand(-1, masked.shape[1], *[-1] * (values.ndim - 1))
-    return values[masked]
+    if masked.ndim == 2:
+        return taken(values, masked)
+    rows, _, places = masked.nonzero(as_tuple=True)  # on the host: of M views no copy is made
+    return values.flatten(0, 1).index_select(0, moved(rows * masked.shape[2] + places, values.device))
 
 
 @torch.no_grad()
 def begin(model: PreTrainedModel) -> None:
     """Give a new model of images or text tokens and positions that differ enough to be told apart at once.
 
-    BEiT draws its tokens from a normal distribution (`modeling_pretrain.py`). Absolute positions of images, which
+    BEiT draws its tokens from a normal distribution, and divides what its i-th block adds by the root of 2 i
+    (`modeling_cyclical.py`, `fix_init_weight`). Absolute positions of images, which
     data2vec's models do not have, begin as sines and cosines of the row and of the column, a tenth of the usual size,
     and those of text as 0.07 of it: drawn as small as words, they leave small runs at words' frequencies for minutes.
     """
@@ -147,6 +150,9 @@ def begin(model: PreTrainedModel) -> None:
         for token in (embeddings.cls_token, embeddings.mask_token):
             if token is not None:
                 nn.init.normal_(token, std=model.config.initializer_range)
+        for i, block in enumerate(cast(Any, model).encoder.layers):
+            for linear in (block.attn.out_proj, block.ffn.fc2):
+                linear.weight /= (2 * (i + 1)) ** 0.5
         if embeddings.position_embeddings is not None:
             places = torch.cartesian_prod(*(torch.arange(side).float() for side in embeddings.grid))  # (P, 2)
             set_waves(embeddings.position_embeddings[0, 1:], places, 0.1)
@@ -207,7 +213,7 @@ def whole_input(model: Any, batch: Mapping[str, Any], shared: Tensor) -> Any:
     if model is None or model.config.model_type == "data2vec-audio":
         return None if model is None else shared.detach()
     if model.config.model_type == "data2vec-text":
-        return model.embed(batch["input_ids"], batch["attention_mask"])[0]
+        return model.embed(batch["input_ids"], batch["attention_mask"], trusted=True)[0]
     padded, grid = model.embeddings(batch["pixel_values"])
     return model.packing(padded, grid).pack(padded)
 
@@ -261,7 +267,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Student, decay: float) -> None:
         """Move towards the student: the average keeps `decay` of what it was."""
-        new = {name: whole(each) for name, each in student.base_model.named_parameters()}
+        new = {name: full_tensor(each) for name, each in student.base_model.named_parameters()}
         old = dict(self.model.named_parameters())
         averaged = [name for name in old if self.averaged.match(name)]
         torch._foreach_lerp_([old[name] for name in averaged], [new[name].float() for name in averaged], 1 - decay)

@@ -13,6 +13,6 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """All of a tensor; every process calls this."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x

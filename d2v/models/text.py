@@ -317,9 +317,11 @@ class Data2VecTextModel(TextPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
+        *,
+        trusted: bool = False,
     ) -> tuple[Tensor, Packing]:
-        """What the encoder reads, (N, D), and its packing."""
-        given = self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        """What the encoder reads, (N, D), and its packing; of `trusted` input no number is looked at, see `check`."""
+        given = self.check(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, trusted)
         batch, length = given.shape[:2]
         packing = Packing.of(attention_mask, batch, length, device=given.device)
         if packing.lengths is not None:
@@ -354,8 +356,12 @@ class Data2VecTextModel(TextPreTrainedModel):
             raise ValueError(f"a text of {longest} tokens; the model has positions for {self.config.max_tokens}")
         return positions
 
-    def check(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds) -> Tensor:
-        """Raise ValueError for input of the wrong shape, dtype, length or range; ranges unless compiling.
+    def check(
+        self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, trusted: bool = False
+    ) -> Tensor:
+        """Raise ValueError for input of the wrong shape, dtype, length or range.
+
+        Ranges are not looked at while compiling, of trusted input, or in training on a device, which is not waited for.
 
         Returns:
             Whichever is given of `input_ids` and `inputs_embeds`.
@@ -378,8 +384,8 @@ class Data2VecTextModel(TextPreTrainedModel):
                 continue
             if value.shape != shape and not (name == "position_ids" and value.shape == (1, shape[1])):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; should be {tuple(shape)}")
-            waits = self.training and value.device.type != "cpu"  # for the device, in every update
-            if name in limits and not waits and not torch.compiler.is_compiling() and value.numel():
+            unseen = trusted or (self.training and value.device.type != "cpu")
+            if name in limits and not unseen and not torch.compiler.is_compiling() and value.numel():
                 least, most = value.min().item(), value.max().item()
                 if least < 0 or most >= limits[name]:
                     wrong = least if least < 0 else most

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from d2v.models.cpu import Dropout, filler
 from d2v.models.packing import Packing
-from d2v.models.transformer import ACTIVATIONS, skipped_layers
+from d2v.models.transformer import ACTIVATIONS
 
 
 def conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -220,13 +220,11 @@ class Adapter(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.output_hidden_size) if resize else None
         self.proj_layer_norm = nn.LayerNorm(config.output_hidden_size) if resize else None
         self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_adapter_layers))
-        self.layerdrop, self.skipped = config.layerdrop, None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T', D'), without padding."""
+        """(B, T, D) -> (B, T', D'), without padding; LayerDrop skips none, since each has its share of the strides."""
         if self.proj is not None and self.proj_layer_norm is not None:
             x = self.proj_layer_norm(self.proj(x))
-        skipped = skipped_layers(self)
-        for i, layer in enumerate(self.layers):
-            x = x if i in skipped else layer(x)
+        for layer in self.layers:
+            x = layer(x)
         return x

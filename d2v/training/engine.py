@@ -1,8 +1,9 @@
 """How a model is spread over the processes of a run: a copy for each (DDP), or a shard for each (FSDP2).
 
 Accelerate says which. Sharding calls torch's `fully_shard` on every device, since Accelerate turns FSDP on for GPUs
-alone: what tests run on CPUs is then what GPUs run. Checkpoints and `best/` hold whole tensors, so that another number
-of processes, or none but one, can go on with them.
+alone: what tests run on CPUs is then what GPUs run. But there it takes all that a model is called with to the device,
+`HOST` too, and a forward pass asks it back. Checkpoints and `best/` hold whole tensors, so that another number of
+processes, or none but one, can go on with them.
 """
 
 import copy
@@ -20,7 +21,7 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.devices import overlaps
 from d2v.errors import InputError
-from d2v.models.sharded import is_sharded, local, whole
+from d2v.models.sharded import full_tensor, is_sharded, local
 from d2v.models.transformer import Block
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -158,7 +159,7 @@ def gathered(value: Any, keep: bool) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(gathered(item, keep) for item in value)
     if hasattr(value, "full_tensor"):
-        full = whole(value)
+        full = full_tensor(value)
         return full.cpu() if keep else None
     return value
 

@@ -32,8 +32,8 @@ FREE = {
 }
 """Options that a resumed run may have other values of; they hold from there on."""
 
-FREE_GROUPS = ("probe", "lm", "sampling", "scales", "flip", "center", "s_norm")
-"""Options that only the test at the end reads."""
+FREE_GROUPS = ("probe", "lm", "sampling", "center", "s_norm")
+"""Options that have no part in choosing the best checkpoint."""
 
 
 def plain(value: Any) -> Any:

@@ -71,7 +71,7 @@ class Log:
     def reset(self) -> None:
         """Begin a new average."""
         self.loss = self.items = self.size = self.waited = 0.0
-        self.since = time.monotonic()
+        self.since = time.perf_counter()
 
     def add(self, loss: float, items: float, size: float, waited: float) -> None:
         """Count an update: its summed loss over so many items, its size, the seconds it waited for data."""
@@ -83,7 +83,7 @@ class Log:
 
     def say(self, step: int, **values: float) -> None:
         """Write the averages since the last time, and these values."""
-        seconds, rate = time.monotonic() - self.since, f"{self.unit.replace(' ', '_')}_per_second"
+        seconds, rate = time.perf_counter() - self.since, f"{self.unit.replace(' ', '_')}_per_second"
         values = {"loss": self.loss / (self.items or 1), rate: self.size / seconds} | values
         self.write(step, values | {"waiting_for_data": self.waited / seconds})
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values[rate]:.0f} {self.unit}/s")

@@ -25,7 +25,7 @@ from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
 from d2v.metrics import higher_is_better
 from d2v.models.base import PreTrainedModel
-from d2v.models.sharded import is_sharded, local, whole
+from d2v.models.sharded import full_tensor, is_sharded, local
 from d2v.models.transformer import skip_layers
 from d2v.training.engine import (
     blank,
@@ -61,7 +61,6 @@ from d2v.training.validation import (
 )
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-Predictions = TypeVar("Predictions")
 
 
 @dataclass
@@ -386,9 +385,9 @@ def accumulate(
                     loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
                 accelerator.backward(loss)
             # What is known on the host is added up there: to take it to the device would wait for every piece.
-            for i, number in enumerate((loss.detach(), items, on_host.new_tensor(batch["size"]))):
+            for place, number in enumerate((loss.detach(), items, on_host.new_tensor(batch["size"]))):
                 sums = on_host if number.device.type == "cpu" else on_device
-                sums[i] += number.to(sums.device).double()
+                sums[place] += number.to(sums.device).double()
     sums = moved(torch.cat([on_host, on_host.new_tensor([float(value) for value in extra()])]), device)
     sums[:3] += on_device
     return accelerator.reduce(sums).tolist()
@@ -403,7 +402,7 @@ def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator)
     # Gradients are summed over items and averaged over processes, and in fp16 scaled until they are clipped: so the
     # bound is scaled too, and the division comes last.
     per_item = accelerator.num_processes / (items or 1)
-    norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), clip / per_item if clip else math.inf)))
+    norm = float(full_tensor(accelerator.clip_grad_norm_(model.parameters(), clip / per_item if clip else math.inf)))
     if finite := math.isfinite(norm):
         torch._foreach_mul_([local(p.grad) for p in model.parameters() if p.grad is not None], per_item)
     if finite or accelerator.scaler is not None:  # fp16: the scaler steps over it and learns that its scale is too high

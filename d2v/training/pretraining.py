@@ -197,10 +197,10 @@ def pretrain(
         found, counts = accelerator.reduce(sums).view(2, 2).tolist()
         probed = probe(student.base_model) if probe else {}
         student.train()
-        wanted = {"loss": teacher is not None, "auxiliary_loss": config.auxiliary.weight > 0}
-        each = zip(wanted.items(), found, counts, strict=True)
-        values = {name: value / max(count, 1) for (name, there), value, count in each if there}
-        return values | seen.figures() | probed
+        values = [total / max(count, 1) for total, count in zip(found, counts, strict=True)]
+        means = {"loss": values[0]} if teacher else {}
+        means |= {"auxiliary_loss": values[1]} if config.auxiliary.weight > 0 else {}
+        return means | seen.figures() | probed
 
     def evaluate_and_keep() -> dict[str, float]:
         metrics, progress.evaluated = evaluate(), progress.step

@@ -220,6 +220,17 @@ def test_a_split_that_is_tested_besides_takes_no_other_s_place():
         load_also(make_job(data, "evaluate"), dict, inputs={})
 
 
+def test_a_split_that_is_tested_besides_is_no_fold():
+    """The fold of train was scored a second time under the name of the other split."""
+    import datasets
+
+    train, other = columns(53, label=["a", "b"] * 26 + ["a"]), columns(7, label=["a"] * 7)
+    source = {name: datasets.Dataset.from_dict(it) for name, it in (("train", train), ("mismatched", other))}
+    data = load_recipe("text_classification").ClassificationData(fold="2/4", also={"mm": "mismatched"})
+    found = load_also(make_job(data, "evaluate"), lambda: source, inputs={"text": "text"}, targets={"label": "label"})
+    assert len(found["mm"]) == 7 and found["mm"].where(0).startswith("mismatched")
+
+
 def test_a_fold_is_not_tested_where_no_test_is_wanted():
     """As a sweep trains, which chooses by validation."""
     splits, _ = chosen({"train": columns(53, label=["a", "b"] * 26 + ["a"])}, LabelData(fold="2/4", test_split=None))

@@ -32,6 +32,17 @@ def test_the_best_spans_of_all(length, longest, count, seed):
         assert [span[0] for span in spans] == pytest.approx([span[0] for span in expected])
 
 
+def test_logits_that_are_no_numbers_give_some_answer():
+    """A model that diverged answers wrongly; its evaluation goes on."""
+    logits = torch.full((2, 4), math.nan)
+    logits[1, 2] = math.inf
+    mask = torch.tensor([[False, True, True, True]] * 2)
+    for spans in best_spans(logits, logits, mask, 3, 2):
+        assert len(spans) == 3 and all(math.isfinite(score) for score, *_ in spans)
+        found = answer(CONTEXT, [(window(1, (0, 3), (4, 7), (8, 13)), (0.0, spans))], 3, 0.5)
+        assert {"answer", "best", "no_answer"} <= set(found)
+
+
 def window(first: int, *offsets: tuple[int, int]) -> dict:
     return {"first": first, "offsets": np.array(offsets)}
 

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from d2v.models.audio import Data2VecAudioConfig
+from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.cpu import filler
 from d2v.pretrained import rename
 from tests.parity import (
@@ -22,7 +24,7 @@ from tests.parity import (
     same_updates,
     spread,
 )
-from tests.tiny import STILL_AUDIO, padded
+from tests.tiny import STILL_AUDIO, TINY_AUDIO, padded
 
 TINY = {
     "hidden_size": 48,
@@ -237,3 +239,19 @@ def test_the_released_sizes_too(size):
     inputs = {"input_values": torch.randn(2, 16_001), "labels": torch.randint(1, 32, (2, 9))}
     same_outputs(theirs, ours, spread, **inputs, output_hidden_states=True)
     same_loss_in_float64(theirs, ours, **inputs)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_frames_of_adapters_are_counted(kernel):
+    """Also in training, where LayerDrop would leave out some of their strides."""
+    changes = {"add_adapter": True, "adapter_kernel_size": kernel, "num_adapter_layers": 2, "layerdrop": 0.9}
+    ours = Data2VecAudioForCTC(Data2VecAudioConfig(**TINY_AUDIO | changes)).train()
+    for samples in (5_000, 7_777, 9_000):
+        assert ours(torch.randn(1, samples)).logits.shape[1] == ours.config.frames(samples)
+    assert ours.config.frame_hop == 4 * ours.config.inputs_to_logits_ratio
+    assert Data2VecAudioConfig(**TINY_AUDIO).frame_hop == Data2VecAudioConfig(**TINY_AUDIO).inputs_to_logits_ratio
+
+
+def test_a_batch_without_a_label_has_a_loss():
+    ours = Data2VecAudioForCTC(Data2VecAudioConfig(**TINY_AUDIO))
+    assert ours(torch.randn(2, 5_000), labels=torch.zeros(2, 0, dtype=torch.int64)).loss > 0

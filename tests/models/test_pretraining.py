@@ -16,7 +16,7 @@ from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.masking import block_mask
 from d2v.models.packing import Packing
-from d2v.models.pretraining import Student, Teacher, normalise
+from d2v.models.pretraining import Student, Teacher, at_masked, begin, normalise
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.models.vision import Data2VecVisionConfig, Data2VecVisionModel
 from tests.tiny import STILL_AUDIO, TINY_AUDIO, TINY_TEXT, TINY_VISION
@@ -363,3 +363,25 @@ def test_an_update_of_the_released_size(kind):
     before = teacher.model.encoder.layers[0].ffn.fc1.weight.clone()
     teacher.update(student, 0.999)
     assert 0 < float((teacher.model.encoder.layers[0].ffn.fc1.weight - before).abs().max()) < 1e-3
+
+
+def test_blocks_of_images_begin_as_beits():
+    """What the i-th adds to the residual is divided by the root of 2 i; of text and speech it is not."""
+    torch.manual_seed(0)
+    vision = Data2VecVisionModel(Data2VecVisionConfig(**TINY_VISION | {"initializer_range": 0.1}))
+    before = [block.ffn.fc2.weight.clone() for block in vision.encoder.layers]
+    begin(vision)
+    for i, (block, old) in enumerate(zip(vision.encoder.layers, before, strict=True), 1):
+        assert torch.allclose(block.ffn.fc2.weight, old / (2 * i) ** 0.5)
+        assert block.attn.out_proj.weight.detach().std() == pytest.approx(0.1 / (2 * i) ** 0.5, rel=0.1)
+    text = Data2VecTextModel(Data2VecTextConfig(**TINY_TEXT, vocab_size=50))
+    before = [block.ffn.fc2.weight.clone() for block in text.encoder.layers]
+    begin(text)
+    assert all(torch.equal(block.ffn.fc2.weight, old) for block, old in zip(text.encoder.layers, before, strict=True))
+
+
+def test_what_is_at_masked_places():
+    values, masked = torch.randn(3, 5, 2), torch.rand(3, 5) < 0.5
+    assert torch.equal(at_masked(values, masked), values[masked])
+    views = torch.rand(3, 4, 5) < 0.5
+    assert torch.equal(at_masked(values, views), values[:, None].expand(-1, 4, -1, -1)[views])

@@ -15,6 +15,7 @@ from d2v.errors import InputError
 from tests.helpers import parse_command
 from tests.recipes.common import runner, same_weights
 from tests.tiny import STILL_AUDIO, TINY_AUDIO, TINY_TEXT, TINY_VISION, sentences, speech
+from tests.training.test_device_traffic import check_first_update
 
 STILL = STILL_AUDIO | {"mask_time_prob": 0.05}
 STILL_TEXT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -50,6 +51,15 @@ def data(tmp_path_factory):
         rows = datasets.Dataset.from_list([photo(split, 100 * seed + i) for i in range(count // 2)])
         rows.cast_column("image", datasets.Image()).to_parquet(folder / f"vision/{split}.parquet")
     return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--economy.views=2", "--economy.width=16", "--economy.groups=4"]])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_update_asks_the_device_nothing(kind, options, data, tmp_path, monkeypatch):
+    if kind == "text" and options:
+        pytest.skip("of text, all is encoded")
+    both = ["--auxiliary.weight=1", f"--data.path={data / kind}", f"--run.out={tmp_path}"]
+    check_first_update(monkeypatch, f"pretrain_{kind}", *arguments(kind), *options, *both)
 
 
 COLUMN = {"audio": "text", "text": "text", "vision": "label"}

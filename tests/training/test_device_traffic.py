@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v import devices
 from d2v.config import Optim
-from d2v.training import engine, loop
+from d2v.models.pretraining import Teacher
+from d2v.training import engine, loop, pretraining, teaching
 from d2v.training.engine import to_device
 from d2v.training.optim import build_average
 from tests.helpers import RECIPES
@@ -76,15 +77,26 @@ class Stop(Exception):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe):
     write_like(recipe, None, None, tmp_path / recipe)
-    found = {}
+    check_first_update(monkeypatch, recipe, *small(recipe, tmp_path / recipe), f"--run.out={tmp_path / 'out'}")
+
+
+def check_first_update(monkeypatch, recipe, *args):
+    """Run a recipe up to its first update, on `meta`; it should ask nothing."""
+    found, teachers = {}, []
 
     def look(model, update, loss_fn, accelerator, extra=tuple):
         model.to("meta").train()
+        for teacher in teachers:
+            teacher.to("meta")
         with Questions() as questions, Factories(questions.asked):
             for batch in update:
                 loss, _ = loss_fn(model, to_device(batch, torch.device("meta")))
         found.update(asked=questions.asked, device=loss.device.type, batch=batch)
         raise Stop
+
+    def make_teacher(*args, **options):
+        teachers.append(Teacher(*args, **options))
+        return teachers[-1]
 
     enabled, autocast = torch.is_autocast_enabled, torch.autocast  # which do not know of `meta`
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": kind != "meta" and enabled(kind))
@@ -92,9 +104,11 @@ def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe)
     for module in (devices, engine):
         monkeypatch.setattr(module, "overlaps", lambda device: True)  # as to CUDA
     monkeypatch.setattr(loop, "accumulate", look)
+    monkeypatch.setattr(pretraining, "accumulate", look)
+    monkeypatch.setattr(teaching, "Teacher", make_teacher)
     monkeypatch.setattr(loop, "try_evaluation", lambda *rest: None)
     with pytest.raises(Stop):
-        runner(recipe)(*small(recipe, tmp_path / recipe), "--run.max_steps=1", f"--run.out={tmp_path / 'out'}")
+        runner(recipe)(*args, "--run.max_steps=1")
     assert found["device"] == "meta" and found["asked"] == []
     for name, value in found["batch"].items():
         if isinstance(value, torch.Tensor) and "mask" in name:

@@ -260,11 +260,11 @@ def test_what_changes_from_update_to_update_is_known_beforehand():
 
 
 def test_layers_are_skipped_by_seed_and_update():
-    config = {"num_hidden_layers": 12, "layerdrop": 0.3, "add_adapter": True, "output_hidden_size": 16}
+    config = {"num_hidden_layers": 12, "layerdrop": 0.3}
     one, other = model(**config).train(), model(**config).train()
     torch.rand(5)  # another process draws other numbers
     seen, stacks = [], [each for each in one.modules() if hasattr(each, "skipped")]
-    assert len(stacks) == 2 and all(each.skipped is None for each in stacks)
+    assert len(stacks) == 1 and stacks[0].skipped is None
     for step in range(60):
         skip_layers(one, 1, step)
         skip_layers(other, 1, step)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
+from benchmarks.recipe import load_recipe
 from d2v.config import Data, Optim, Recipe, Run
 from d2v.data import cores as granted
 from d2v.data.labels import LabelData
@@ -243,6 +244,12 @@ def test_options_are_compared_by_what_they_do(tmp_path):
         with pytest.raises(InputError) as caught:
             check_config(replace(config, optim=optim), folder)
         assert f"here is {line}; give the old values" in str(caught.value)
+    # What validation is measured with chooses the best, and so does how.
+    pictures = load_recipe("semantic_segmentation").Config()
+    stored = written(tmp_path / "pictures", pictures)
+    for other in (replace(pictures, flip=True), replace(pictures, scales=(0.5, 1.0))):
+        with pytest.raises(InputError, match="here is (flip|scales)"):
+            check_config(other, stored)
     # The metric that chooses can be mended while nothing was chosen.
     by_cer = replace(config, run=Run(metric="cer"))
     assert check_config(by_cer, folder) == ["run.metric cer (was None)"]
