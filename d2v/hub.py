@@ -104,7 +104,10 @@ def in_place_of(path: Path) -> Iterator[Path]:
     """Within, a file to write that then takes the place of `path`; where that fails, `path` stays as it is."""
     beside = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # of its own, on a disk that machines share too
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        beside.chmod(mode)  # safetensors' files are for their owner alone, whatever the umask says
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import stat
 
 import pytest
 import torch
@@ -248,3 +249,17 @@ def test_full_disk_leaves_the_last_good_weights(folder, model):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     assert (folder / "model.safetensors").read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of other systems files have no such modes")
+def test_others_may_read_what_was_saved_as_far_as_the_umask_lets_them(model, tmp_path):
+    """safetensors writes for the owner alone, so that a colleague could not open a model on a shared disk."""
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {
+        "config.json": 0o640,
+        "model.safetensors": 0o640,
+    }

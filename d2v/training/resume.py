@@ -23,6 +23,7 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.devices import on_cuda
 from d2v.errors import InputError
+from d2v.hub import in_place_of
 from d2v.pretrained import read_json, write_json
 from d2v.training.engine import gathered, holds_shards, load_whole, shard_state
 from d2v.training.identity import RUN, check_made_of
@@ -120,8 +121,8 @@ def save_checkpoint(
         try:
             temporary.mkdir(parents=True)
             for name, module in modules.items():
-                file = str(temporary / f"{name}.safetensors")
-                save_file(shards[name], file) if name in shards else save_model(module, file)
+                with in_place_of(temporary / f"{name}.safetensors") as beside:
+                    save_file(shards[name], beside) if name in shards else save_model(module, str(beside))
             torch.save({"format": FORMAT, "states": shared, "processes": owned}, temporary / "state.pt")
             write_json(temporary / RUN, made_of or {"config": {}})
             shutil.rmtree(path, ignore_errors=True)  # the same step again, after an interrupted run was repeated
