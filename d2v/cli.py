@@ -62,10 +62,10 @@ def parse(config_class: type, args: list[str] | None = None, demo: Path | None =
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values = parser.instantiate_classes(parser.parse_args(args))
-            if nothing := none_of(config_class, values):
-                raise ValueError(f"{nothing} is null; it needs a value, and has its default where it is not given")
-            return values
+                values = parser.parse_args(args)
+                if nothing := none_of(config_class, values):
+                    raise ValueError(f"{nothing} is null; it needs a value, and has its default where it is not given")
+                return parser.instantiate_classes(values)
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             raise InputError(file + explain(str(error), parser)) from error
 
@@ -210,16 +210,15 @@ def load_yaml(content: str, texts: set[str], groups: Mapping[str, bool], files: 
     return found
 
 
-def repeated(node: Any, before: str = "") -> str | None:
-    """The first key of YAML's nodes that one mapping has twice, of which only the last would count."""
-    pairs = node.value if getattr(node, "id", "") == "mapping" else []
-    seen = set[str]()
+def repeated(node: Any, before: str = "", seen: set[str] | None = None) -> str | None:
+    """The first key of YAML's nodes that is there twice, of which only the last would count; `a.b` is b within a."""
+    pairs, seen = node.value if getattr(node, "id", "") == "mapping" else [], set() if seen is None else seen
     for key, value in pairs:
         name = f"{before}{key.value}"
         if name in seen:
             return f"{name}, in line {key.start_mark.line + 1},"
         seen.add(name)
-        if found := repeated(value, f"{name}."):
+        if found := repeated(value, f"{name}.", seen):
             return found
     return None
 

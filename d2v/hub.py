@@ -1,5 +1,6 @@
 """Files of a folder or a hub repository, and the names of the weights in them: no tensors, and so no PyTorch."""
 
+import io
 import json
 import os
 import re
@@ -82,6 +83,16 @@ def read_json_value(path: str | Path) -> Any:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
 
 
+def of_lfs(source: str | os.PathLike | bytes) -> str:
+    """What to add to a message of a file, or its bytes, that is but Git LFS's note of where the file is."""
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+            noted = file.read(64).startswith(b"version https://git-lfs")
+    except OSError:
+        return ""
+    return "; it is a pointer of Git LFS, whose `git lfs pull` brings the file" if noted else ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if there is none."""
     value = read_json_value(path)
@@ -123,7 +134,9 @@ def load_config(source: str | Path) -> dict[str, Any]:
     """The entries of a checkpoint's `config.json`."""
     path = fetch_file(source, "config.json")
     if path is None:
-        raise InputError(f"{source}: no config.json; a model is a folder with config.json and {WEIGHTS}, or a hub id")
+        inner = f"; of a run it is {source}/best" if Path(source, "best/config.json").is_file() else ""
+        what = f"a model is a folder with config.json and {WEIGHTS}, or a hub id"
+        raise InputError(f"{source}: no config.json; {what}{inner}")
     return read_json(path)
 
 

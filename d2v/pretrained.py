@@ -26,6 +26,7 @@ from d2v.hub import (
     in_place_of,
     legacy,
     load_config,
+    of_lfs,
     read_json,
     rename,
     shards,
@@ -80,9 +81,10 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
+        raise InputError(f"{path}: truncated or not a safetensors file ({error}){of_lfs(path)}") from error
     except Exception as error:  # nearly anything can come of a damaged pickle
-        raise InputError(f"{path}: damaged, or holds more than tensors; such a pickle is not opened") from error
+        what = f"damaged, or holds more than tensors; such a pickle is not opened{of_lfs(path)}"
+        raise InputError(f"{path}: {what}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: should hold tensors by name and nothing else, as Hugging Face writes it")
     for key, value in weights.items():  # what is quantised to 8 bits stands for other numbers; positions are whole

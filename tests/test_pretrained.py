@@ -153,6 +153,14 @@ def test_what_does_not_fit(folder, tmp_path):
         assert complaint(folder).startswith(f"{folder}/config.json: ")
     (folder / "config.json").unlink()
     assert complaint(folder).startswith(f"{folder}: no config.json; ")
+    (folder / "best").mkdir()
+    (folder / "best/config.json").touch()
+    assert complaint(folder).endswith(f"; of a run it is {folder}/best")
+
+
+def test_pointers_of_git_lfs_are_called_so(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert complaint(folder).endswith("it is a pointer of Git LFS, whose `git lfs pull` brings the file")
 
 
 def test_shards_that_are_not_there(folder):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WORTH = 10_000
 """Rows from which reading them all again takes longer than to read what is kept of them."""
-FORMAT = 2
+FORMAT = 3
 """To be raised when a function that is mapped finds out something else."""
 NETWORK_READS = 32
 """Files that are looked at at once: on network disks each takes a millisecond or more of waiting."""

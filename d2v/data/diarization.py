@@ -95,6 +95,8 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
             for name, split in splits.items()
         }
     recordings, segments = read_rttm_folders(data.rttm, job, data.channel), {}
+    heard = {recording_name(clip) for split in splits.values() for clip in split.ids(data.audio_column)}
+    unheard = sorted(recordings.keys() - heard)
     of: dict[tuple[str, str], dict[str, None]] = {}  # name and folder of its segments -> recordings that it means
     for name, split in splits.items():
         clips = split.ids(data.audio_column)
@@ -111,6 +113,7 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
         if silent:
             line = f"{name}: {len(silent)} of {len(clips)} recordings have no line in {data.rttm} and count as silence"
             first = f"{split.where(silent[0])}: {recording_name(clips[silent[0]])}"
+            first += f"; names there that are of no sound: {len(unheard)}, such as {unheard[0]}" if unheard else ""
             note(
                 job,
                 "silence",
@@ -143,8 +146,17 @@ def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segme
     for each in value:
         if not isinstance(each, dict) or any(each.get(key) in (None, "") for key in keys):
             return f"{column} has {each!r:.80}; a segment has {', '.join(keys)} (data.label_key)"
-        segments.append((each["start"], each["end"], one_word(str(each[label_key])) if label_key else UNNAMED))
+        start, end = (seconds(each[key]) for key in ("start", "end"))
+        segments.append((start, end, one_word(str(each[label_key])) if label_key else UNNAMED))
     return segments
+
+
+def seconds(value: Any) -> Any:
+    """A time that is written as text as the number that it is; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def segments_of(

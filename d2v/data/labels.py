@@ -291,8 +291,7 @@ def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:
     """
     if train is None:
         return labels
-    given = data.class_weights
-    weights = None
+    given, weights = data.class_weights, None
     if given == "balanced":
         rows = list(train)
         counts = Counter(name for row in rows for name in (row if isinstance(row, list) else [row]))
@@ -305,6 +304,8 @@ def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:
         if unknown := [name for name in given if name not in labels.names]:
             raise InputError(f"data.class_weights: {unknown[0]!r} is none of {', '.join(labels.names[:20])}")
         weights = [float(given.get(name, 1.0)) for name in labels.names]
+        if not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+            raise InputError(f"data.class_weights {given}: weights should be 0 or more, and one above 0")
     return replace(labels, weights=weights, smoothing=data.label_smoothing)
 
 

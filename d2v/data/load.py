@@ -1,5 +1,6 @@
 """Any source that `datasets` reads, and folders as people have them, as splits with the columns a recipe needs."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -185,9 +186,16 @@ def sample_ids(job: Job, table: "Dataset") -> "Dataset":
         return table
     wanted = read_sample(Path(sample))[0][0].strip().casefold()
     found = [name for name in table.column_names if name.strip().casefold() == wanted]
-    kinds = [getattr(table.features[name], "dtype", "") for name in found]
-    plain = [name for name, kind in zip(found, kinds, strict=True) if kind in ("string", "large_string", "int64")]
+    kinds = {name: str(getattr(table.features[name], "dtype", "")) for name in found}
+    plain = [name for name, kind in kinds.items() if kind.endswith("string") or re.fullmatch(r"u?int\d+", kind)]
+    if len(found) == 1 and not plain and kinds[found[0]] in ("float32", "float64"):
+        raise InputError(
+            f"column {found[0]!r} has the ids of {sample} as {kinds[found[0]]}; should be text or whole numbers"
+        )
     if len(plain) != 1 or plain == ["id"]:
+        if job.config.data.modality == "text" and not {"id", "idx"} & {*table.column_names}:
+            line = f"no column is called {wanted!r}, as the ids of {sample} are: rows are called by their numbers"
+            note(job, "ids", line, column=wanted)
         return table
     line = f"column {plain[0]!r} has the rows' ids, as in {sample}"
     note(job, "column", line, column=plain[0], **{"as": "id"})

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -128,13 +128,15 @@ def read_choices(
         numbers: list[int | None] = []
         if job.labelled:
             values = split.column(data.label_column)
-            numbers = [
-                None if reason else number_of(value, *each)
-                for reason, value, each in zip(reasons, values, listed, strict=True)
-            ]
+            read = [{} if why else readings(it, *each) for why, it, each in zip(reasons, values, listed, strict=True)]
+            # What all rows can be read as is what is meant: "1" may be a choice's number, or a choice.
+            given = [each for each, reason in zip(read, reasons, strict=True) if not reason]
+            forms = [form for form in ("number", "letter", "choice") if all(form in each for each in given)]
+            found = [{number for form, number in each.items() if not forms or form in forms} for each in read]
+            numbers = [each.pop() if len(each) == 1 else None for each in map(set, found)]
             reasons = [
-                reason or (None if number is not None else number_problem(value, data.label_column, *each))
-                for reason, number, value, each in zip(reasons, numbers, values, listed, strict=True)
+                reason or (None if number is not None else number_problem(value, data.label_column, *each, several))
+                for reason, number, value, each, several in zip(reasons, numbers, values, listed, found, strict=True)
             ]
         good = check_rows(job, split, reasons).tolist()
         starts = before[data.start_column] if data.start_column else None
@@ -227,32 +229,41 @@ def choices_problem(texts: dict[str, Any], choices: Any, data: ChoiceData) -> st
     return None
 
 
-def number_of(value: Any, choices: Sequence[str], names: Sequence[str]) -> int | None:
-    """The number of the right choice, from 0; None if the label says none.
+def readings(value: Any, choices: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """The number of the right choice, from 0, by what the label may be: a `number`, a `letter` or a `choice`.
 
     Args:
         value: the label: a name of a choice, a number, a letter (A is 0), or the choice itself.
         choices: the choices.
-        names: what they are called, if they have names.
+        names: what they are called, if they have names; the label is then one of these or a choice.
     """
-    text = value.strip() if isinstance(value, str) else str(value)
     if isinstance(value, bool) or value is None:
-        return None
-    if text in names:
-        return names.index(text)
+        return {}
     if isinstance(value, float) and value.is_integer():
-        text = str(int(value))
+        value = int(value)
+    text = value.strip() if isinstance(value, str) else str(value)
+    if text in names:
+        return {"choice": names.index(text)}
+    found = {}
     if re.fullmatch(r"\d+", text, re.ASCII) and not names:
-        number = int(text)
+        found["number"] = int(text)
     elif re.fullmatch("[A-Za-z]", text) and not names:
-        number = ord(text.upper()) - ord("A")
-    else:
-        number = choices.index(text) if list(choices).count(text) == 1 else len(choices)
-    return number if number < len(choices) else None
+        found["letter"] = ord(text.upper()) - ord("A")
+    if isinstance(value, str) and list(choices).count(text) == 1:
+        found["choice"] = choices.index(text)
+    return {form: number for form, number in found.items() if number < len(choices)}
 
 
-def number_problem(value: Any, column: str, choices: Sequence[str], names: Sequence[str]) -> str:
-    """Why a label is not that of a choice."""
+def number_problem(
+    value: Any, column: str, choices: Sequence[str], names: Sequence[str], several: Collection[int]
+) -> str:
+    """Why a label is not that of a choice, or of which `several` ones it is."""
     last = len(choices) - 1
+    if several:
+        one, two = sorted(several)[:2]
+        return (
+            f"{column} is {value!r}, which is choice {one} and choice {two}, by its text and by its number or letter; "
+            "should be all numbers, all letters or all texts in this column"
+        )
     wanted = ", ".join(names) if names else f"0 to {last}, or a letter, A to {chr(ord('A') + min(last, 25))}"
-    return f"{column} is {value!r}; should be the number of a choice, {wanted}"
+    return f"{column} is {value!r}; should be the number of a choice, {wanted}, or the choice itself"

@@ -5,6 +5,7 @@ Shapes: T tokens, C tokens of the text.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -174,11 +175,17 @@ def question_problem(question: Any, context: Any) -> str | None:
 
 
 def as_lists(answers: Any) -> Any:
-    """Answers as lists `text` and `answer_start`, also where they are objects that have these, or a single one."""
+    """Answers as lists `text` and `answer_start`, also where they are objects that have these, or a single one.
+
+    Numbers of characters that are written as text are numbers.
+    """
     if isinstance(answers, list) and all(isinstance(each, dict) for each in answers):
-        return {key: [each.get(key) for each in answers] for key in ("text", "answer_start")}
-    if isinstance(answers, dict) and isinstance(answers.get("text"), str):
-        return {key: [answers.get(key)] for key in ("text", "answer_start")}
+        answers = {key: [each.get(key) for each in answers] for key in ("text", "answer_start")}
+    elif isinstance(answers, dict) and isinstance(answers.get("text"), str):
+        answers = {key: [answers.get(key)] for key in ("text", "answer_start")}
+    if isinstance(answers, dict) and isinstance(starts := answers.get("answer_start"), list):
+        numbers = [int(it) if isinstance(it, str) and re.fullmatch(r"\s*\d+\s*", it) else it for it in starts]
+        return answers | {"answer_start": numbers}
     return answers
 
 

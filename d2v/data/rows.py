@@ -133,7 +133,8 @@ class Split:
             if column in self.table.column_names:
                 values = self.column(column)
                 names = self._named(list(map(str, values)))
-                return [it if value is not None else no for it, value, no in zip(names, values, numbers, strict=True)]
+                there = [value is not None and value != "" for value in values]
+                return [it if named else no for it, named, no in zip(names, there, numbers, strict=True)]
         if files is None:
             return numbers
         paths: list[Any] = self.files(files)

@@ -58,10 +58,10 @@ def read_rttm_folders(path: str | os.PathLike, job: Job | None = None, channel: 
                 if len(fields) > 1 and fields[0] != "SPKR-INFO":
                     recordings.setdefault(fields[1], {}).setdefault(file.parent, [])
                 continue
-            if fields[0] != "SPEAKER" or len(fields) < 8:
-                raise InputError(
-                    f"{where}: should be SPEAKER <recording> 1 <onset> <duration> <NA> <NA> <speaker> <NA> <NA>"
-                )
+            if fields[0] != "SPEAKER" or not 8 <= len(fields) <= 10:
+                why = f"; it has {len(fields)} fields, and names have no blanks" if len(fields) > 10 else ""
+                form = "SPEAKER <recording> 1 <onset> <duration> <NA> <NA> <speaker> <NA> <NA>"
+                raise InputError(f"{where}: should be {form}{why}")
             try:
                 onset, duration = float(fields[3]), float(fields[4])
             except ValueError:

@@ -88,6 +88,7 @@ class SegmentationData(Data):
     def __post_init__(self):
         super().__post_init__()
         at_least(1, "data", self, ("size", "window", "stride"))
+        at_least(0, "data", self, ("ignore_label",))
         if self.values and min(self.values) < 0:
             raise InputError(f"data.values should have values of 0 or more, as label maps have, not {min(self.values)}")
         if self.values and (self.reduce_labels or self.ignore_label is not None):
@@ -128,7 +129,8 @@ def names_beside(data: SegmentationData) -> list[str] | None:
         return data.names
     named = {i: name for i, name in read_json(file).items() if i not in (str(IGNORED), str(data.ignore_label))}
     if set(named) != {str(i) for i in range(len(named))}:
-        raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}")
+        zero = "; data.reduce_labels is for label maps whose 0 counts for nothing" if data.ignore_label == 0 else ""
+        raise InputError(f"{file}: should name the classes from 0 on without a gap, not {', '.join(named)}{zero}")
     return [named[str(i)] for i in range(len(named))]
 
 

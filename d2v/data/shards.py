@@ -207,6 +207,7 @@ def check_stream(job: Job) -> None:
             data.fold or data.max_train_samples
         ),
         "does not read files beside the recordings (data.tiers)": bool(getattr(data, "tiers", None)),
+        "has rows of a group in several places (data.group_column)": bool(data.group_column),
         "is not counted before; data.class_weights can be given by name": getattr(data, "class_weights", 0)
         == "balanced",
     }

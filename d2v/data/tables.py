@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,7 @@ def ragged_rows(file: Path, data: Data, bad: Sequence[str]) -> list[Remark]:
         count = f"{len(bad)} such rows" if len(bad) > 1 else "one such row"
         if data.bad_rows == "refuse":
             advice = "(data.delimiter, data.header; --data.bad_rows skip leaves such rows out)"
-            raise InputError(f"{file}: {bad[0]}; {count}, should be as many {advice}")
+            raise InputError(f"{file}: {bad[0]}; {count} {advice}")
         line = f"{file}: {count} left out; the first is {bad[0]}"
         return [("rows left out", line, {"file": str(file), "rows": len(bad), "first": bad[0]})]
     return []
@@ -211,9 +212,18 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
     schema = pa.schema([(name, pa.string()) for name in names])
 
     def ragged(row: Any) -> str:
-        fields = f"{row.actual_columns} fields, there are {row.expected_columns} columns"
+        fields = f"{row.actual_columns} fields, there are {row.expected_columns} columns, should be as many"
         bad.append(f"line {row.number} ({row.text[:40]!r}) has {fields}")
         return "skip"
+
+    def without_names(batch: Any, before: int) -> Any:
+        """The rows but for those that are the columns' names again, as where files were written one behind another."""
+        again = reduce(pc.and_, [pc.equal(batch[name], name) for name in names])
+        if not pc.any(again).as_py():
+            return batch
+        first = before + again.index(True).as_py()
+        bad.extend([f"row {first} has the columns' names for values"] * again.true_count)
+        return batch.filter(pc.invert(again))
 
     parse = arrow.ParseOptions(
         delimiter=delimiter,
@@ -228,12 +238,13 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
     read = arrow.ReadOptions(column_names=names, skip_rows=skip, block_size=block, use_threads=False)
 
     def batches() -> Iterator[Any]:
-        several = False
+        several, count = False, 0
         try:
             with open_binary(file) as stream:
                 for batch in arrow.open_csv(stream, read, parse, convert):
                     several = several or any(pc.any(pc.match_substring(each, "\n")).as_py() for each in batch)
-                    yield batch
+                    yield without_names(batch, count) if len(names) > 1 else batch
+                    count += len(batch)
             if several:
                 check_quotes(file, delimiter)
         except (pa.ArrowInvalid, EOFError, zlib.error) as error:

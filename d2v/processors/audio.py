@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from d2v.errors import InputError
-from d2v.hub import naming
+from d2v.hub import naming, of_lfs
 from d2v.models.configuration import check_types
 from d2v.pretrained import fetch_file, read_json, write_json
 
@@ -216,7 +216,7 @@ def _try_open(source: str | os.PathLike | bytes) -> soundfile.SoundFile | str:
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Exception as error:  # TypeError, for one: a headerless .raw file
         reason = getattr(error, "error_string", error)
-        return f"not readable as audio, use WAV, FLAC, Ogg or MP3 ({reason})"
+        return f"not readable as audio, use WAV, FLAC, Ogg or MP3 ({reason}){of_lfs(source)}"
     cut = CUT_OFF.search(file.extra_info)
     if cut and int(cut[1] or 0) < SIZE_UNKNOWN:
         problem = "cut off, shorter than its header says; copy or write it again"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from d2v.errors import InputError
-from d2v.hub import fetch_file, naming, read_json, write_json
+from d2v.hub import fetch_file, naming, of_lfs, read_json, write_json
 from d2v.models.configuration import check_types
 
 ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image
@@ -137,10 +137,12 @@ def _decode(source: str | os.PathLike | bytes | dict[str, Any]) -> tuple[str, Im
     if not there:
         raise InputError(f"{name}: no such file; an image is a file's path or its bytes")
     try:
-        image = Image.open(io.BytesIO(Path(path or "").read_bytes() if data is None else data), formats=FORMATS)
+        data = Path(path or "").read_bytes() if data is None else data
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not readable as an image, use {', '.join(FORMATS)}") from error
+        known = ", ".join(FORMATS)
+        raise InputError(f"{name}: not readable as an image, use {known}{of_lfs(data or b'')}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: its header claims too many pixels to be opened safely ({error})") from error
     except Exception as error:  # nearly anything can come of a damaged file

@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from d2v.config import Job
+from d2v.config import Job, recipe_file
 from d2v.data.files import of_run
 from d2v.errors import InputError
 from d2v.hub import fetch_file, local_folder, read_json
@@ -133,7 +133,7 @@ def run_identity(job: Job, batches: Any, model: Any, keep: Sequence[Any]) -> dic
     kept = hashlib.sha256(b"".join(name.encode() + content for name, content in written.items())).hexdigest()
     settings = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     rows = len(batches.loader.dataset) if hasattr(batches, "loader") else None
-    described = {"config": plain(job.config), "data": data, "rows": rows, "kept": kept}
+    described = {"recipe": job.recipe, "config": plain(job.config), "data": data, "rows": rows, "kept": kept}
     return described | {"model": hashlib.sha256(settings.encode()).hexdigest()}
 
 
@@ -148,7 +148,10 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
     """
     if not (checkpoint / RUN).is_file():
         return []  # of another format, which `load_checkpoint` says
-    before = dict(flat(read_json(checkpoint / RUN)["config"]))
+    made_of, source = read_json(checkpoint / RUN), recipe_file(type(config))
+    if source and made_of.get("recipe", source.stem) != source.stem:
+        raise InputError(f"{checkpoint}: is of a run of {made_of['recipe']}; {source.stem} needs another --run.out")
+    before = dict(flat(made_of["config"]))
     now = dict(flat(json.loads(json.dumps(plain(config)))))
     best = (checkpoint.parents[1] / "best").is_dir()
     changed: list[str] = []

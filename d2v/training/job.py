@@ -72,6 +72,8 @@ def start(config: Any) -> Job:
     run, out = config.run, Path(config.run.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"run.out {out}: is a file; should be a folder, new or of a run")
+    if config.data.path and out.exists() and Path(config.data.path).exists() and out.samefile(config.data.path):
+        raise InputError(f"run.out {out}: is where the data are (data.path); should be a folder of its own")
     goes_on = config.mode == "train" and run.resume and checkpoints(out)
     if config.mode == "train" and not goes_on and (checkpoints(out) or (out / "best").is_dir()):
         raise InputError(

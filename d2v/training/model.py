@@ -65,6 +65,11 @@ def build(
         if job.config.data.path is not None:
             note(job, "random weights", "model: new, with random weights; --model starts from a checkpoint")
     settings = model.config
+    for name, value in config.arch.items():
+        own = getattr(settings, name, "no such field")
+        if own != (tuple(value) if isinstance(value, list) and isinstance(own, tuple) else value):
+            why = "has no effect: by the data it is" if job.training else "is for training; the model has"
+            note(job, "arch unused", f"arch.{name} {value} {why} {own}", option=f"arch.{name}")
     if job.training and config.model and isinstance(tokenizer, Tokenizer) and config.data.add_tokens:
         start_tokens(model, tokenizer, len(Tokenizer.from_pretrained(config.model)))
         if config.lora.rank or config.freeze != "nothing":
@@ -106,11 +111,6 @@ def load_checkpoint(
     source = job.config.model
     model = cls(cls.config_class.from_pretrained(source, **changes))
     if not job.training:
-        for name, value in job.config.arch.items():
-            own = getattr(model.config, name, "no such field")
-            if own != (tuple(value) if isinstance(value, list) and isinstance(own, tuple) else value):
-                line = f"arch.{name} {value} is for training; the model has {own}"
-                note(job, "arch unused", line, option=f"arch.{name}")
         report = load_weights(model, source)
         if needed := [name for name in sorted(report.missing) if not TRAINING_ONLY.fullmatch(name)]:
             raise InputError(

@@ -1,15 +1,21 @@
 """Transcripts: whose vocabulary, what options change of it, which references do not count, and what is said of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from d2v.data.ctc import TranscriptData, count_references, ctc_tokenizer
+from d2v.data.ctc import TranscriptData, count_references, ctc_tokenizer, speech_rows
+from d2v.data.load import load
 from d2v.decode.ctc import fit_vocabulary, transcribe
 from d2v.decode.ctc_lm import NEVER
 from d2v.errors import InputError
 from d2v.metrics.asr import transcript_metrics
+from d2v.models.audio import Data2VecAudioConfig
+from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.ctc import CTCTokenizer
 from tests.helpers import make_job, make_split
+from tests.tiny import speech
 
 UPPER = ["IT'S", "HELLO"]
 
@@ -64,6 +70,18 @@ def test_references_that_do_not_count_are_left_out_and_counted():
         ("ignored references", 2, 6),
         ("empty transcripts", 1, 6),
     ]
+
+
+def test_what_stands_between_words_is_said(tmp_path):
+    speech(tmp_path / "data", train=3, validation=2)
+    job = make_job(TranscriptData(path=str(tmp_path / "data")))
+    splits = load(job, None, inputs={"audio": "audio"}, targets={"text": "text"})
+    marked = {name: split.table.remove_columns("text") for name, split in splits.items()}
+    marked = {name: table.add_column("text", ["ab", "a|b", "a|b"][: len(table)]) for name, table in marked.items()}
+    splits = {name: replace(split, table=marked[name]) for name, split in splits.items()}
+    speech_rows(job, splits, AudioFeatureExtractor(), CTCTokenizer.from_texts(["ab"]), Data2VecAudioConfig())
+    lines = [fact["line"] for fact in job.facts if fact["fact"] == "delimiters"]
+    assert lines[0] == "train: 2 of 3 transcripts have a '|', which is read as a space" and len(lines) == 2
 
 
 def test_texts_without_spaces_are_said():

@@ -44,6 +44,8 @@ def test_a_column_of_segments():
     assert read(SEGMENTS) == [(0.5, 1, "dog_bark"), (0.0, 0.7, "3")]
     assert read(SEGMENTS, key=None) == [(0.5, 1, "speech"), (0.0, 0.7, "speech")]
     assert read([]) == []
+    assert read([{"start": "0.5", "end": "1", "what": "a"}]) == [(0.5, 1.0, "a")]  # numbers as text
+    assert read([{"start": "now", "end": 1, "what": "a"}]) == [("now", 1, "a")]  # which `check_segments` names
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_segments_are_read_split_by_split(tmp_path):
     line, other = [fact["line"] for fact in job.facts]
     assert other.endswith("the first is two, of x/two.wav and x/one.wav")
     assert line.startswith(f"train: 1 of 2 recordings have no line in {tmp_path / 'a.rttm'} and count as silence")
-    assert line.endswith("; the first is train, row 2: gone")
+    assert line.endswith("; the first is train, row 2: gone; names there that are of no sound: 1, such as one")
     (tmp_path / "a.rttm").write_text("SPEAKER other 1 0 1 <NA> <NA> carl <NA>\n")
     assert read_segments(job, splits)["train"][1] == "data.rttm has no recording 'two'; it has other, ..."
     assert read_segments(make_job(SegmentData(), mode="predict"), splits) == {}
@@ -343,6 +345,8 @@ def test_rttm_as_others_write_it(encoding, tmp_path):
         ("SPEAKER rec 1 zero 1.0 <NA> <NA> a <NA> <NA>", "onset zero"),
         ("SPEAKER rec 1 0.0 nan <NA> <NA> a <NA> <NA>", "duration nan"),
         ("SPEAKER rec 1 inf 1 <NA> <NA> a <NA> <NA>", "onset inf"),
+        ("SPEAKER rec 1 0 1 <NA> <NA> Bob Smith <NA> <NA>", "it has 11 fields, and names have no blanks"),
+        ("SPEAKER talk 0 1 0.1 1.0 <NA> <NA> ann <NA> <NA>", "it has 11 fields"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

@@ -1,6 +1,7 @@
 """Labels: classes of any type as names and numbers, and what a model's scores say."""
 
 import json
+import math
 from decimal import Decimal
 
 import datasets
@@ -370,6 +371,9 @@ def test_classes_are_weighted():
     assert labels.weights == [1.0, 1.0, 5.0] and labels.loss_options["label_smoothing"] == 0.1
     with pytest.raises(InputError, match="data.class_weights: 'd' is none of a, b, c"):
         read(values, class_weights={"d": 5.0})
+    for wrong in ({"a": -1.0}, {"a": math.nan}, {"a": math.inf}, dict.fromkeys("abc", 0.0)):
+        with pytest.raises(InputError, match=r"data.class_weights .*: weights should be 0 or more, and one above 0"):
+            read(values, class_weights=wrong)
     several = read([["a"], ["a", "b"], [], []], problem_type="multi_label", class_weights="balanced")[0]
     assert several.weights == [1.0, 3.0]  # as many zeros as ones
     for option in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}):

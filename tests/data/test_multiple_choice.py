@@ -64,7 +64,9 @@ def test_the_question_of_a_long_article_is_kept(tmp_path):
 
 RIGHT = {
     "RACE": ({"q": "A?", "c": ["b", "d"], "k": "B"}, ["c"]),
-    "small letter": ({"q": "A?", "c": ["b", "d"], "k": "b"}, ["c"]),
+    "small letter": ({"q": "A?", "c": ["one", "two"], "k": "b"}, ["c"]),
+    "a number as text": ({"q": "A?", "c": ["one", "two"], "k": "1"}, ["c"]),
+    "a number, of choices that are texts": ({"q": "A?", "c": ["1", "2"], "k": 1}, ["c"]),
     "ARC": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c"]),
     "ARC, numbers from 1": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["1", "2"]}, "k": "2"}, ["c"]),
     "one field named": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c.text"]),
@@ -72,7 +74,6 @@ RIGHT = {
     "objects": ({"q": "A?", "c": [{"text": "b", "label": "X"}, {"text": "d", "label": "Y"}], "k": "Y"}, ["c"]),
     "a float, as pandas makes it": ({"q": "A?", "c": ["b", "d"], "k": 1.0}, ["c"]),
     "the choice itself": ({"q": "A?", "c": ["bee", "dee"], "k": "dee"}, ["c"]),
-    "a letter that is a choice too": ({"q": "A?", "c": ["B", "A"], "k": "B"}, ["c"]),
 }
 
 
@@ -81,6 +82,20 @@ def test_what_says_the_right_choice(case):
     row, choices = RIGHT[case]
     columns = {"prompt": "q", "start": None, "choices": choices, "label": "k"}
     assert read([row], columns)[1] == [1] and len(read([row], columns)[0][0]["choices"]) == 2
+
+
+def test_what_a_label_is_the_column_says():
+    """A number was always taken for a choice's number, in a column of choices too."""
+    columns = {"prompt": "q", "start": None, "choices": ["c"], "label": "k"}
+    numbers = [{"q": "?", "c": ["1", "0", "two"], "k": number} for number in ("0", "1", "2")]
+    assert read(numbers, columns)[1] == [0, 1, 2]  # "2" is no choice of its row, so all are numbers
+    texts = [{"q": "?", "c": ["Rome", "Oslo"], "k": "Oslo"}, {"q": "?", "c": ["1", "0"], "k": "0"}]
+    with pytest.raises(InputError, match=r"row 1: k is '0', which is choice 0 and choice 1, by its text and by"):
+        read([*texts, {"q": "?", "c": ["x", "y"], "k": "A"}], columns)
+    assert read(texts, columns)[1] == [1, 1]
+    for label in ("B", "A"):
+        with pytest.raises(InputError, match=f"k is '{label}', which is choice 0 and choice 1"):
+            read([{"q": "?", "c": ["B", "A"], "k": label}], columns)
 
 
 def test_bad_rows_are_left_out():

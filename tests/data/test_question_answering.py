@@ -221,6 +221,15 @@ BAD = {
 }
 
 
+def test_places_may_be_written_as_text():
+    rows = [
+        GOOD | {"answers": {"text": ["cat"], "answer_start": [" 2"]}},
+        GOOD | {"answers": {"text": "cat", "answer_start": "2"}},
+    ]
+    assert [as_lists(row["answers"]) for row in rows] == [GOOD["answers"]] * 2
+    assert len(check("train", datasets.Dataset.from_list(rows[:1]))["train"]) == 1
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_row_is_named(case):
     changes, message = BAD[case]

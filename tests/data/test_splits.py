@@ -281,7 +281,28 @@ def test_a_sample_says_which_column_has_the_ids(tmp_path):
     source = {"test": columns(3, passengerid=[1, 0, 2], id=["x", "y", "z"])}
     splits, job = chosen(source, data, "predict")
     assert splits["test"].ids() == ["1", "0", "2"] and "has the rows' ids, as in" in line(job, "column")
-    assert chosen({"test": columns(3)}, data, "predict")[0]["test"].ids() == ["0", "1", "2"]
+    splits, job = chosen({"test": columns(3)}, data, "predict")
+    assert splits["test"].ids() == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "int64", "string", "large_string", "float64"])
+def test_ids_of_a_sample_may_be_of_any_type(tmp_path, kind):
+    """Those of 32 bits were passed over, and rows' numbers taken for ids: each prediction was another row's."""
+    import datasets
+
+    (tmp_path / "sample.csv").write_text("row,label\n7,0\n9,0\n8,0\n")
+    features = datasets.Features({"text": datasets.Value("string"), "row": datasets.Value(kind)})
+    rows = ["9", "7", "8"] if "string" in kind else [9, 7, 8]
+    job = make_job(LabelData(submission=str(tmp_path / "sample.csv")), "predict")
+    table = datasets.Dataset.from_dict(columns(3, row=rows), features=features)
+    if kind == "float64":
+        with pytest.raises(InputError, match=r"column 'row' has the ids of .*sample.csv as float64; should be text or"):
+            choose_splits(job, {"test": table}, {"text": "text"})
+        return
+    assert choose_splits(job, {"test": table}, {"text": "text"})["test"].ids() == ["9", "7", "8"]
+    job = make_job(LabelData(submission=str(tmp_path / "sample.csv")), "predict")
+    choose_splits(job, {"test": table.rename_column("row", "line")}, {"text": "text"})
+    assert "no column is called 'row'" in line(job, "ids") and "rows are called by their numbers" in line(job, "ids")
 
 
 @pytest.mark.parametrize("fold", ["0/3", "4/3", "1/1", "a/b", "1", "1/2/3"])

@@ -247,6 +247,7 @@ def test_what_a_stream_has_not_is_said(tmp_path):
         ({"fold": "1/3"}, "data.streaming: a stream has no number of rows to take a part of"),
         ({"max_train_samples": 5}, "data.streaming: a stream has no number of rows to take a part of"),
         ({"path": None}, "data.streaming: a stream is for data of one's own"),
+        ({"group_column": "value"}, "data.streaming: a stream has rows of a group in several places"),
     ):
         with pytest.raises(InputError, match=said):
             make_updates(folder, **options)

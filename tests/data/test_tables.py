@@ -165,7 +165,7 @@ REFUSED = {
     "too many fields": (
         "a.csv",
         "a,b\n1,x\n1,x,y\n2\n",
-        r"line 3 \('1,x,y'\) has 3 fields, there are 2 columns; 2 ",
+        r"line 3 \('1,x,y'\) has 3 fields, there are 2 columns, should be as many; 2 ",
     ),
     "two names alike": ("a.csv", "a,a \n1,x\n", "has two columns 'a'"),
     "nothing": ("a.csv", "", "a.csv: is empty"),
@@ -205,6 +205,20 @@ def test_files_with_dates_are_joined_where_one_has_whole_numbers(tmp_path):
     for i, number in enumerate(("1.5", "1")):
         (tmp_path / f"train-{i}.jsonl").write_text(f'{{"day": "2020-01-01", "n": {number}}}\n')
     assert read(Data(path=str(tmp_path)))["train"]["n"][:] == [1.5, 1.0]
+
+
+@pytest.mark.usefixtures("size")
+def test_a_header_that_comes_again_is_no_row(tmp_path):
+    """As of files that were written one behind another, or of `data.header` for a file that has one."""
+    (tmp_path / "a.csv").write_text("text,label\nx,pos\ntext,label\ny,neg\ntext,label\n")
+    with pytest.raises(InputError, match=r"a.csv: row 1 has the columns' names for values; 2 such rows \(data.del"):
+        read(Data(path=str(tmp_path / "a.csv")))["train"]
+    source = read(Data(path=str(tmp_path / "a.csv"), bad_rows="skip"))
+    assert source["train"]["label"][:] == ["pos", "neg"] and source.remarks[0][2]["rows"] == 2
+    with pytest.raises(InputError, match="row 0 has the columns' names for values; 3 such rows"):
+        read(Data(path=str(tmp_path / "a.csv"), header=["text", "label"]))["train"]
+    (tmp_path / "a.csv").write_text("text\nx\ntext\n")  # a word like others
+    assert read(Data(path=str(tmp_path / "a.csv")))["train"]["text"][:] == ["x", "text"]
 
 
 @pytest.mark.usefixtures("size")

@@ -99,6 +99,7 @@ def test_resampling_does_not_alias():
     [
         (b"", "not readable as audio"),
         (b"<html>404</html>" * 50, "not readable as audio"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS"),
         (encoded(tone()[:0]), "says 0 samples"),
         (encoded(tone())[:-3000], "cut off"),
         (encoded(tone(), kind="AIFF")[:-3000], "cut off"),

@@ -263,6 +263,22 @@ def test_options_are_compared_by_what_they_do(tmp_path):
     assert check_config(replace(config, run=Run(seed=7)), folder) == []
 
 
+def test_a_run_of_another_recipe_does_not_go_on(tmp_path):
+    config = load_recipe("causal_lm").Config()
+    folder = written(tmp_path, config, recipe="causal_lm")
+    assert check_config(config, folder) == []
+    with pytest.raises(InputError, match="is of a run of causal_lm; masked_lm needs another --run.out"):
+        check_config(load_recipe("masked_lm").Config(), folder)
+
+
+def test_a_run_writes_nothing_beside_the_data(tmp_path):
+    """The folder became one of a run, which is no data, and could not be read again."""
+    (tmp_path / "rows.csv").write_text("text,label\na,x\n")
+    with pytest.raises(InputError, match=r"run.out .*: is where the data are \(data.path\)"):
+        start(Recipe(data=Data(path=str(tmp_path)), run=Run(str(tmp_path / "."), tracker=None)))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
 def test_data_that_grew_are_refused(tmp_path):
     """A resumed run trained a new tokenizer of them, and its best/ did not fit."""
     before = {"files": 3, "bytes": 6, "sha256": "a"}

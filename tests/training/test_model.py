@@ -83,6 +83,9 @@ def test_an_architecture_that_has_no_effect_is_said(tmp_path):
         "arch.patch_sise 2 is for training; the model has no such field",
     ]
     assert said == [[], [], lines, lines]
+    made = job(None, arch=TINY_VISION | {"num_labels": 7})
+    assert build(made, cls, id2label={0: "a", 1: "b"}).config.num_labels == 2
+    assert "arch.num_labels 7 has no effect: by the data it is 2" in [fact["line"] for fact in made.facts]
 
 
 def test_an_adapter_names_its_base(tmp_path):
