@@ -293,14 +293,15 @@ def test_ids_of_a_sample_may_be_of_any_type(tmp_path, kind):
     (tmp_path / "sample.csv").write_text("row,label\n7,0\n9,0\n8,0\n")
     features = datasets.Features({"text": datasets.Value("string"), "row": datasets.Value(kind)})
     rows = ["9", "7", "8"] if "string" in kind else [9, 7, 8]
-    job = make_job(LabelData(submission=str(tmp_path / "sample.csv")), "predict")
+    data = load_recipe("text_classification").ClassificationData(submission=str(tmp_path / "sample.csv"))
+    job = make_job(data, "predict")
     table = datasets.Dataset.from_dict(columns(3, row=rows), features=features)
     if kind == "float64":
         with pytest.raises(InputError, match=r"column 'row' has the ids of .*sample.csv as float64; should be text or"):
             choose_splits(job, {"test": table}, {"text": "text"})
         return
     assert choose_splits(job, {"test": table}, {"text": "text"})["test"].ids() == ["9", "7", "8"]
-    job = make_job(LabelData(submission=str(tmp_path / "sample.csv")), "predict")
+    job = make_job(data, "predict")
     choose_splits(job, {"test": table.rename_column("row", "line")}, {"text": "text"})
     assert "no column is called 'row'" in line(job, "ids") and "rows are called by their numbers" in line(job, "ids")
 
