@@ -133,7 +133,7 @@ class Split:
             if column in self.table.column_names:
                 values = self.column(column)
                 names = self._named(list(map(str, values)))
-                there = [value is not None and value != "" for value in values]
+                there = [value is not None and bool(str(value).strip()) for value in values]
                 return [it if named else no for it, named, no in zip(names, there, numbers, strict=True)]
         if files is None:
             return numbers

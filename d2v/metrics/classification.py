@@ -159,6 +159,9 @@ def rmse(references: Sequence[float], predictions: Sequence[float], classes: Seq
     return float(np.sqrt(np.mean((np.asarray(predictions, float) - references) ** 2)))
 
 
+UNDEFINED = "needs two or more examples, of different values; --data.metrics '[rmse]' needs none"
+
+
 def mae(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
     """The mean absolute error, in the unit of the values."""
     return float(np.mean(np.abs(np.asarray(predictions, float) - references)))
@@ -169,14 +172,14 @@ def r2(references: Sequence[float], predictions: Sequence[float], classes: Seque
     from sklearn.metrics import r2_score
 
     if len(references) < 2 or np.ptp(references) == 0:
-        raise InputError("r2 needs two or more examples, of different values")
+        raise InputError(f"r2 {UNDEFINED}")
     return float(r2_score(references, predictions))
 
 
 def correlation(method: Callable, references: Sequence[float], predictions: Sequence[float]) -> float:
     """What `method` of scipy calls the statistic; InputError where the references have none."""
     if len(references) < 2 or np.ptp(references) == 0:
-        raise InputError("a correlation needs two or more examples, of different values")
+        raise InputError(f"a correlation {UNDEFINED}")
     return 0.0 if np.ptp(predictions) == 0 else method(references, predictions).statistic
 
 

@@ -24,6 +24,7 @@ def test_rows_go_by_what_they_have():
     assert make_split(idx=[3, 4]).ids() == ["3", "4"]
     assert make_split(text=["a", "b"]).ids() == ["0", "1"]
     assert make_split(id=["a", None]).ids() == ["a", "1"]
+    assert make_split(id=["a", " ", ""]).ids() == ["a", "1", "2"]  # blank cells of CSV
     named = make_split(audio=["0.wav", "0.wav"], file=["yes/0.wav", "no/0.wav"])
     assert named.ids("audio") == ["yes/0.wav", "no/0.wav"]
     assert make_split(audio=["0.wav", "1.wav"], file=["yes/0.wav", "no/1.wav"]).ids("audio") == ["0.wav", "1.wav"]
