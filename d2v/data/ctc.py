@@ -134,11 +134,11 @@ def speech_rows(
     texts: dict[str, list[Any]] = {}
     splits = {name: count_references(job, split) for name, split in splits.items()} if job.labelled else splits
     for name, split in splits.items() if job.labelled else ():
-        # What is no text stays, to be named as a problem.
         mark = tokenizer.word_delimiter_token
         if marked := sum(mark in text for text in split.column(column) if isinstance(text, str)):
             line = f"{name}: {marked} of {len(split)} transcripts have a {mark!r}, which is read as a space"
             note(job, "delimiters", line, split=name, rows=marked, of=len(split))
+        # What is no text stays, to be named as a problem.
         texts[name] = [tokenizer.normalize(text) if isinstance(text, str) else text for text in split.column(column)]
     return clip_rows(
         job,

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2v.config import Job
 from d2v.data.audio import AudioData, clip_rows
+from d2v.data.class_names import as_number
 from d2v.data.facts import note
 from d2v.data.files import AUDIO, walk
 from d2v.data.frame_classes import Segment, matched_segments, segment_classes
@@ -95,11 +96,11 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
             for name, split in splits.items()
         }
     recordings, segments = read_rttm_folders(data.rttm, job, data.channel), {}
-    heard = {recording_name(clip) for split in splits.values() for clip in split.ids(data.audio_column)}
-    unheard = sorted(recordings.keys() - heard)
+    called = {name: split.ids(data.audio_column) for name, split in splits.items()}
+    unheard = sorted(recordings.keys() - {recording_name(clip) for clips in called.values() for clip in clips})
     of: dict[tuple[str, str], dict[str, None]] = {}  # name and folder of its segments -> recordings that it means
     for name, split in splits.items():
-        clips = split.ids(data.audio_column)
+        clips = called[name]
         files = [file or clip for file, clip in zip(split.files(data.audio_column), clips, strict=True)]
         for clip, file in zip(clips, files, strict=True):
             for folder in nearest_folders(list(recordings.get(recording_name(clip), ())), file):
@@ -146,17 +147,9 @@ def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segme
     for each in value:
         if not isinstance(each, dict) or any(each.get(key) in (None, "") for key in keys):
             return f"{column} has {each!r:.80}; a segment has {', '.join(keys)} (data.label_key)"
-        start, end = (seconds(each[key]) for key in ("start", "end"))
+        start, end = (as_number(each[key]) for key in ("start", "end"))
         segments.append((start, end, one_word(str(each[label_key])) if label_key else UNNAMED))
     return segments
-
-
-def seconds(value: Any) -> Any:
-    """A time that is written as text as the number that it is; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def segments_of(

@@ -133,7 +133,7 @@ def read_choices(
             given = [each for each, reason in zip(read, reasons, strict=True) if not reason]
             forms = [form for form in ("number", "letter", "choice") if all(form in each for each in given)]
             found = [{number for form, number in each.items() if not forms or form in forms} for each in read]
-            numbers = [each.pop() if len(each) == 1 else None for each in map(set, found)]
+            numbers = [next(iter(each)) if len(each) == 1 else None for each in found]
             reasons = [
                 reason or (None if number is not None else number_problem(value, data.label_column, *each, several))
                 for reason, number, value, each, several in zip(reasons, numbers, values, listed, found, strict=True)

@@ -3,13 +3,11 @@
 Shapes: N tokens of a text.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from d2v.config import Job
 from d2v.data.cache import agree, cache_folder, digest, first_on_its_node
 from d2v.data.rows import CHUNK, Split
 from d2v.data.text import WITHOUT_SPACES
-from d2v.hub import read_json, write_json
+from d2v.hub import in_place_of, read_json, write_json
 from d2v.processors.text import Tokenizer
 
 
@@ -120,20 +118,20 @@ def kept_stream(pieces: Pieces, tokenizer: Tokenizer, *, documents: bool) -> Str
 def write_stream(file: Path, parts: Iterable[tuple[np.ndarray, np.ndarray, int]], vocabulary: int) -> None:
     """Write what `encode_pieces` gives to `<file>.ids` and `<file>.starts`, and last `<file>.json`, of what kind it is.
 
-    Another process that does the same at the same time, as on a disk that machines share, writes the same, in files of
-    its own until they are whole.
+    Another process that does the same at the same time, as on a disk that machines share, writes the same.
     """
     kind = np.uint16 if vocabulary <= 1 << 16 else np.int32
-    own = uuid4().hex
-    names = [(file.with_suffix(f".{own}-{end}"), file.with_suffix(f".{end}")) for end in ("ids", "starts")]
     characters = 0
-    with names[0][0].open("wb") as first, names[1][0].open("wb") as second:
+    with (
+        in_place_of(file.with_suffix(".ids")) as of_ids,
+        in_place_of(file.with_suffix(".starts")) as of_starts,
+        of_ids.open("wb") as first,
+        of_starts.open("wb") as second,
+    ):
         for ids, starts, count in parts:
             first.write(ids.astype(kind).tobytes())
             second.write(starts.tobytes())
             characters += count
-    for written, wanted in names:
-        os.replace(written, wanted)
     write_json(file.with_suffix(".json"), {"characters": characters, "kind": np.dtype(kind).name})
 
 

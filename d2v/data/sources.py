@@ -131,8 +131,7 @@ def read_hub(data: Data) -> Source:
         ):
             names = list(map(str, found))
             place.mkdir(parents=True, exist_ok=True)
-            if not listed.is_file() or read_json(listed) != {"splits": names}:
-                write_json(listed, {"splits": names})
+            write_json(listed, {"splits": names})
         else:
             splits = datasets.load_dataset(name, data.name, revision=revision)
             parts = {split: (splits[split], data, found.get(split), split, remarks) for split in splits}
