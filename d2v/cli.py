@@ -266,6 +266,8 @@ def explain(message: str, parser) -> str:
         key = f"{match[1]}.{match[2]}" if match[1] else match[2]
     elif match := re.search(r"[Uu]nrecognized arguments: --?([\w.-]+)", message):
         key = match[1]
+    elif match := re.match(r"Parser key \"([\w.]+)\":\s+Expected a <class 'list'>. Got value: ([^\n]{,40})", message):
+        return f"{match[1]} is {match[2]!r}; should be a list in brackets, such as [{match[2]}]"
     elif match := re.match(r"Unexpected config: ([^\n]{,40})", message):
         return f"should have an option a line with its value, such as mode: train; not {match[1]!r}"
     else:

@@ -234,7 +234,7 @@ def note_absent(job: Job, train: Named, column: str) -> None:
 
 
 def note_tidied(job: Job, columns: Mapping[str, Named], column: str) -> None:
-    """Note of each split which texts `name_of` changed, of which two may have become one class."""
+    """Note of each split which texts `name_of` changed, and which of its classes may be meant to be one."""
     for split, named in columns.items():
         if named.tidied:
             shown = shorten((f"{written!a} is {name!r}" for written, name in named.tidied.items()), 4)
@@ -242,6 +242,13 @@ def note_tidied(job: Job, columns: Mapping[str, Named], column: str) -> None:
                 f"{split}: {len(named.tidied)} labels of {column}, accents composed and unseen signs dropped: {shown}"
             )
             note(job, "labels tidied", line, split=split, labels=len(named.tidied))
+        alike: dict[str, list[str]] = {}
+        for name in named.classes:
+            alike.setdefault(plain_number(plain_text(name)), []).append(name)
+        if several := [names for names in alike.values() if len(names) > 1]:
+            shown = shorten((" and ".join(map(repr, names)) for names in several), 4)
+            line = f"{split}: {column} has classes that differ in case, or in how a number is written, alone: {shown}"
+            note(job, "labels alike", line, split=split, classes=several)
 
 
 def check_classes(names: list[str], column: str) -> list[str]:
@@ -263,4 +270,4 @@ def plain_number(name: str) -> str:
     number = name.removeprefix("label_")
     if not re.fullmatch(r"[+-]?\d+(\.\d+)?", number, re.ASCII):
         return name
-    return f"{float(number):.15g}"
+    return str(Decimal(number).normalize() + 0)

@@ -298,6 +298,8 @@ def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split],
         rows = f"{len(split)} row{'s' * (len(split) != 1)}" if split.stream is None else "a stream"
         whole = "+".join(part for part, _ in split.parts)
         where = "" if len(source) == 1 and not how and not job.training else how.get(name, "of {}").format(whole)
+        if name != "train" and name not in how and job.training:
+            where += ", as train has" * bool({*split.parts} & {*splits["train"].parts})
         said.append(f"{purposes[name]} {rows} {where}".strip())
     others = [name for name in source if name not in used] if len(source) > 1 else []
     rest = f"; not used: {', '.join(others)}" if others else ""

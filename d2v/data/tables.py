@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import reduce
 from itertools import islice
@@ -63,7 +63,7 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         if unused := ", ".join(f"data.{name}" for name in ("delimiter", "header") if getattr(data, name)):
             what = f"{files[0].name}: {unused} without effect, since it is {kind}"
             remarks.append(("option", what, {"option": unused, "file": files[0].name}))
-        if kind == "json" and any(map(by_column, files)):
+        if kind == "json" and any(map(one_object, files)):
             return joined(list(map(read_json_rows, files)), files)
         if kind == "parquet":
             check_classes(files)
@@ -72,9 +72,9 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         try:
             table = datasets.load_dataset(kind, data_files={"train": names}, split="train", **options)
         except datasets.exceptions.DatasetGenerationError as error:
-            if kind != "json" or not CHANGED.search(reason(error)):
+            if kind != "json" or isinstance(error.__cause__, OSError):
                 raise
-            return joined(list(map(read_json_rows, files)), files)
+            return joined(list(map(read_json_rows, files)), files)  # other columns than the first block's, or a fault
         if kind == "json":
             table.data.validate(full=True)  # whose reader does not look at what strings are made of
             if dated(table.features):
@@ -90,7 +90,10 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         zlib.error,
         datasets.exceptions.DatasetGenerationError,
     ) as error:
-        raise InputError(f"{files[0]}: not readable as {kind} ({reason(error)})") from error
+        file, why = next(
+            ((file, why) for file in files if (why := kind != "parquet" and undecoded(file))), (files[0], reason(error))
+        )
+        raise InputError(f"{file}: not readable as {kind} ({why})") from error
 
 
 def named_classes(features: Any) -> dict[str, list[str]]:
@@ -98,10 +101,6 @@ def named_classes(features: Any) -> dict[str, list[str]]:
     from datasets import ClassLabel
 
     return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
-
-
-CHANGED = re.compile("column names don't match|Couldn't cast|Failed to parse|changed from|as a scalar of type")
-"""What is said of JSON whose columns or their types are not those of its first block."""
 
 
 def check_classes(files: Sequence[Path]) -> None:
@@ -249,7 +248,9 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
                 check_quotes(file, delimiter)
         except (pa.ArrowInvalid, EOFError, zlib.error) as error:
             if "Empty CSV file" not in str(error):
-                raise InputError(f"{file}: not a table of text in UTF-8 ({reason(error)})") from error
+                raise InputError(
+                    f"{file}: not a table of text in UTF-8 ({undecoded(file) or reason(error)})"
+                ) from error
 
     return schema, batches()
 
@@ -273,6 +274,17 @@ def check_quotes(file: Path, delimiter: str) -> None:
         csv.field_size_limit(limit)
 
 
+def undecoded(file: Path) -> str | None:
+    """The first line that is not UTF-8, for a message; None if there is none."""
+    with suppress(OSError, EOFError, zlib.error), open_binary(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} has the byte 0x{line[error.start]:02x}, as files in other encodings do"
+    return None
+
+
 def open_binary(file: Path) -> Any:
     """The bytes of a file, unpacked where its name ends in `.gz`."""
     return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
@@ -285,7 +297,7 @@ def read_header(file: Path, delimiter: str, *, quoted: bool, data: Data) -> tupl
         try:
             names = [name.strip() for name in next((line for line in lines if line), [])]
         except (EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-            raise InputError(f"{file}: not a table of text in UTF-8 ({error})") from error
+            raise InputError(f"{file}: not a table of text in UTF-8 ({undecoded(file) or error})") from error
     if not names:
         raise InputError(f"{file}: is empty")
     if len(names) == 1 and data.delimiter is None:
@@ -327,21 +339,24 @@ def read_json_rows(file: Path) -> Any:
     """A pyarrow table of a JSON file, an object a line or a list of objects, in which dates stay text."""
     import pyarrow as pa
 
-    with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
-        content = text.read()
     try:
-        lines = content.split("\n")
-        whole = None
-        if content.lstrip().startswith("[") or by_column(file):
-            with suppress(ValueError):  # an object a line, of which the first looks like columns
-                whole = json.loads(content)
-        rows = [json.loads(line) for line in lines if line.strip()] if whole is None else whole
-        if (
-            isinstance(rows, list)
-            and (odd := next((row for row in rows if not isinstance(row, dict)), None)) is not None
-        ):
-            raise ValueError(f"there is {odd!r:.40} among them")
-        if isinstance(whole, dict):  # pandas' default: of each column the values by row
+        with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
+            whole = None
+            listed = text.read(1000).lstrip().startswith("[")
+            if listed or one_object(file):
+                text.seek(0)
+                try:
+                    whole = json.load(text)
+                except json.JSONDecodeError:
+                    if listed:
+                        raise  # else an object a line, of which the first looks like the whole
+            text.seek(0)
+            rows = list(objects(text)) if whole is None else whole
+        if isinstance(rows, list) and (odd := [row for row in rows if not isinstance(row, dict)]):
+            raise ValueError(f"there is {odd[0]!r:.40} among them")
+        if isinstance(whole, dict) and (inside := [whole[key] for key in WRAPPERS if isinstance(whole.get(key), list)]):
+            rows = inside[0]
+        elif isinstance(whole, dict):  # pandas' default: of each column the values by row
             values = [whole[name].values() for name in whole]
             rows = [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
         names = dict.fromkeys(name for row in rows for name in row)
@@ -349,6 +364,17 @@ def read_json_rows(file: Path) -> Any:
     except (ValueError, AttributeError, pa.ArrowException) as error:
         why = f"an object a line, or a list of objects of the same kind; {reason(error)}"
         raise InputError(f"{file}: not readable as json ({why})") from error
+
+
+def objects(lines: Iterable[str]) -> Iterator[Any]:
+    """What the lines of JSON say, blank ones left out; ValueError, with its number, for one that is not JSON."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                comma = ", no comma behind it" if line.rstrip().endswith(",") else ""
+                raise ValueError(f"line {number} ({line.strip()[:40]!r}) is no JSON{comma}: {error}") from None
 
 
 def one_type(values: list[Any]) -> Any:
@@ -363,10 +389,18 @@ def one_type(values: list[Any]) -> Any:
         return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
-def by_column(file: Path) -> bool:
-    """Whether a JSON file is one object of columns, each with its values by number, as pandas writes tables."""
+WRAPPERS = ("data", "rows", "examples", "samples", "items", "records", "instances")
+"""What the list of rows is called in JSON that is one object, beside numbers and texts such as its version."""
+PLAIN = r'"[^"]*"\s*:\s*("[^"]*"|[^"\s{}\[\],]+)\s*,\s*'
+ONE_OBJECT = re.compile(
+    r'(\ufeff)?\s*\{\s*("[^"]*"\s*:\s*\{\s*"0"\s*:|' + f'({PLAIN})*"({"|".join(WRAPPERS)})"' + r"\s*:\s*\[\s*\{)"
+)
+
+
+def one_object(file: Path) -> bool:
+    """Whether a JSON file begins as one object that holds all rows: by column as pandas writes tables, or as a list."""
     with open_binary(file) as stream:
-        return bool(re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"[^"]*"\s*:\s*\{\s*"0"\s*:', stream.read(1000)))
+        return bool(ONE_OBJECT.match(stream.read(1000).decode("utf-8", "replace")))
 
 
 def dated(feature: Any) -> bool:
@@ -397,7 +431,7 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
         if kind == "json":
             with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
                 head = text.read(1000).lstrip()
-                if head.startswith("[") or re.match(r"\{\s*\n", head) or by_column(file):
+                if head.startswith("[") or re.match(r"\{\s*\n", head) or one_object(file):
                     return read_json_rows(file).slice(0, SAMPLE).to_pylist()
                 text.seek(0)
                 lines = islice((line for line in text if line.strip()), SAMPLE)

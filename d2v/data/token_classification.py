@@ -34,8 +34,9 @@ class TokenData(TextData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        tokens_column: column of lists of words; in prediction sentences as text too, whose words have spaces between.
-        tags_column: column of lists of the words' labels, names or numbers; null and negative numbers do not count.
+        tokens_column: column of lists of words, or of text whose words have spaces between.
+        tags_column: column of lists of the words' labels, names or numbers, or of text with spaces between; null and
+            negative numbers do not count.
         class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
             frequent ones; by default all have 1.
         label_smoothing: share of the probability that is spread over all classes in training.
@@ -83,7 +84,7 @@ def tagged_rows(
     kept, sentences = {}, {}
     for name, split in splits.items():
         if split.stream is not None:
-            words = [as_list(row, None) for row in split.column(data.tokens_column)] if not job.config.model else []
+            words = [as_words(row, job) for row in split.column(data.tokens_column)] if not job.config.model else []
             kept[name] = split
             sentences[name] = [each for each in words if words_problem(each, data.tokens_column) is None]
         else:
@@ -97,9 +98,7 @@ def usable_rows(
 ) -> tuple[Split, list[list[str]], list[Any] | None]:
     """The rows of a split that can be used, their words, and the labels of these, see `tagged_rows`."""
     data: TokenData = job.config.data
-    words = [as_list(row, None) for row in split.column(data.tokens_column)]
-    if not job.labelled:
-        words = [row.split() if isinstance(row, str) else row for row in words]
+    words = [as_words(row, job) for row in split.column(data.tokens_column)]
     reasons = [words_problem(each, data.tokens_column) for each in words]
     if tags is not None:
         rows = zip(reasons, words, tags, strict=True)
@@ -128,6 +127,15 @@ def word_rows(
     return rows_of(split, of)
 
 
+def as_words(value: Any, job: Job) -> Any:
+    """The words or labels of a row, a list of them as such or as text, or text with spaces between; others stay.
+
+    Where there are labels, text in brackets that is no list stays: an array that was cut when it was written.
+    """
+    found = as_list(value, None)
+    return found.split() if isinstance(found, str) and not (job.labelled and found.startswith("[")) else found
+
+
 def words_problem(words: Any, column: str) -> str | None:
     """Why a row's words cannot be used, or None."""
     if not isinstance(words, list) or not words:
@@ -148,7 +156,7 @@ def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, 
         return labels, {}
 
     def read(split: Split) -> Named:
-        values = [as_list(row, None) for row in split.table[data.tags_column][:]]
+        values = [as_words(row, job) for row in split.table[data.tags_column][:]]
         return name_values(split, data.tags_column, values, NO_TAGS)
 
     columns = {name: read(split) for name, split in splits.items()}

@@ -69,6 +69,22 @@ def test_names_that_look_the_same_are_one_class():
     assert match_classes("name", ["tea\u200b", "x"], ["tea"]) == {"tea": 0}
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (["0", "0.0", "1"], "'0' and '0.0'"),
+        (["Yes", "no", "yes", "YES"], "'YES' and 'Yes' and 'yes'"),
+        (["9007199254740993", "9007199254740992"], None),  # one as floats
+        (["a", "b"], None),
+    ],
+)
+def test_classes_that_may_be_meant_to_be_one_are_noted(values, shown):
+    job, _ = read_job(values)
+    lines = [fact["line"] for fact in job.facts if fact["fact"] == "labels alike"]
+    said = "train: label has classes that differ in case, or in how a number is written, alone:"
+    assert lines == ([f"{said} {shown}"] if shown else [])
+
+
 def test_classes_that_the_column_lists():
     feature = datasets.ClassLabel(names=["positive", "negative", "other"])
     labels, references = read([1, 0, 2, -1], feature=feature)

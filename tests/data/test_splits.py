@@ -380,6 +380,9 @@ def test_the_line_of_splits(capsys):
     said = "demo: train on 9 rows of train, validate on 2 rows of val, test on 1 row of test; not used: extra"
     assert line(job) == said and capsys.readouterr().out == said + "\n"
     assert json.loads((job.out / "data.json").read_text())["facts"][0]["unused"] == ["extra"]
+    _, job = chosen(source, Data(validation_split="train", test_split="val+train"), target=None)
+    said = "train on 9 rows of train, validate on 9 rows of train, as train has, test on 11 rows of val+train"
+    assert line(job) == f"demo: {said}, as train has; not used: test, extra"
     _, job = chosen(source, Data(test_split="extra"), "predict", target=None)
     assert line(job) == "demo: predict 1 row of extra; not used: train, val, test"
     _, job = chosen({"train": columns(3)}, Data(), "evaluate", target=None)

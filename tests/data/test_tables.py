@@ -169,11 +169,19 @@ REFUSED = {
     ),
     "two names alike": ("a.csv", "a,a \n1,x\n", "has two columns 'a'"),
     "nothing": ("a.csv", "", "a.csv: is empty"),
-    "not UTF-8": ("a.csv", "a,b\n1,é\n".encode("cp1252"), r"a.csv: not a table of text in UTF-8"),
+    "not UTF-8": (
+        "a.csv",
+        "a,b\n1,é\n".encode("cp1252"),
+        r"a.csv: not a table of text in UTF-8 \(line 2 has the byte 0xe9",
+    ),
     "UTF-16": ("a.csv", "a,b\n1,x\n".encode("utf-16"), r"a.csv: not a table of text in UTF-8"),
     "not UTF-8 in the header": ("a.csv", "é,b\n1,x\n".encode("cp1252"), r"a.csv: not a table of text in UTF-8"),
     "bad JSON": ("a.jsonl", '{"a": \n', r"a.jsonl: not readable as json"),
-    "bad text": ("a.txt", b"\xff\xfea", r"a.txt: not readable as text"),
+    "bad JSON, later": ("a.jsonl", '{"a": 1}\n\n{"a" 2}\n', r"line 3 \('{\"a\" 2}'\) is no JSON: Expecting ':'"),
+    "commas between lines": ("a.jsonl", '{"a": 1},\n{"a": 2}\n', r"line 1 \(.*\) is no JSON, no comma behind it"),
+    "a list that was cut": ("a.json", '[{"a": 1},\n{"a": ', r"Expecting value: line 2 column 7"),
+    "JSON not in UTF-8": ("a.jsonl", '{"a": 1}\n{"a": "é"}\n'.encode("cp1252"), r"line 2 has the byte 0xe9"),
+    "bad text": ("a.txt", b"a\n\xff\xfea", r"a.txt: not readable as text \(line 2 has the byte 0xff"),
 }
 
 
@@ -199,6 +207,21 @@ def test_a_large_table_is_mapped_and_read_once(tmp_path, monkeypatch):
     assert len(pickle.dumps(again["train"])) < 5000 and again["train"].to_list() == 100 * [{"a": "1", "b": "x"}]
     path.write_text("a,b\n" + "3,y\n" * 100)
     assert read(data)["train"]["a"][:] == 100 * ["3"]
+
+
+WRAPPED = {
+    "beside a version": '{"version": "1, [2]", "n": 3, "data": [{"a": "2020-01-01"}, {"a": "y"}]}',
+    "over lines": '{\n "rows": [\n  {"a": "2020-01-01"},\n  {"a": "y"}\n ],\n "info": {"by": ["me"]}}',
+    "of lines that look like it": '{"id": 0, "data": [{"a": 1}], "a": "2020-01-01"}\n{"a": "y"}\n',
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_json_with_its_rows_in_a_list(tmp_path, name):
+    (tmp_path / "a.json").write_text(WRAPPED[name])
+    found = read_table([tmp_path / "a.json"], Data(), [])
+    assert found["a"][:] == ["2020-01-01", "y"] and first_rows(tmp_path / "a.json", Data())[1]["a"] == "y"
+    assert len(found.column_names) == (3 if "lines that" in name else 1)
 
 
 def test_files_with_dates_are_joined_where_one_has_whole_numbers(tmp_path):

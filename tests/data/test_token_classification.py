@@ -115,11 +115,17 @@ def test_what_are_no_words(words, message):
         tagged_rows(make_job(TokenData()), {"train": make_split(tokens=[["a"], words], tags=[["A"], ["B"]])})
 
 
-def test_text_is_a_list_of_words_only_where_no_labels_belong_to_them():
-    _, sentences, _, _ = tagged_rows(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=["a b"])})
-    assert sentences["test"] == [["a", "b"]]
-    with pytest.raises(InputError, match="train, row 0: tokens is 'a b'; should be a list of words"):
-        tagged_rows(make_job(TokenData()), {"train": make_split(tokens=["a b"], tags=[["A", "B"]])})
+def test_text_has_its_words_between_spaces():
+    _, sentences, _, _ = tagged_rows(make_job(TokenData(), "predict"), {"test": make_split("test", tokens=["[1] b"])})
+    assert sentences["test"] == [["[1]", "b"]]
+    rows = {"train": make_split(tokens=["a  b", "['c']"], tags=["A B", "B"])}
+    _, sentences, _, tags = tagged_rows(make_job(TokenData()), rows)
+    assert sentences["train"] == [["a", "b"], ["c"]] and tags["train"] == [["A", "B"], ["B"]]
+    with pytest.raises(InputError, match="train, row 0: 3 words in tokens, 2 labels in tags; should be as many"):
+        tagged_rows(make_job(TokenData()), {"train": make_split(tokens=["a b c", "d"], tags=["A B", "B"])})
+    cut = "['a' ... 'z']"  # as NumPy writes long arrays
+    with pytest.raises(InputError, match=r"train, row 0: tokens is .* should be a list of words"):
+        tagged_rows(make_job(TokenData()), {"train": make_split(tokens=[cut], tags=["A B C"])})
 
 
 def checkpoint(folder, *names):

@@ -40,6 +40,14 @@ def test_a_list_of_trials(tmp_path):
     assert read_trials(path) == [(None, "a/1.wav", "a/2.wav"), (None, "1", "b/1.wav")]
 
 
+def test_pairs_with_both_labels_are_noted(tmp_path):
+    (tmp_path / "trials.txt").write_text("1 a b\n0 b a\n1 a c\n1 a c\n0 b c\n")
+    job = make_job(TrialData())
+    assert len(read_trials(tmp_path / "trials.txt", labelled=True, job=job)) == 5
+    ((fact, rows, first),) = [(each["fact"], each["rows"], each["first"]) for each in job.facts]
+    assert (fact, rows, [*first]) == ("trials labelled twice", 1, ["a", "b"])
+
+
 @pytest.mark.parametrize(
     "text",
     [
