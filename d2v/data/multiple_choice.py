@@ -125,19 +125,9 @@ def read_choices(
             choices_problem({column: values[i] for column, values in before.items()}, choices, data)
             for i, (choices, _) in enumerate(listed)
         ]
-        numbers: list[int | None] = []
         if job.labelled:
-            values = split.column(data.label_column)
-            read = [{} if why else readings(it, *each) for why, it, each in zip(reasons, values, listed, strict=True)]
-            # What all rows can be read as is what is meant: "1" may be a choice's number, or a choice.
-            given = [each for each, reason in zip(read, reasons, strict=True) if not reason]
-            forms = [form for form in ("number", "letter", "choice") if all(form in each for each in given)]
-            found = [{number for form, number in each.items() if not forms or form in forms} for each in read]
-            numbers = [next(iter(each)) if len(each) == 1 else None for each in found]
-            reasons = [
-                reason or (None if number is not None else number_problem(value, data.label_column, *each, several))
-                for reason, number, value, each, several in zip(reasons, numbers, values, listed, found, strict=True)
-            ]
+            column = data.label_column
+            numbers, reasons = right_choices(split.column(column), listed, reasons, column)
         good = check_rows(job, split, reasons).tolist()
         starts = before[data.start_column] if data.start_column else None
         kept[name], texts[name] = split.select(good), []
@@ -148,6 +138,31 @@ def read_choices(
         if job.labelled:
             labels[name] = [number for i in good if (number := numbers[i]) is not None]
     return kept, texts, labels
+
+
+def right_choices(
+    values: Sequence[Any], listed: Sequence[tuple[Any, list[str]]], reasons: Sequence[str | None], column: str
+) -> tuple[list[int | None], list[str | None]]:
+    """The number of the right choice of each row, and why a row cannot be used.
+
+    What all rows can be read as is what is meant: "1" may be a choice's number, or a choice.
+
+    Args:
+        values: the rows' labels.
+        listed: their choices, from `list_choices`.
+        reasons: why rows cannot be used so far.
+        column: of the labels.
+    """
+    read = [{} if why else readings(value, *each) for why, value, each in zip(reasons, values, listed, strict=True)]
+    given = [each for each, reason in zip(read, reasons, strict=True) if not reason]
+    forms = [form for form in ("number", "letter", "choice") if all(form in each for each in given)]
+    found = [{number for form, number in each.items() if not forms or form in forms} for each in read]
+    numbers = [next(iter(each)) if len(each) == 1 else None for each in found]
+    rows = zip(reasons, numbers, values, listed, found, strict=True)
+    return numbers, [
+        why or (None if number is not None else number_problem(value, column, *each, several))
+        for why, number, value, each, several in rows
+    ]
 
 
 def choice_values(split: Split, columns: Sequence[str]) -> Sequence[Any]:
