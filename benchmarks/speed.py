@@ -32,10 +32,10 @@ import psutil
 import torch
 import transformers
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import heads
 from benchmarks.heads import HEADS, Batch, batches_of, loss_of, unlabelled
+from benchmarks.operations import operations
 from d2v.training.machine import environment
 from d2v.training.report import peak_memory_mb
 
@@ -104,13 +104,13 @@ def products(positions: int, config: Any, precision: str) -> Callable[[], float]
     for size_in, size_out, times in ((width, width, 4), (width, hidden, 1), (hidden, width, 1)):
         shapes = ((positions, size_in), (size_in, size_out), (positions, size_out))
         pairs += [[torch.randn(shape, device=DEVICE, dtype=dtype) for shape in shapes]] * times
-    operations = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in pairs)
+    total = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in pairs)
 
     def run() -> None:
         for x, weight, out in pairs:
             torch.mm(x, weight, out=out)
 
-    return lambda: operations / seconds(run)
+    return lambda: total / seconds(run)
 
 
 def work(step: Step, model: Model, batches: list[Batch]) -> tuple[int, int]:
@@ -118,11 +118,9 @@ def work(step: Step, model: Model, batches: list[Batch]) -> tuple[int, int]:
     positions: list[int] = []
     first = model.base_model.encoder.layers[0]
     handle = first.register_forward_pre_hook(lambda module, inputs: positions.append(len(inputs[0])))
-    with FlopCounterMode(display=False) as counter:
-        for batch in batches:
-            step(model, batch)
+    total = sum(operations(partial(step, model, batch)) for batch in batches)
     handle.remove()
-    return counter.get_total_flops(), round(sum(positions) / len(positions))
+    return total, round(sum(positions) / len(positions))
 
 
 def rounds(
@@ -139,8 +137,8 @@ def rounds(
         optimizer = torch.optim.AdamW(trained, lr=0, fused=True) if mode == "train" else None  # 0: the weights stay
         step[name] = train_step(task, precision, optimizer) if mode == "train" else inference_step(precision)
     counting = train_step(task, "fp32", None) if mode == "train" else inference_step("fp32")
-    operations, positions = work(counting, models[OURS], batches)
-    yield operations
+    total, positions = work(counting, models[OURS], batches)
+    yield total
     measure = products(positions, models[OURS].config, precision)
     for i in range(1 + count):
         found = {PRODUCTS: measure()}
@@ -169,14 +167,14 @@ def measure(task: str, args: argparse.Namespace, memory: dict[tuple[str, str], f
             batches = choose_batches(task, args, how)
             items = sum(len(next(iter(batch.values()))) for batch in batches)
             for precision, mode in [(precision, mode) for precision in args.precision for mode in modes]:
-                operations, *found = rounds(mode, task, models, batches, precision, args.rounds)
+                total, *found = rounds(mode, task, models, batches, precision, args.rounds)
                 for name in IMPLEMENTATIONS:
                     row = {"task": task, "batches": how, "dropout": dropout, "precision": precision, "mode": mode}
                     row |= {"implementation": name, "s/step": median(each[name] for each in found) / len(batches)}
                     row["items/s"] = items / len(batches) / row["s/step"]
                     row["x sdpa"] = median(each[SDPA] / each[name] for each in found)
                     if name == OURS:
-                        row["of limit"] = median(operations / each[name] / each[PRODUCTS] for each in found)
+                        row["of limit"] = median(total / each[name] / each[PRODUCTS] for each in found)
                         row["GFLOP/s of products"] = median(each[PRODUCTS] for each in found) / 1e9
                     if mode == "train" and (name, precision) in memory:
                         row["MB"] = memory[name, precision]

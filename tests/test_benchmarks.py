@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import heads, scale, speed
+from benchmarks import flat, heads, scale, speed
 from tests.helpers import RECIPES
 
 TINY = ["--size", "tiny", "--rounds", "1"]
@@ -153,3 +153,17 @@ def test_scale(tmp_path, capsys):
     assert cold["cache, bytes a row"] == second["cache, bytes a row"] < scale.BARS["cache, bytes a row"]
     assert 0 < second["of these, imports"] < second["seconds to the first update"]
     assert (tmp_path / "scale.png").is_file() and "| sounds | 12,000 | second |" in capsys.readouterr().out
+
+
+def test_time_a_token(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flat, "ROWS", (1, 4))
+    monkeypatch.setattr(flat, "TOKENS", (16, 128))
+    threads = str(torch.get_num_threads())
+    flat.main(f"--layers 1 --width 64 --rounds 1 --updates 3 --threads {threads} --out {tmp_path / 'flat'}".split())
+    found = json.loads((tmp_path / "flat.json").read_text())
+    assert [(each["rows"], each["tokens"]) for each in found["times"]] == [(1, 128), (4, 128), (4, 16)]
+    one, four, short = (each["operations"] / each["rows"] / each["tokens"] for each in found["times"])
+    assert one == four and four - short == pytest.approx(4 * 64 * (128 - 16), rel=0.05)  # attention's two products
+    assert found["times"][1]["of_operations"] == 1
+    assert [update for update, _ in found["memory"]] == [1, 2, 3] and (tmp_path / "flat.png").exists()
+    assert "ms a token" in capsys.readouterr().out

@@ -132,6 +132,7 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
     from benchmarks import (
         agreement,
         claim,
+        flat,
         intervals,
         keras_training,
         kills,
@@ -144,7 +145,7 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
         streams,
     )
 
-    there = ["agreement", "claim", "intervals", "keras_training", "kills", "learning", "published"]
+    there = ["agreement", "claim", "flat", "intervals", "keras_training", "kills", "learning", "published"]
     there += ["recipes_speed", "record", "scale", "small", "speed", "streams"]
     assert module in [f"benchmarks.{each}" for each in there]
     if module in ("benchmarks.claim", "benchmarks.small"):
@@ -154,6 +155,8 @@ def parse_benchmark(module: str, args: list[str]) -> bool:
     if module == "benchmarks.keras_training":
         known = keras_training.command_line().parse_args(args)
         return (known.what == "pytorch") == bool(known.data)
+    if module == "benchmarks.flat":
+        return flat.command_line().parse_args(args).rounds > 0
     if module == "benchmarks.streams":
         return streams.command_line().parse_args(args).updates > 0
     if module == "benchmarks.intervals":
