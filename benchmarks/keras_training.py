@@ -97,7 +97,11 @@ def command_line() -> argparse.ArgumentParser:
         "what", choices=("pytorch", "tensorflow", "jax", "torch"), help="our PyTorch class, or a backend"
     )
     parser.add_argument("folder", type=Path, help="the folder that all share")
-    parser.add_argument("data", nargs="?", help="the folder of cifar10_12k, for pytorch")
+    parser.add_argument(
+        "data",
+        nargs="?",
+        help="the folder that recipes/configs/image_classification/cifar10.yaml describes, for pytorch",
+    )
     parser.add_argument("--model", help="trained folder that pytorch begins with; by default new weights")
     return parser
 

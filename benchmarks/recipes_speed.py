@@ -1,7 +1,7 @@
 r"""A whole recipe beside a plain Accelerate loop over transformers' model, written as its examples are.
 
     python -m benchmarks.recipes_speed text_classification --updates 30 --rounds 3 \
-        --config recipes/configs/text_classification/cola.yaml --data.path DIR --data.name null
+        --config recipes/configs/text_classification/cola.yaml --model none --data.path DIR --data.name null
 
 Both read the same files, train a model of the same size from the same options and end after the same number of
 examples; they take turns, each time as a process of its own, so that imports and the preparation of data count. What is

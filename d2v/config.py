@@ -87,7 +87,8 @@ class Optim:
         schedule: course of the learning rate after warm-up; tri_stage holds it, then lets it fall exponentially.
         warmup: updates, or below 1 the share of all updates, in which the rate rises to its peak.
         hold: share of all updates for which tri_stage holds the peak.
-        start_scale: learning rate of the first update as a share of the peak.
+        start_scale: learning rate that warm-up rises from, as a share of the peak; tri_stage begins at it, others one
+            step above.
         final_scale: learning rate of the last update as a share of the peak.
         layer_decay: factor of the learning rate from each layer to the one below.
         batches: number of batches whose rows make one update, on any number of processes.

@@ -8,7 +8,7 @@ that was cut off goes on, so that the same command after an interrupt ends with 
 not hold. `sweep.json` keeps recipe and options, those in files too, and a folder takes no others. `sweep.csv` and
 `sweep.md` have a line a combination: the mean over seeds, its 95 % interval over rows, and how far seeds lie apart,
 with figures of test where there is a labelled one that was neither trained nor validated on. This is how data2vec's
-paper chose for GLUE: the best of four learning rates, the median of five seeds (Baevski et al., 2022, section 4.3).
+paper chose for GLUE: the best of four learning rates, the mean of five seeds (Baevski et al., 2022, section 4.3).
 """
 
 import argparse

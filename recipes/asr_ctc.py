@@ -33,11 +33,11 @@ from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 
-# What fairseq changes to fine-tune with CTC (examples/wav2vec/config/finetuning/base_960h.yaml); `arch` goes before it.
+# fairseq's config/finetuning/base_960h.yaml and the defaults of wav2vec2_asr.py beneath it; `arch` goes before them.
 FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
 FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
 FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
-SCALES: dict[str, Any] = {"start_scale": 0.01, "final_scale": 0.05}  # of the learning rate, in the same file
+SCALES: dict[str, Any] = {"start_scale": 0.01, "final_scale": 0.05}  # tri_stage_lr_scheduler.py, and that file
 
 
 @dataclass

@@ -8,7 +8,7 @@
     accelerate launch recipes/audio_frame_classification.py --mode predict \
         --model runs/audio_frame_classification/best --data.path recordings --run.out predicted
 
-Without a data option it learns to tell apart two synthesised voices that talk at once, in a few minutes on a CPU.
+Without a data option d2v's small model learns to tell apart two synthesised voices that talk at once, in minutes.
 """
 
 import math

@@ -6,8 +6,7 @@
         --data.path imagenet --data.match order --data.crop_ratio 0.875 --data.real real.json --run.out runs/real
     accelerate launch recipes/image_classification.py --mode evaluate --model facebook/data2vec-vision-base-ft1k \
         --data.path imagenetv2-matched-frequency-format-val --data.match number --run.out runs/v2
-    accelerate launch recipes/image_classification.py --mode predict --model runs/image_classification/best \
-        --data.path photos --run.out predicted
+    accelerate launch recipes/image_classification.py --mode predict --model runs/mine/best --data.path photos
 
 Data are a hub id, parquet files, a folder with a folder of images a class (`train/<class>/x.jpg`), or WebDataset's
 archives. Without a data option it fine-tunes d2v's small model on handwritten digits, in minutes on a CPU.
@@ -97,7 +96,8 @@ def main(config: Config) -> dict[str, Any]:
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio, settings.num_channels)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
-    augmented, mixed = augmenter(config.augment, processor, size), mixer(config.augment, labels)
+    augmented = augmenter(config.augment, processor, size) if job.training else None
+    mixed = mixer(config.augment, labels) if job.training else None
     collate_rows = partial(collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, data=data)
 
     # Loss: cross-entropy with smoothed or mixed labels

@@ -5,7 +5,7 @@
     accelerate launch recipes/masked_lm.py --mode evaluate --model runs/masked_lm/best --run.out again
     accelerate launch recipes/masked_lm.py --mode predict --model runs/masked_lm/best --data.path gaps.txt
 
-Without a data option it learns the English of Python's documentation, in a few minutes on a CPU.
+Without a data option it fine-tunes d2v's small model on the English of Python's documentation, in minutes on a CPU.
 """
 
 from dataclasses import dataclass, field

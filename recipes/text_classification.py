@@ -2,8 +2,7 @@
 
     accelerate launch recipes/text_classification.py
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml
-    accelerate launch recipes/text_classification.py --model facebook/data2vec-text-base --lora.rank 8 --optim.lr 3e-4 \
-        --data.path reviews.csv
+    accelerate launch recipes/text_classification.py --model facebook/data2vec-text-base --data.path reviews.csv
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml \
         --mode evaluate --model runs/text_classification/best --run.out again
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml \
@@ -53,6 +52,7 @@ class ClassificationData(LabelData, TextData):
     also: dict[str, str] = field(default_factory=dict)
     truncation: Truncation = "head"
     stride: int = 128
+    batch_size: int = 16
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import d2v
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
 from d2v.data.image import ImageData
@@ -53,6 +54,25 @@ def test_a_misspelt_key_is_refused(path, tmp_path):
     (tmp_path / "wrong.yaml").write_text(path.read_text("utf-8") + "  misspelt: 1\n", "utf-8")
     with pytest.raises(ValueError, match="misspelt"):
         parse(load_recipe(path.parent.name).Config, ["--config", str(tmp_path / "wrong.yaml")])
+
+
+KINDS = {"audio": d2v.Data2VecAudioConfig, "text": d2v.Data2VecTextConfig, "vision": d2v.Data2VecVisionConfig}
+OTHERWISE = {"vocab_size", "max_position_embeddings", "use_mask_token"}
+"""What a new vocabulary decides, and how much room there is; nothing that is computed."""
+
+
+@EVERY_CONFIG
+def test_random_weights_are_of_the_small_models_sizes(path):
+    """So that `--model none` is a comparison: the same architecture and dropout."""
+    name, config = path.parent.name, parse(load_recipe(path.parent.name).Config, ["--config", str(path)])
+    if not str(config.model).startswith("small/"):
+        return
+    kind, chosen = KINDS[config.data.modality], getattr(load_recipe(name), "FINE_TUNING", {}) | config.arch
+    stored = json.loads((ROOT / "d2v" / config.model / "config.json").read_text("utf-8"))
+    derived = ("model_type", "architectures", "dtype", "label2id")
+    small = {key: value for key, value in stored.items() if key not in derived}
+    new, begun = kind(**chosen).to_dict(), kind(**small | chosen).to_dict()
+    assert {key for key in new if new[key] != begun[key]} <= OTHERWISE
 
 
 SPEAKERS = ["george", "jackson", "theo", "yweweler"]  # of the Free Spoken Digit Dataset

@@ -390,7 +390,7 @@ def test_what_the_demo_prints_is_what_a_run_prints():
 
 
 def test_what_is_measured_from_now_on_has_an_interval_and_its_seeds():
-    """In the figure's unit: the bootstrap interval of one seed's run, or over seeds the smallest and the largest.
+    """In the figure's unit: the 95 % interval over the rows of test, of one seed's run or of the mean over seeds.
 
     Where all is right, rows drawn again say nothing.
     """

@@ -21,7 +21,9 @@ from d2v.processors.image import ImageProcessor
 
 @dataclass
 class Augment:
-    """Augmentation of the images of train. The defaults are BEiT's (`run_class_finetuning.py`); 0 leaves a step out.
+    """Augmentation of the images of train; 0 leaves a step out.
+
+    The defaults are BEiT's (`run_class_finetuning.py`), and of mixup and cutmix data2vec's (`beit/README.md` there).
 
     Attributes:
         crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.

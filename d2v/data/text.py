@@ -127,7 +127,7 @@ def text_rows(
         tokenizer: of the model.
         split: rows.
         columns: one, or two for pairs, of which the longer text is cut.
-        max_length: most tokens of a row; longer ones are cut at their end.
+        max_length: most tokens of a row; longer ones are treated as `truncation` says.
         references: of each row; of a stream a function that returns those of a block.
         problem: says why a reference cannot be used, or None.
         truncation: what is kept of longer texts: their head, their tail, or all of them in windows.

@@ -35,8 +35,8 @@ class TokenData(TextData):
 
     Attributes:
         tokens_column: column of lists of words, or of text whose words have spaces between.
-        tags_column: column of lists of the words' labels, names or numbers, or of text with spaces between; null and
-            negative numbers do not count.
+        tags_column: column of lists of the words' labels, names or numbers, or of text with spaces between; null, -1
+            and -100 do not count, nor do negative numbers where the column's type names the classes.
         class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
             frequent ones; by default all have 1.
         label_smoothing: share of the probability that is spread over all classes in training.

@@ -102,7 +102,7 @@ def read_decision(source: str | os.PathLike) -> dict[str, Any]:
 def segment_records(
     recordings: Mapping[str, Sequence[Segment]], named: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The segments of each recording as predictions have them, in milliseconds: what names it, and `segments`.
+    """The segments of each recording as predictions have them: what names it, and `segments`, to the millisecond.
 
     Args:
         recordings: segments by recording.

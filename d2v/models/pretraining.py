@@ -38,7 +38,7 @@ class PretrainingOutput:
     Attributes:
         predictions: (n, D), the student's, of the targets; None without a teacher.
         targets: (n, D), the teacher's, without gradients.
-        auxiliary: (n, C), of the other head, if there is one.
+        auxiliary: (N, C), of the other head at its places, if there is one: the masked ones, or of sound all frames.
         front: (N, D), what the encoder would read if nothing were masked; without gradients, for guards.
     """
 
@@ -55,7 +55,7 @@ class Student(nn.Module):
         base_model: what is pretrained, of any modality; its mask embedding is trained too.
         head_layers: linear layers from states to targets, with GELU between and the first twice as wide (fairseq's
             `data2vec_text.py`); 0 for no such head, without a teacher.
-        auxiliary: outputs of a linear layer for another target at the masked places; 0 for none. A text model has a
+        auxiliary: outputs of a linear layer for another target; 0 for none. A text model has a
             language modelling head instead, whose outputs are its tokens.
         decoder: what fills the gaps where the student encodes but what it sees, see `d2v.models.economy`.
     """

@@ -115,7 +115,7 @@ def pretrain(
         student, teacher: from `d2v.training.teaching.student_and_teacher`.
         batches: from `train_loader`; batches have what `d2v.models.pretraining.views` reads.
         held_out: from `eval_loader`, with masks that are the same each time.
-        auxiliary_loss: of the auxiliary outputs (n, C) and their batch, summed over masked places.
+        auxiliary_loss: of the auxiliary outputs (N, C) and their batch, summed over the places that these are of.
         keep: what belongs to the model, such as its processor, and is saved beside it.
         probe: from `d2v.training.probe.build_probe`.
 
@@ -158,7 +158,7 @@ def pretrain(
     log = open_log(job, progress, total)
 
     def parts(output: PretrainingOutput, batch: dict[str, Any], weight: float) -> tuple[Tensor, Tensor]:
-        """The weighted sums of both losses over masked places; 0 for one that was not computed."""
+        """The weighted sums of both losses over their places; 0 for one that was not computed."""
         regression = auxiliary = output.front.new_zeros(())
         if output.targets is not None and output.predictions is not None:
             options = {"beta": teaching.beta, "reduction": teaching.reduction}
@@ -312,7 +312,8 @@ def finish_pretraining(job: Job, metrics: dict[str, float], rows: Sized, *, demo
         if job.config.run.push:
             print(f"pushed to {push_folder(job.out / 'best', job.config.run.push, private=job.config.run.private)}")
         lines = [(key, f"{value:.4f}") for key, value in metrics.items()]
-        lines += [(str(job.out / name), what) for name, what in FILES.items() if (job.out / name).exists()]
+        files = FILES | {"best": "model to start from", "curves.png": "losses, and the spread of targets, over updates"}
+        lines += [(str(job.out / name), what) for name, what in files.items() if (job.out / name).exists()]
         print("\n".join(f"{left:<{max(len(each) for each, _ in lines)}}  {right}" for left, right in lines))
     return results
 

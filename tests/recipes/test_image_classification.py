@@ -136,6 +136,19 @@ AVERAGED = ["--optim.ema=0.5", "--arch.drop_path_rate=0.3"]
 WORKERS = pytest.param([*AVERAGED, "--data.workers=2"], marks=pytest.mark.slow)
 
 
+def test_a_model_of_several_classes_predicts_with_the_defaults(tmp_path):
+    """MixUp and CutMix, which are on by default, are for training alone."""
+    several = write(tmp_path / "data", label=lambda i: [["dark"], ["bright", "big"], ["dark", "big"]][i % 3])
+    options = [*SMALL, "--data.problem_type=multi_label", "--run.max_steps=2", f"--data.path={several}"]
+    with pytest.raises(InputError, match="augment.mixup and augment.cutmix mix single labels"):
+        run(*options, f"--run.out={tmp_path / 'refused'}")
+    run(*options, *STILL, f"--run.out={tmp_path / 'run'}")
+    model = [f"--model={tmp_path / 'run/best'}", f"--data.path={several}"]
+    run("--mode=predict", *model, f"--run.out={tmp_path / 'predicted'}")
+    run("--mode=evaluate", *model, f"--run.out={tmp_path / 'evaluated'}")
+    assert predictions(tmp_path / "predicted")[0]["scores"] == predictions(tmp_path / "evaluated")[0]["scores"]
+
+
 @pytest.mark.parametrize("options", [[], AVERAGED, WORKERS])
 def test_a_stopped_run_goes_on_exactly(options, data, tmp_path):
     goes_on_exactly(run, [*SMALL, f"--data.path={data}", *options], tmp_path)
