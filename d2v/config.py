@@ -260,7 +260,8 @@ class Recipe:
             random weights. By default the demo's model where data.path is not given, else random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         freeze: part that is not trained: nothing; feature_encoder, the waveform convolutions, or the embeddings of text
-            and images; or encoder, all but the head.
+            and images; or encoder, all but the head. By default feature_encoder of a model of sound that is given,
+            else nothing.
         lora: low-rank adapters.
         data: the data.
         optim: optimisation by AdamW.
@@ -270,7 +271,7 @@ class Recipe:
     mode: Literal["train", "evaluate", "predict", "prepare"] = "train"
     model: str | None = None
     arch: dict[str, Any] = field(default_factory=dict)
-    freeze: Literal["nothing", "feature_encoder", "encoder"] = "nothing"
+    freeze: Literal["nothing", "feature_encoder", "encoder"] | None = None
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -278,6 +279,8 @@ class Recipe:
 
     def __post_init__(self):
         self.model = named_model(self.model, self.data)
+        if self.freeze is None:  # random convolutions have to be learnt
+            self.freeze = "feature_encoder" if self.model and self.data.modality == "audio" else "nothing"
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,7 @@ class Job:
         recipe: name of the recipe, such as "asr_ctc".
         facts: what was read, see `d2v.data.facts`.
         decoded: rows that decoding had to change, counted there too.
+        shared: how many of these, the first, all processes know of.
     """
 
     config: Any
@@ -297,6 +301,7 @@ class Job:
     recipe: str
     facts: list[dict[str, Any]] = field(default_factory=list)
     decoded: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    shared: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:

@@ -73,7 +73,8 @@ def cross_entropy(
         logits: (N, C), or (N, C, ...) for maps.
         labels: (N,) or (N, ...) class numbers, `ignore` where nothing counts; or probabilities of logits' shape.
         ignore: that number.
-        weight: (C,) of the classes; by default all have 1.
+        weight: (C,) of the classes, by which a label's whole loss is multiplied; by default all have 1. torch weights
+            each class of a smoothed label by its own, so that a rare one is the best answer to all labels.
         label_smoothing: share of the probability that is spread over all classes.
 
     Returns:
@@ -82,15 +83,15 @@ def cross_entropy(
     logits, counted = at_least_fp32(logits), labels != ignore
     if weight is not None:
         weight = weight.to(labels.device, logits.dtype)
-        counted = labels.to(weight) @ weight if labels.is_floating_point() else weight[labels[counted]]
-        weight = moved(weight, logits.device)
+        if labels.is_floating_point():
+            counted = labels.to(weight) @ weight
+        else:
+            counted = counted * weight[labels.masked_fill(~counted, 0)]
     elif labels.is_floating_point():
         counted = torch.tensor(labels.numel() // labels.shape[1])
-    labels = moved(labels, logits.device)
-    total = F.cross_entropy(
-        logits, labels, weight, ignore_index=ignore, reduction="sum", label_smoothing=label_smoothing
-    )
-    return total, counted.sum()
+    labels, reduction = moved(labels, logits.device), "sum" if weight is None else "none"
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore, reduction=reduction, label_smoothing=label_smoothing)
+    return loss if weight is None else (loss * moved(counted, loss.device)).sum(), counted.sum()
 
 
 def choice(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -147,8 +148,9 @@ def classification(
     if problem_type == "regression":
         return F.mse_loss(logits, labels, reduction="sum"), torch.tensor(labels.numel())
     smooth = labels * (1 - label_smoothing) + label_smoothing / 2
-    weight = None if weight is None else moved(weight, logits.device).to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight, reduction="sum")
+    if weight is not None:  # of what the label is, before it was smoothed
+        weight = 1 + labels * (moved(weight, logits.device).to(logits.dtype) - 1)
+    loss = F.binary_cross_entropy_with_logits(logits, smooth, weight, reduction="sum")
     return loss, torch.tensor(labels.numel())
 
 

@@ -64,7 +64,6 @@ class Config(Recipe):
         export: formats that transcripts are also written in, of textgrid, srt, vtt and rttm; by default none.
     """
 
-    freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     lm: Decoding = field(default_factory=Decoding)
     export: list[Format] = field(default_factory=list)
     data: SpeechData = field(default_factory=SpeechData)

@@ -12,7 +12,7 @@ Without a data option it fine-tunes d2v's small model on twelve keywords of synt
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from d2v import losses
 from d2v.cli import run
@@ -55,7 +55,6 @@ class Config(Recipe):
     SUPERB's protocol is --freeze encoder with --arch.use_weighted_layer_sum true.
     """
 
-    freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     data: ClassificationData = field(default_factory=ClassificationData)
     run: Run = field(default_factory=lambda: Run(out="runs/audio_classification"))
 

@@ -61,7 +61,6 @@ class Config(Recipe):
 
     task: Literal["diarization", "frames"] = "diarization"
     export: list[Format] = field(default_factory=list)
-    freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     data: SegmentData = field(default_factory=SegmentData)
     run: Run = field(default_factory=lambda: Run(out="runs/audio_frame_classification"))
 

@@ -13,7 +13,7 @@ Without a data option it learns synthesised voices, and tells apart others that 
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -59,7 +59,6 @@ class Config(Recipe):
 
     center: bool = False
     s_norm: int = 0
-    freeze: Literal["nothing", "feature_encoder", "encoder"] = "feature_encoder"
     data: TrialData = field(default_factory=TrialData)
     run: Run = field(default_factory=lambda: Run(out="runs/speaker_verification"))
 

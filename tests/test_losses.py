@@ -226,6 +226,32 @@ def test_pit_adds_up_over_clips_and_ignores_padding(clips):
         assert apart(sum(part[i] for part in parts), whole[i]) < EXACT
 
 
+@pytest.mark.parametrize("kind", ["numbers", "probabilities", "multi_label"])
+def test_a_rare_class_is_not_the_answer_to_all_smoothed_labels(kind):
+    """With torch's weights of a smoothed label's classes it is, above nine times as many of the others as classes."""
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    weight = torch.tensor([100 / 90, 100 / 9, 100.0])
+    logits = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)  # those of each class
+    several = torch.nn.functional.one_hot(labels, 3).double()
+    given, problem = {
+        "numbers": (labels, "single_label_classification"),
+        "probabilities": (several, "single_label_classification"),
+        "multi_label": (several, "multi_label_classification"),
+    }[kind]
+    optimizer = torch.optim.LBFGS([logits], max_iter=100)
+
+    def closure():
+        optimizer.zero_grad()
+        total, count = losses.classification(logits[labels], given, problem, weight=weight, label_smoothing=0.1)
+        (total / count).backward()
+        return total / count
+
+    optimizer.step(closure)
+    found = logits.sigmoid() if kind == "multi_label" else logits.softmax(1)
+    expected = 0.9 * torch.eye(3) + (0.05 if kind == "multi_label" else 0.1 / 3)
+    assert torch.allclose(found, expected.double(), atol=0.01)
+
+
 def test_pit_decides_between_equal_orders():
     """Outputs that are alike at first, as zeros are, must become different."""
     logits = torch.zeros(1, 4, 2, requires_grad=True)
@@ -238,9 +264,10 @@ def test_weighted_classes_are_torchs():
     """The mean is torch's, whatever the pieces a batch is computed in; of probabilities by their weights."""
     logits, weight = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
     labels = torch.tensor([0, 2, 1, 2, losses.IGNORE, 0])
-    total, count = losses.cross_entropy(logits, labels, weight=weight, label_smoothing=0.1)
-    expected = torch.nn.functional.cross_entropy(logits, labels, weight, label_smoothing=0.1)
-    assert torch.allclose(total / count, expected)
+    total, count = losses.cross_entropy(logits, labels, weight=weight)
+    assert torch.allclose(total / count, torch.nn.functional.cross_entropy(logits, labels, weight))
+    maps = losses.cross_entropy(logits.T[None], labels[None], weight=weight)
+    assert all(map(torch.allclose, maps, (total, count)))
     parts = [losses.cross_entropy(*pair, weight=weight) for pair in zip(logits.split(2), labels.split(2), strict=True)]
     whole = losses.cross_entropy(logits, labels, weight=weight)
     assert all(torch.allclose(sum(part), each) for part, each in zip(zip(*parts, strict=True), whole, strict=True))

@@ -79,6 +79,11 @@ def sentences_of(data: Any, files: list[Path]) -> "Dataset":
     return datasets.Dataset.from_dict(columns)
 
 
+def columns_of(line: str) -> list[str]:
+    """The columns of a line, with spaces or tabs between; a no-break space is a sign of a word."""
+    return re.findall(r"[^ \t\r]+", line)
+
+
 def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The words and the labels of each sentence.
 
@@ -92,14 +97,14 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     words: list[str] = []
     tags: list[str] = []
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = file.read_text("utf-8-sig").split("\n")  # a word may have other signs that end a line
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
-    rows = (line.split() for line in lines if not line.startswith(("#", "-DOCSTART-")))
+    rows = (columns_of(line) for line in lines if not line.startswith(("#", "-DOCSTART-")))
     likely = next((row for row in rows if row), [])  # the first that is a word for sure
     width, chunks = 0 if universal else len(likely), bool(likely and TAG.fullmatch(likely[-1]))
     for number, line in enumerate([*lines, ""], 1):
-        fields = line.split("\t") if universal else line.split()
+        fields = line.rstrip("\r").split("\t") if universal else columns_of(line)
         if not line.strip() or fields[0] == "-DOCSTART-":
             if words:
                 yield words, tags

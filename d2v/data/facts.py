@@ -7,6 +7,7 @@ labels renamed, sound resampled). Silence means that nothing happened.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any
 
 from d2v.config import Job
@@ -79,9 +80,12 @@ def everyones(job: Job, value: Any) -> list[Any]:
 
 def say_decoded(job: Job) -> None:
     """Print and keep what was counted by `note_decoded` since the last time, on all processes, which call this."""
-    for decoded in everyones(job, job.decoded):
+    new = {kind: dict(islice(places.items(), job.shared.get(kind, 0), None)) for kind, places in job.decoded.items()}
+    for decoded in everyones(job, new):
         for kind, places in decoded.items():
-            job.decoded[kind] = job.decoded.get(kind, {}) | places
+            for where, rows in places.items():
+                job.decoded.setdefault(kind, {}).setdefault(where, rows)
+    job.shared.update({kind: len(places) for kind, places in job.decoded.items()})
     for (split, fact), places in job.decoded.items():
         count, first = sum(places.values()), next(iter(places))
         stale = [each for each in job.facts if (each.get("split"), each["fact"]) == (split, fact)]

@@ -175,7 +175,7 @@ def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[Pur
     texts = {}
     for path in files:
         if path.name.endswith(".trans.txt"):
-            for line in read_text(root / path).splitlines():
+            for line in read_text(root / path).split("\n"):  # a text may have other signs that end a line
                 name, _, text = line.strip().partition(" ")
                 texts[(path.parent / name).as_posix()] = text.strip()
     if not texts:
@@ -219,7 +219,7 @@ def listed_files(
         split = usual_file(path.stem)
         if split is None or split in found:
             continue
-        lines = [line.strip() for line in read_text(root / path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(root / path).split("\n") if line.strip()]
         there = [named(line) or named(line.split()[0]) for line in lines]
         if not any(there):
             others.append(path)

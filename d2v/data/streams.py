@@ -141,6 +141,24 @@ class Reader:
         return taken, lengths
 
 
+def evenly(max_rows: int, batches: int, processes: int, least: float) -> tuple[int, int]:
+    """How many batches an update has in which each process has a row or more, and how many it has of one at most.
+
+    Args:
+        max_rows: of a batch.
+        batches: of an update.
+        processes: that share them.
+        least: batches that have a row for each process.
+    """
+    if processes == 1:
+        return batches, max_rows
+    most = {count: max(1, round(max_rows * batches / count / processes)) for count in range(1, batches + 1)}
+    fitting = range(1, max(1, int(batches // max(least, 1))) + 1)
+    # As many rows an update as were asked for, or nearly; and batches that are small, and so of like lengths.
+    count = min(fitting, key=lambda count: (abs(count * most[count] * processes - max_rows * batches), -count))
+    return count, most[count]
+
+
 def plan(
     lengths: Sequence[Sequence[float]],
     *,
@@ -167,10 +185,8 @@ def plan(
     groups = [max(each[order[i]] for each, order in zip(lengths, orders, strict=True)) for i in range(len(orders[0]))]
     # Where a batch has not a row for each process, several are one; an update stays as large.
     least = max(processes / max_rows, processes * max(groups) / max_length if max_length else 0)
-    count = batches if processes == 1 else max(1, int(batches // max(least, 1)))
-    share = batches / count / processes
-    longest = None if max_length is None else max_length * share
-    most = max(1, round(max_rows * share))
+    count, most = evenly(max_rows, batches, processes, least)
+    longest = None if max_length is None else max_length * batches / count / processes
     made = LengthBatches(groups, max_rows=most, max_length=longest, seed=seed, batches=count)
     dealt = [deal(update, groups, max_rows, max_length, pieces=pieces) for update in made.updates(epoch)]
     return [[piece[0] for piece in update] for update in dealt], orders
@@ -198,8 +214,13 @@ class StreamUpdates:
                 f"data.buffer_rows {data.buffer_rows} is less than an update may have, {most} rows "
                 "(data.batch_size times optim.batches)"
             )
+        processes = accelerator.num_processes
+        count, each = evenly(data.batch_size, job.config.optim.batches, processes, processes / data.batch_size)
+        if (taken := count * each * processes) != most:
+            line = f"train: an update has {taken} rows, not {most}, for {processes} processes to have as many each"
+            note(job, "rows of an update", f"{line} (data.batch_size, optim.batches)", rows=taken)
         self.job, self.rows, self.planned, self.loader = job, rows, planned, loader
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.rank, self.processes = accelerator.process_index, processes
         self.starts: list[Any] = [None] * self.processes
         self.size: int | None = None  # of a process's buffer
         self.buffer = self.done = 0

@@ -82,7 +82,8 @@ def continue_texts(
 
     Args:
         model: in evaluation mode.
-        batch: `input_ids` (B, T) and `attention_mask` (B, T) of prompts, from `encode_prompts`.
+        batch: `input_ids` (B, T) and `attention_mask` (B, T) of prompts, from `encode_prompts`, and perhaps their
+            numbers, `rows` (B,): a text follows from its number and the seed, whatever stands beside it.
         tokenizer: of the model.
         sampling: how tokens are chosen.
         seed: of the samples.
@@ -91,8 +92,9 @@ def continue_texts(
     options = {"do_sample": sampling.temperature > 0, "temperature": sampling.temperature or 1.0}
     options |= {"top_k": sampling.top_k, "top_p": sampling.top_p, "vocab_size": len(tokenizer)}
     options["repetition_penalty"] = sampling.repetition_penalty
-    generator = torch.Generator(ids.device).manual_seed(seed)
-    texts = model.generate(ids, batch["attention_mask"], max_new_tokens=new, generator=generator, **options)
+    rows = batch.get("rows", range(len(ids)))
+    own = [torch.Generator().manual_seed(seed * 1_000_003 + int(row)) for row in rows]
+    texts = model.generate(ids, batch["attention_mask"], max_new_tokens=new, generator=own, **options)
     return [tokenizer.decode(row[ids.shape[1] :]) for row in texts]
 
 

@@ -166,7 +166,7 @@ def arpa_words(path: Path) -> list[str] | None:
 def read_lexicon(path: Path, tokenizer: CTCTokenizer) -> Lexicon:
     """The words of a file with lines like fairseq's: `the t h e |`; the delimiter may be left out."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a text file that can be read (lm.lexicon)") from error
     lexicon = []

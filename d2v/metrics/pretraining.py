@@ -49,12 +49,14 @@ class Moments:
 
     def figures(self) -> dict[str, float]:
         """Of all processes: each `rank` and `deviation`, and what share of the targets' variance is `unexplained`."""
-        from accelerate.utils import gather_object
+        from accelerate import PartialState
+        from accelerate.utils import gather_object, reduce
 
         values, moments = {}, {}
-        processes = gather_object([{name: total.cpu().double() for name, total in self.products.items()}])
-        for name in {name: None for each in processes for name in each}:
-            total = torch.stack([each[name] for each in processes if name in each]).sum(0)
+        sizes = gather_object([{name: len(total) for name, total in self.products.items()}])
+        for name, size in {name: size for each in sizes for name, size in each.items()}.items():
+            total = self.products.get(name, torch.zeros(size, size, device=PartialState().device))
+            total = reduce(total if total.device.type == "mps" else total.double(), "sum").cpu().double()
             count = max(float(total[-1, -1]), 1.0)
             mean = total[-1, :-1] / count
             moments[name] = total[:-1, :-1] / count, mean.outer(mean)

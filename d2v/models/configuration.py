@@ -52,6 +52,8 @@ class Config:
             value = getattr(self, each.name)
             if re.search("dropout|layerdrop|_prob$|drop_path_rate", each.name) and not 0 <= (value or 0) <= 1:
                 raise InputError(f"{type(self).__name__}.{each.name} should be between 0 and 1, not {value!r}")
+            if each.name == "drop_path_rate" and value == 1:  # what is kept is divided by the chance to be kept
+                raise InputError(f"{type(self).__name__}.drop_path_rate should be below 1")
 
     @property
     def label2id(self) -> dict[str, int]:

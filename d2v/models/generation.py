@@ -3,9 +3,12 @@
 Shapes: B batch, T tokens, C vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from d2v.devices import moved
 from d2v.models.text import TextPreTrainedModel
 
 
@@ -23,7 +26,7 @@ def generate(
     repetition_penalty: float = 1.0,
     vocab_size: int | None = None,
     eos_token_id: int | list[int] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     use_cache: bool = True,
     **inputs,
 ) -> Tensor:
@@ -42,7 +45,8 @@ def generate(
             (Keskar et al., 2019); 1 for none.
         vocab_size: only tokens below it are chosen: a tokenizer may have fewer than the model; by default all.
         eos_token_id: a text ends with such a token; by default the configuration's. An empty list for none.
-        generator: source of random numbers.
+        generator: source of random numbers, or one on the host for each text, whose tokens then do not depend on what
+            stands beside it.
         use_cache: keep keys and values; without, everything is computed again for each token.
         **inputs: `encoder_hidden_states` and `encoder_attention_mask` for cross-attention.
 
@@ -50,10 +54,13 @@ def generate(
         (B, T + new) the given and the new tokens, the pad token where a text has ended.
 
     Raises:
-        ValueError: the model looks at what follows (`config.is_decoder` is not set), or has no positions left.
+        ValueError: the model looks at what follows (`config.is_decoder` is not set), or has no positions left; or the
+            temperature is not above 0.
     """
     if not model.config.is_decoder:
         raise ValueError("generate needs a model with config.is_decoder")
+    if do_sample and not temperature > 0:
+        raise ValueError(f"temperature should be above 0, not {temperature}; do_sample=False takes the likeliest token")
     ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
     stops = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=input_ids.device)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
@@ -85,7 +92,12 @@ def repeat_less(logits: Tensor, input_ids: Tensor, penalty: float) -> Tensor:
 
 
 def choose(
-    logits: Tensor, do_sample: bool, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+    logits: Tensor,
+    do_sample: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> Tensor:
     """The next token, (B,), from logits (B, C); arguments as in `generate`."""
     if not do_sample:
@@ -98,4 +110,9 @@ def choose(
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         before[:, 0] = -1  # the likeliest always stays
         logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, -torch.inf))
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    probabilities = logits.softmax(dim=-1)
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    sums = probabilities.cumsum(dim=-1)
+    drawn = moved(torch.stack([torch.rand(1, generator=each) for each in generator]), logits.device) * sums[:, -1:]
+    return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -55,6 +55,10 @@ class AudioInfo(NamedTuple):
         return self.frames / self.rate
 
 
+LEAD = 2
+"""Seconds of an MP3 file that are decoded before a part; its frames lend bits to the next eleven at the most."""
+
+
 def load_audio(
     source: AudioSource, sampling_rate: int = 16_000, *, channel: int | None = None, part: Part | None = None
 ) -> np.ndarray:
@@ -82,8 +86,9 @@ def load_audio(
             with file:
                 rate = info.rate
                 first, last = _frames_of(part, name, info)
-                # The frames of MP3 need those before them: seeking gives zeros. GSM 6.10 cannot seek.
-                start = first if file.seekable() and file.format != "MP3" else 0
+                # The frames of MP3 need those before them: else what is sought begins with zeros. GSM 6.10 cannot seek.
+                before = LEAD * rate if file.format == "MP3" else 0
+                start = max(0, first - before) if file.seekable() else 0
                 if start:
                     file.seek(start)
                 samples = file.read(last - start, dtype="float32", always_2d=True)[first - start :]

@@ -1,6 +1,7 @@
 """What a run says while it goes on: a line of `log.jsonl` now and then, the same to trackers, a progress bar."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,11 @@ from d2v.training.trackers import open_trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of a `log.jsonl` without values that were not finite; a last line that a kill cut short is left out."""
     entries = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
-            entries.append(json.loads(line))
+            entries.append({key: value for key, value in json.loads(line).items() if value is not None})
         except ValueError:
             break
     return entries
@@ -99,8 +100,9 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write a line to `log.jsonl` and to the trackers."""
         if self.main:
+            finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # else no JSON
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
+                file.write(json.dumps({"step": step} | finite) + "\n")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard" or step > self.tracked[of_evaluation(values)]:  # others cannot take back
                 tracker.log(values, step=step)

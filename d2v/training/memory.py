@@ -50,7 +50,9 @@ def explain(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str
         about += f", row {rows.ids[longest]}" if len(numbered) == 1 else f", the longest row {rows.ids[longest]}"
     peak = peak_memory_mb()
     memory = f"; {peak / 1024:.1f} GB were in use at most" if peak else ""
-    if len(numbered) > 1:
+    if doing == "evaluation" and getattr(job.config.data, "chunk_seconds", None):
+        advice = "lower data.batch_seconds, so many seconds of windows are computed at once, or data.chunk_seconds"
+    elif len(numbered) > 1:
         advice = f"--run.pieces {2 * run.pieces} computes the same in smaller pieces"
     elif job.training and not run.gradient_checkpointing:
         advice = "--run.gradient_checkpointing true keeps less for the backward pass, and changes nothing else"

@@ -64,6 +64,9 @@ def build(
         model = cls(cls.config_class.from_dict({}, **changes))
         if job.config.data.path is not None:
             note(job, "random weights", "model: new, with random weights; --model starts from a checkpoint")
+        if job.training and (config.lora.rank or config.freeze != "nothing"):
+            option = "lora.rank" if config.lora.rank else f"freeze {config.freeze}"
+            note(job, "random weights frozen", f"model: new, and what --{option} does not train stays random")
     settings = model.config
     for name, value in config.arch.items():
         own = getattr(settings, name, "no such field")
@@ -83,6 +86,13 @@ def build(
         raise InputError("--freeze encoder and --lora.rank exclude each other: adapters are trained inside the encoder")
     if job.training and config.lora.rank:
         add_lora(model, **vars(config.lora))
+        own = (
+            (name, each)
+            for name, each in model.named_parameters()
+            if not name.startswith(f"{model.base_model_prefix}.")
+        )
+        if left := [name for name, each in own if not each.requires_grad]:
+            note(job, "not trained", f"{', '.join(left)}: not trained with --lora.rank, whose files hold layers alone")
         adapter, folder = model.peft_config[NAME], local_folder(config.model) if config.model else None
         source, revision = (str(folder), None) if folder else split_revision(config.model or "")
         adapter.base_model_name_or_path, adapter.revision = source or None, revision

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.config import Job
-from d2v.data.facts import note_decoded
+from d2v.data.facts import everyones, note_decoded
 from d2v.errors import InputError, Interrupted
 from d2v.training.engine import in_step, keeping_casts, to_device
 from d2v.training.memory import out_of_memory
@@ -36,6 +36,7 @@ def predict(
     model.to(job.accelerator.device).eval()
     predictions: list[tuple[int, Any]] = []
     decoded: list[Any] = []
+    stopped = False
 
     def predict_batch(batch: dict[str, Any]) -> None:
         batch = to_device(batch, job.accelerator.device)
@@ -49,17 +50,18 @@ def predict(
             if not batch["rows"]:  # none could be decoded
                 continue
             predict_batch(batch)
-            if received:  # in an evaluation while training, which a resumed run repeats
-                raise Interrupted
-            if TRYING.get() and len(predictions) > len(batch["rows"]):  # of two batches
+            stopped = bool(received)  # in an evaluation while training, which a resumed run repeats
+            if stopped or (TRYING.get() and len(predictions) > len(batch["rows"])):  # of two batches
                 break
+    if any(everyones(job, stopped)):  # on all at once: who waits for the others' predictions would wait for ever
+        raise Interrupted
     if TRYING.get() == "predictions":
         raise Tried
     note_decoded(job, gather_object(decoded))
-    everyones = sorted(gather_object(predictions), key=lambda pair: pair[0])
-    if not everyones and decoded:
+    found = sorted(gather_object(predictions), key=lambda pair: pair[0])
+    if not found and decoded:
         raise InputError(f"not one row can be decoded; the last is {decoded[-1][2]}")
-    return everyones
+    return found
 
 
 def predict_test(

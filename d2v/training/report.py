@@ -250,7 +250,8 @@ def plot_curves(out: Path, metric: str) -> None:
         if points := [(entry["step"], entry[key]) for entry in log if key in entry]:
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=label)
     for axis, title in zip(axes, ("loss", f"{metric} on validation"), strict=True):
-        axis.set(xlabel="updates", title=title, ylim=(0, None))
+        lowest = min((y for line in axis.lines for y in line.get_ydata()), default=0)
+        axis.set(xlabel="updates", title=title, ylim=(0 if lowest >= 0 else None, None))
         axis.grid(alpha=0.3)
     if axes[0].lines:
         axes[0].legend()

@@ -181,6 +181,10 @@ class Pretraining:
         self.model = named_model(self.model, self.data)
         if not self.teacher.weight and not self.auxiliary.weight:
             raise InputError("teacher.weight and auxiliary.weight are 0: there is nothing to learn")
+        if not self.teacher.weight and self.auxiliary.until is not None and self.auxiliary.until < 1:
+            raise InputError(
+                f"auxiliary.until {self.auxiliary.until:g}: without a teacher (teacher.weight 0) nothing is learnt then"
+            )
         unused = {"run.patience": self.run.patience, "run.metric": self.run.metric, "optim.ema": self.optim.ema}
         unused["optim.freeze_encoder_steps"] = self.optim.freeze_encoder_steps
         for name, value in unused.items():

@@ -115,10 +115,10 @@ READ = {
             "train-clean-100/19/198/19-198-000{}.flac": SOUND,
             "train-clean-100/19/198/19-198.trans.txt": "19-198-0001 ONE TWO\n19-198-0002 NULL\n",
             "dev-clean/84/121/84-121-000{}.flac": SOUND,
-            "dev-clean/84/121/84-121.trans.txt": "84-121-0001 A\n84-121-0002 B\n",
+            "dev-clean/84/121/84-121.trans.txt": "84-121-0001 A\u2028C\n84-121-0002 B\n",
             "SPEAKERS.TXT": "; ID | SEX",
         },
-        {"train": ["ONE TWO", "NULL"], "validation": ["A", "B"]},
+        {"train": ["ONE TWO", "NULL"], "validation": ["A\u2028C", "B"]},
         {},
     ),
     "a column that says the split, in a file called train": (

@@ -178,6 +178,14 @@ def test_two_hundred_shards_and_fifty_kills(processes, tmp_path, monkeypatch):
     assert len(set(both)) > 5000  # of some 7,000 that can be used
 
 
+@pytest.mark.parametrize(("processes", "rows"), [(1, 12), (4, 12), (8, 16), (24, 24)])
+def test_an_update_of_more_rows_than_were_asked_for_is_said(processes, rows, tmp_path):
+    write_shards(tmp_path)
+    job, _ = make_updates(tmp_path, processes=processes)
+    said = [fact["rows"] for fact in job.facts if fact["fact"] == "rows of an update"]
+    assert said == ([rows] if rows != 12 else [])
+
+
 def test_a_data_set_of_less_than_a_buffer(tmp_path, monkeypatch):
     """A buffer is an epoch then; where shards are dealt unevenly, who has fewer rows begins again earlier."""
     folder = write_shards(tmp_path, (5, 3))

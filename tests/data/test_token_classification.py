@@ -39,6 +39,14 @@ def test_a_hash_is_a_word_where_it_has_the_columns_of_one(text, tmp_path):
     assert [words for words, _ in sentences(tmp_path / "a.conll")] == [HASHES[text]]
 
 
+@pytest.mark.parametrize("name", ["a.conll", "a.conllu"])
+def test_words_may_have_any_sign_but_a_space(name, tmp_path):
+    words = ["10\u00a0000", "a\u2028b", "c\x85d", "e\x0bf"]
+    lines = [f"{i}\t{word}\t_\tNUM\r\n" if name.endswith("u") else f"{word} B-X\n" for i, word in enumerate(words, 1)]
+    (tmp_path / name).write_text("".join(lines), "utf-8", newline="")
+    assert [found for found, _ in sentences(tmp_path / name)] == [words]
+
+
 SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
 WORDS = ["the", "unbelievable", "cat", "—", "naïve", "🦄🦄", "x", "\u200d", "don't", "<mask>"]
 

@@ -56,6 +56,16 @@ def test_texts_go_on_as_generate_says(model, tokenizer):
     assert first == again != other
 
 
+def test_a_text_does_not_depend_on_what_stands_beside_it(model, tokenizer):
+    warm, texts = Sampling(max_new_tokens=6, temperature=3.0, top_p=1.0), ["the red cat", "", "the red cat"]
+    together = continue_texts(model, prompts(tokenizer, texts) | {"rows": [4, 5, 6]}, tokenizer, warm, 0)
+    alone = [
+        continue_texts(model, prompts(tokenizer, [text]) | {"rows": [row]}, tokenizer, warm, 0)[0]
+        for row, text in zip((4, 5, 6), texts, strict=True)
+    ]
+    assert together == alone and alone[0] != alone[2]  # the same beginning goes on in another way
+
+
 def test_samples_stand_behind_their_prompts(model, tokenizer, capsys):
     sampling = Sampling(prompts=["the red cat"], max_new_tokens=3)
     show_samples(model, tokenizer, sampling, 7)

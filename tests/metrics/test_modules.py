@@ -229,6 +229,8 @@ def test_what_is_refused(tmp_path):
         modules.word_error_rate(**options).compute(predictions=[["a"]], references=["a"])
     with pytest.raises(InputError, match="pearson is no metric of single_label"):
         modules.classification(names=["pearson"], **options)
+    with pytest.raises(InputError, match="accuracy_top5 needs the scores of all classes"):
+        modules.classification(names=["accuracy_top5"], **options)
     with pytest.raises(InputError, match="should be of one size"):
         modules.segmentation(2, **options).add(prediction=[[0, 1]], reference=[[0], [1]])
 

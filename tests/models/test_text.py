@@ -356,6 +356,17 @@ def test_sampling():
     assert shares(do_sample=False).tolist() == [1, 0, 0, 0]
     drawn = [choose(logits, True, 1.0, 0, 1.0, torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*drawn)
+    own = [torch.Generator().manual_seed(i) for i in range(4000)]
+    assert (
+        apart(shares(generator=own), expected(4)) < 0.03 and apart(shares(generator=own, top_k=2), expected(2)) < 0.03
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_cannot_be_divided_by(temperature):
+    ours = pair("Data2VecTextForCausalLM", **TINY | {"is_decoder": True})[1]
+    with pytest.raises(ValueError, match="temperature should be above 0"):
+        ours.generate(IDS[:1, :3], do_sample=True, temperature=temperature)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

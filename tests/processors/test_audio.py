@@ -280,6 +280,20 @@ def test_a_part_is_a_part_of_the_whole(first, length):
         np.testing.assert_allclose(part, whole[first : first + length], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_a_part_of_mp3_takes_no_longer_the_later_it_begins(tmp_path, monkeypatch, mode):
+    """Its frames lend one another bits, so some before it are decoded; not all."""
+    noise = np.random.default_rng(0).standard_normal(20 * RATE) * (np.arange(20 * RATE) // RATE % 3 == 0) * 0.1
+    soundfile.write(tmp_path / "a.mp3", noise, RATE, format="MP3", bitrate_mode=mode)
+    whole, read = load_audio(tmp_path / "a.mp3"), soundfile.SoundFile.read
+    frames = []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, n, **k: frames.append(n) or read(self, n, **k))
+    for start in (0.5, 3.1, 11.7, 18.2):
+        part = load_audio(tmp_path / "a.mp3", part=(start, start + 1))
+        np.testing.assert_allclose(part, whole[round(start * RATE) :][:RATE], atol=1e-6)
+    assert max(frames) == 3 * RATE
+
+
 PARTS = [encoded(tone()), encoded(tone(), kind="FLAC"), encoded(tone(), kind="OGG"), encoded(tone(), kind="MP3")]
 
 

@@ -300,7 +300,7 @@ def test_an_unknown_tracker_is_named(tmp_path):
 
 
 def test_a_job_is_what_data_model_and_loop_have_in_common():
-    assert [field.name for field in fields(Job)] == ["config", "accelerator", "recipe", "facts", "decoded"]
+    assert [field.name for field in fields(Job)] == ["config", "accelerator", "recipe", "facts", "decoded", "shared"]
     with pytest.raises(FrozenInstanceError):
         make_job().recipe = "another"
     properties = {name for name, value in vars(Job).items() if isinstance(value, property)}

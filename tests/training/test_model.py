@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.recipe import load_recipe
 from d2v.config import Lora
 from d2v.data.text import TextData, tokenizer_for
 from d2v.data.token_classification import TokenData
@@ -47,6 +48,36 @@ def test_own_data_and_random_weights_are_said(tokenizer):
         made = replace(made, config=replace(made.config, arch=TINY_TEXT))
         build(made, Data2VecTextForSequenceClassification, tokenizer=tokenizer)
         assert [fact["line"] for fact in made.facts] == said
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "frozen"),
+    [
+        (None, None, "nothing"),
+        ("some/model", None, "feature_encoder"),
+        (None, "feature_encoder", "feature_encoder"),
+        ("some/model", "nothing", "nothing"),
+    ],
+)
+def test_random_convolutions_of_sound_are_learnt(model, given, frozen):
+    assert load_recipe("asr_ctc").Config(model=model, freeze=given).freeze == frozen
+    assert load_recipe("text_classification").Config(model=model).freeze == "nothing"
+
+
+def test_random_weights_that_stay_so_are_said(tokenizer):
+    for options in ({"freeze": "encoder"}, {"rank": 2}):
+        made = job(**options)
+        build(made, Data2VecTextForSequenceClassification, tokenizer=tokenizer)
+        option = "lora.rank" if "rank" in options else "freeze encoder"
+        line = f"model: new, and what --{option} does not train stays random"
+        assert line in [fact["line"] for fact in made.facts]
+
+
+def test_weights_that_an_adapter_cannot_hold_are_said():
+    made = job(arch=TINY_AUDIO | {"use_weighted_layer_sum": True}, rank=2)
+    build(made, Data2VecAudioForSequenceClassification)
+    lines = [fact["line"] for fact in made.facts if fact["fact"] == "not trained"]
+    assert lines == ["layer_weights: not trained with --lora.rank, whose files hold layers alone"]
 
 
 def test_a_new_model_has_room_for_the_longest_text(tokenizer):

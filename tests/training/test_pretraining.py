@@ -64,6 +64,10 @@ def test_the_auxiliary_weight_falls_or_stays():
 def test_what_has_no_meaning_is_refused():
     for options, match in (
         ({"teacher": Teaching(weight=0.0)}, "teacher.weight and auxiliary.weight are 0"),
+        (
+            {"teacher": Teaching(weight=0.0), "auxiliary": Auxiliary(weight=1.0, until=0.5)},
+            "auxiliary.until 0.5: without a teacher",
+        ),
         ({"run": Run(patience=3)}, "run.patience has no meaning in pretraining"),
         ({"run": Run(metric="loss")}, "run.metric has no meaning"),
         ({"optim": Optim(ema=0.99)}, "optim.ema has no meaning"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import pickle
 import re
 import time
@@ -124,6 +125,18 @@ def test_curves(tmp_path, monkeypatch):
     }
     (tmp_path / "log.jsonl").unlink()
     report.plot_curves(tmp_path, "wer")  # a run of no updates
+
+
+def test_curves_of_a_metric_below_zero_are_inside(tmp_path, monkeypatch):
+    from matplotlib import figure
+
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.extend(x.get_ylim() for x in self.axes))
+    lines = [{"step": i, "loss": 1.0, "eval_r2": -0.25 + 0.01 * i} for i in range(3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.plot_curves(tmp_path, "r2")
+    loss, metric = seen
+    assert loss[0] == 0 and metric[0] <= -0.25 < -0.23 <= metric[1]
 
 
 def card_of(tmp_path, data=None, model=None):
@@ -276,6 +289,15 @@ def test_resuming_drops_an_evaluation_that_is_repeated(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     new_log(path, step=4, evaluated=2)
     assert log.read_log(path) == lines[:2]
+
+
+def test_a_log_is_json_where_a_value_is_not_finite(tmp_path):
+    said = new_log(tmp_path / "log.jsonl")
+    said.write(1, {"loss": 0.5, "norm": math.inf})
+    said.say_evaluation(1, {"der": math.nan, "frame_f1": 0.0}, best="none")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1, "loss": 0.5, "norm": null}', '{"step": 1, "eval_der": null, "eval_frame_f1": 0.0}']
+    assert log.read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 1, "eval_frame_f1": 0.0}]
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
