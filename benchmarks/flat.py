@@ -4,7 +4,8 @@
 
 Seconds a token of the text model at base width, without a gradient, over rows of a batch and over tokens of a row; and
 beside them what they would be if every operation took as long as those of the middle batch, since attention's grow with
-the length. Then the memory of a process that trains a small one for many updates, on batches of all lengths.
+the length. Then the memory of a process that trains a small one for many updates, on batches of all lengths, and gives
+free memory back as often as the loop does.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import nn
 from benchmarks.operations import operations
 from d2v import Data2VecTextConfig, Data2VecTextForSequenceClassification
 from d2v.training.machine import environment
+from d2v.training.memory import TRIMMED, trim
 
 ROWS, TOKENS = (1, 4, 16, 64), (16, 64, 128, 256, 512)
 LENGTH, BATCH = 128, 4
@@ -72,6 +74,8 @@ def memory(updates: int) -> list[tuple[int, float]]:
         model(**batch, labels=torch.zeros(len(batch["input_ids"]), dtype=torch.long)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if update % TRIMMED == 0:
+            trim(torch.device("cpu"))
         if update % max(1, updates // 20) == 0:
             measured.append((update, process.memory_info().rss / 2**20))
     return measured

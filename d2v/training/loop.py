@@ -40,7 +40,7 @@ from d2v.training.engine import (
 )
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log
-from d2v.training.memory import out_of_memory
+from d2v.training.memory import TRIMMED, out_of_memory, trim
 from d2v.training.optim import averaged, build_average, build_optimizer, lr_scale, note_warm_up
 from d2v.training.report import end_preparation
 from d2v.training.resume import (
@@ -248,6 +248,8 @@ def fit(
                 log.say(now, lr=optim.lr * scale, norm=norm, **values)
             advice = "optim.lr, raise optim.warmup, or look for labels that do not fit into their input"
             check_finite(run, progress, advice)
+            if now % TRIMMED == 0:
+                trim(accelerator.device)
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or (out_of_time and not progress.evaluated)
             if due or now % save_every == 0 or any(asked_for):  # before the evaluation, which may be long or fail

@@ -38,7 +38,7 @@ from d2v.training.loop import (
     reasons_to_stop,
     wrap_for,
 )
-from d2v.training.memory import out_of_memory
+from d2v.training.memory import TRIMMED, out_of_memory, trim
 from d2v.training.optim import build_optimizer, lr_scale, note_warm_up, warm_up
 from d2v.training.report import FILES, end_preparation, peak_memory_mb, write_model_card
 from d2v.training.resume import (
@@ -261,6 +261,8 @@ def pretrain(
                 whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
                 vigil.check(figures, now, ready=whole and now > warm_up(optim, total))
             check_finite(run, progress, "optim.lr or raise optim.warmup")
+            if now % TRIMMED == 0:
+                trim(accelerator.device)
             interrupt, out_of_time, _ = asked_for
             due = now % eval_every == 0 or now == total or out_of_time
             if due or now % save_every == 0 or any(asked_for):

@@ -1,7 +1,10 @@
 """Too little memory ends with one line: for what, and what takes less of it."""
 
+import platform
 import re
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from d2v.config import Data, Job, Recipe, Run
 from d2v.data.loaders import eval_loader
 from d2v.errors import InputError
 from d2v.training.job import start
-from d2v.training.memory import explain
+from d2v.training.memory import explain, trim
 from d2v.training.prediction import predict
 from tests.helpers import make_job
 from tests.training.test_loop import LENGTHS, ROWS, collate, lines, train
@@ -22,6 +25,17 @@ def too_much(kind):
     if kind == "mps":
         raise RuntimeError("MPS backend out of memory (MPS allocated: 17 GB). Tried to allocate 2.00 GB.")
     torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give memory back themselves")
+def test_free_memory_is_given_back():
+    pieces = [np.ones(2**13) for _ in range(4000)]  # 64 KB, which are none of the pages' own
+    del pieces[:-1]  # the last one is behind them
+    before = psutil.Process().memory_info().rss
+    trim(torch.device("meta"))
+    assert psutil.Process().memory_info().rss > before - 2**26
+    trim(torch.device("cpu"))
+    assert psutil.Process().memory_info().rss < before - 2**27
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu", "mps"])
