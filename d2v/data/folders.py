@@ -175,8 +175,9 @@ def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[Pur
     texts = {}
     for path in files:
         if path.name.endswith(".trans.txt"):
-            for line in read_text(root / path).split("\n"):  # a text may have other signs that end a line
-                name, _, text = line.strip().partition(" ")
+            lines = map(str.strip, read_text(root / path).split("\n"))  # a text may have other signs that end a line
+            for line in filter(None, lines):
+                name, _, text = line.partition(" ")
                 texts[(path.parent / name).as_posix()] = text.strip()
     if not texts:
         beside = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in (".txt", ".lab")}

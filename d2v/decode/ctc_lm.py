@@ -166,11 +166,11 @@ def arpa_words(path: Path) -> list[str] | None:
 def read_lexicon(path: Path, tokenizer: CTCTokenizer) -> Lexicon:
     """The words of a file with lines like fairseq's: `the t h e |`; the delimiter may be left out."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        content = path.read_text("utf-8").removesuffix("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a text file that can be read (lm.lexicon)") from error
     lexicon = []
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(content.split("\n") if content else (), 1):
         word, *tokens = line.split() or [""]
         if not tokens or not tokenizer.vocab.keys() >= set(tokens):
             raise InputError(
