@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_should(trained):
     logs_its_loss(out)
     assert {"hypothesis.rttm", "probabilities", "timeline.png", "curves.png", "best"} <= {p.name for p in out.iterdir()}
     assert set(results) >= {"der", "der_collar_025", "miss", "false_alarm", "confusion", "frame_f1"}
-    assert (results["split"], results["examples"], results["freeze"]) == ("test", 4, "feature_encoder")
+    assert (results["split"], results["examples"], results["freeze"]) == ("test", 4, "nothing")
     found = {row["id"]: [(s["start"], s["end"], s["speaker"]) for s in row["segments"]] for row in predictions(out)}
     assert list(found) == [f"test-{i}" for i in range(4)]
     assert read_rttm(out / "hypothesis.rttm") == {name: segments for name, segments in found.items() if segments}
