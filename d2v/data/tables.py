@@ -281,7 +281,7 @@ def undecoded(file: Path) -> str | None:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return f"line {number} has the byte 0x{line[error.start]:02x}, as files in other encodings do"
+                return f"line {number} is not UTF-8: byte 0x{line[error.start]:02x}"
     return None
 
 

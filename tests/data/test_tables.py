@@ -172,7 +172,7 @@ REFUSED = {
     "not UTF-8": (
         "a.csv",
         "a,b\n1,é\n".encode("cp1252"),
-        r"a.csv: not a table of text in UTF-8 \(line 2 has the byte 0xe9",
+        r"a.csv: not a table of text in UTF-8 \(line 2 is not UTF-8: byte 0xe9",
     ),
     "UTF-16": ("a.csv", "a,b\n1,x\n".encode("utf-16"), r"a.csv: not a table of text in UTF-8"),
     "not UTF-8 in the header": ("a.csv", "é,b\n1,x\n".encode("cp1252"), r"a.csv: not a table of text in UTF-8"),
@@ -180,8 +180,8 @@ REFUSED = {
     "bad JSON, later": ("a.jsonl", '{"a": 1}\n\n{"a" 2}\n', r"line 3 \('{\"a\" 2}'\) is no JSON: Expecting ':'"),
     "commas between lines": ("a.jsonl", '{"a": 1},\n{"a": 2}\n', r"line 1 \(.*\) is no JSON, no comma behind it"),
     "a list that was cut": ("a.json", '[{"a": 1},\n{"a": ', r"Expecting value: line 2 column 7"),
-    "JSON not in UTF-8": ("a.jsonl", '{"a": 1}\n{"a": "é"}\n'.encode("cp1252"), r"line 2 has the byte 0xe9"),
-    "bad text": ("a.txt", b"a\n\xff\xfea", r"a.txt: not readable as text \(line 2 has the byte 0xff"),
+    "JSON not in UTF-8": ("a.jsonl", '{"a": 1}\n{"a": "é"}\n'.encode("cp1252"), r"line 2 is not UTF-8: byte 0xe9"),
+    "bad text": ("a.txt", b"a\n\xff\xfea", r"a.txt: not readable as text \(line 2 is not UTF-8: byte 0xff"),
 }
 
 

@@ -239,7 +239,7 @@ def test_rows_that_are_no_text(tmp_path):
 
 def test_a_file_that_is_not_utf_8(tmp_path):
     (tmp_path / "train.txt").write_bytes("Zoë\n".encode("latin-1") * 9)
-    with pytest.raises(InputError, match=r"train.txt.*utf-8"):
+    with pytest.raises(InputError, match=r"train.txt.*UTF-8"):
         run(*SMALL, f"--data.path={tmp_path / 'train.txt'}", f"--run.out={tmp_path / 'out'}")
 
 
