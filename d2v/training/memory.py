@@ -43,7 +43,7 @@ def trim(device: torch.device) -> None:
     """Give the system what is free of a CPU's memory; where the C library is not glibc nothing happens.
 
     Batches of ever other sizes leave it in pieces, between what oneDNN keeps of each size, and glibc takes more: of a
-    small text model 1.0 GB grew to 2.8 in 1,000 updates, and to as much with transformers.
+    small text model 1.2 GB grew to 2.8 in 1,000 updates (benchmarks/flat.py).
     """
     if device.type == "cpu":
         with suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name

@@ -326,7 +326,7 @@ def test_a_label_that_train_lacks_is_named(tmp_path):
         (
             "a.jsonl",
             '{"text": "caf\xe9", "label": "x"}\n'.encode("latin-1"),
-            r"a\.jsonl: .*Invalid UTF8",
+            r"a\.jsonl: .*line 1 is not UTF-8",
         ),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "test: label has text and numbers"),
         ("a.csv", b"", r"a\.csv: is empty"),

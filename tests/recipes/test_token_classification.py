@@ -202,7 +202,7 @@ def test_a_bad_row_is_named(case, tmp_path):
 BAD_FILES = {
     "a missing column": ('{"tokens": ["a"]}', "no column 'tags' (data.tags_column); there are tokens"),
     "mixed labels": ('{"tokens": ["a", "b"], "tags": [1, "x"]}', "tags has text and numbers; should be one of the two"),
-    "not UTF-8": ('{"tokens": ["caf\xe9"], "tags": ["A"]}', "Invalid UTF8"),
+    "not UTF-8": ('{"tokens": ["caf\xe9"], "tags": ["A"]}', "line 1 is not UTF-8"),
     "one class": ('{"tokens": ["a"], "tags": ["A"]}', "train: tags has 1 classes: A; should have two or more"),
 }
 
