@@ -218,12 +218,11 @@ def read_trials(
     if unknown and job:
         line = f"{path}: {len(unknown)} of {len(lines)} trials left out; the first is {unknown[0]}"
         note(job, "trials left out", line, rows=len(unknown), of=len(lines), first=unknown[0])
-    said: dict[tuple[str, ...], set[int | None]] = {}
-    for label, *pair in trials if labelled else ():
-        said.setdefault(tuple(sorted(pair)), set()).add(label)
-    if job and (both := [pair for pair, labels in said.items() if len(labels) > 1]):
-        line = f"{path}: {len(both)} pairs are labelled 1 and 0; the first is {' '.join(both[0])}"
-        note(job, "trials labelled twice", line, rows=len(both), first=both[0])
+    if labelled and job:
+        said = {label: {(min(pair), max(pair)) for each, *pair in trials if each == label} for label in (0, 1)}
+        if both := sorted(said[0] & said[1]):
+            line = f"{path}: {len(both)} pairs are labelled 1 and 0; the first is {' '.join(both[0])}"
+            note(job, "trials labelled twice", line, rows=len(both), first=both[0])
     if labelled and len({label for label, _, _ in trials}) < 2:
         raise InputError(
             f"{path}: all trials are labelled {trials[0][0]}; some should be 1, one speaker, others 0, two"
