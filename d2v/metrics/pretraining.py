@@ -55,7 +55,8 @@ class Moments:
         values, moments = {}, {}
         sizes = gather_object([{name: len(total) for name, total in self.products.items()}])
         for name, size in {name: size for each in sizes for name, size in each.items()}.items():
-            total = self.products.get(name, torch.zeros(size, size, device=PartialState().device))
+            total = self.products.get(name)
+            total = torch.zeros(size, size, device=PartialState().device) if total is None else total
             total = reduce(total if total.device.type == "mps" else total.double(), "sum").cpu().double()
             count = max(float(total[-1, -1]), 1.0)
             mean = total[-1, :-1] / count
