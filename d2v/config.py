@@ -89,7 +89,8 @@ class Optim:
         hold: share of all updates for which tri_stage holds the peak.
         start_scale: learning rate that warm-up rises from, as a share of the peak; tri_stage begins at it, others one
             step above.
-        final_scale: learning rate of the last update as a share of the peak.
+        final_scale: learning rate that the schedule falls to, as a share of the peak; the last update is one step
+            above it.
         layer_decay: factor of the learning rate from each layer to the one below.
         batches: number of batches whose rows make one update, on any number of processes.
         freeze_encoder_steps: number of first updates in which the head alone is trained. Not in pretraining.

@@ -20,6 +20,7 @@ from d2v.pretrained import fetch_file, read_json, read_weights_file, rename, wri
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft puts before every name in its files
+LAYERS = "q_proj, k_proj, v_proj, out_proj, fc1 and fc2"
 NAME = "default"  # what peft calls an adapter that has no other name
 TASKS = {
     "TextForTokenClassification": "TOKEN_CLS",
@@ -56,14 +57,15 @@ def inject(model: PreTrainedModel, target_modules: Sequence[str], **options) -> 
     """Put zero updates into a model's blocks, and leave only these and the head to train."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    kind = type(model).__name__
+    inside = [name for name, _ in model.named_modules() if "encoder.layers." in name]
     layers = rf".*\bencoder\.layers\.\d+\.(?:\w+\.)*(?:{'|'.join(map(re.escape, target_modules))})"
+    if unknown := [each for each in target_modules if not any(name.endswith(f".{each}") for name in inside)]:
+        raise InputError(f"{kind} has no layers {', '.join(unknown)} for an adapter; there are {LAYERS}")
     try:
         inject_adapter_in_model(LoraConfig(target_modules=layers, **options), model, NAME)
-    except ValueError as error:
-        raise InputError(
-            f"{type(model).__name__} has no layers {', '.join(target_modules)} for an adapter; there are q_proj, "
-            "k_proj, v_proj, out_proj, fc1 and fc2"
-        ) from error
+    except ValueError as error:  # not a linear layer
+        raise InputError(f"{kind}: no adapter for {', '.join(target_modules)}; there are {LAYERS}") from error
     for name in head_modules(model):
         model.get_submodule(name).requires_grad_(True)
 

@@ -104,7 +104,8 @@ def main(config: Config) -> dict[str, Any]:
     # Loss: CTC over the frames of each clip
     def loss_fn(model, batch):
         logits, frames = forward(model, batch)
-        return losses.ctc(logits, batch["labels"], frames, blank=blank, zero_infinity=settings.ctc_zero_infinity)
+        zero, reduction = settings.ctc_zero_infinity, settings.ctc_loss_reduction
+        return losses.ctc(logits, batch["labels"], frames, blank=blank, zero_infinity=zero, reduction=reduction)
 
     # Prediction: the text of greedy search with the times of its words
     def predict_fn(model, batch, search=None):

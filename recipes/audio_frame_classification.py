@@ -42,6 +42,7 @@ from d2v.decode.diarization import (
 )
 from d2v.decode.windows import frame_logits
 from d2v.demo.speech import conversations
+from d2v.devices import taken
 from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
 from d2v.metrics.statistics import diarization_statistics
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
@@ -105,7 +106,7 @@ def main(config: Config) -> dict[str, Any]:
         if diarization:
             return losses.pit_bce(logits, labels)
         real = labels[..., 0] != losses.IGNORE  # (B, T)
-        return losses.classification(logits[real], labels[real], "multi_label_classification")
+        return losses.classification(taken(logits, real), labels[real], "multi_label_classification")
 
     # Prediction: probabilities of each frame, by recording
     def predict_fn(model, batch):

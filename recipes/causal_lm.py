@@ -24,7 +24,7 @@ from d2v.demo.text import docs_text
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForCausalLM
-from d2v.training import About, build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, test_split, timed
 
 
 @dataclass
@@ -126,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         model = fit(job, model, batches, loss_fn, evaluate, keep=keep, metric="loss")
 
     # Test: the loss of the text, or continuations, on a split that was not used to choose the checkpoint
-    split = "test" if "test" in rows else "validation"
+    split = test_split(rows)
     if job.labelled and data.stride:
         rows[split] = stream_rows(splits[split], len(streams[split].ids), size, stride=data.stride, ahead=1)
     predictions, seconds = timed(predict_split, model, split)

@@ -32,7 +32,7 @@ from d2v.metrics.statistics import label_statistics
 from d2v.models.configuration import sides
 from d2v.models.vision_heads import Data2VecVisionForImageClassification
 from d2v.processors.image import ImageProcessor
-from d2v.training import About, build, finish, fit, predict, predict_test, start
+from d2v.training import About, build, finish, fit, predict, predict_test, start, test_split
 from d2v.training.report import write_ranked_csv
 
 
@@ -96,6 +96,7 @@ def main(config: Config) -> dict[str, Any]:
     processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
     processor = fit_processor(processor, size, data.crop_ratio, settings.num_channels)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
+    real = read_real(data.real, rows[test_split(rows)].ids, labels) if data.real else []
     augmented = augmenter(config.augment, processor, size) if job.training else None
     mixed = mixer(config.augment, labels) if job.training else None
     collate_rows = partial(collate, processor=processor, labels=labels, augmented=augmented, mixed=mixed, data=data)
@@ -136,8 +137,8 @@ def main(config: Config) -> dict[str, Any]:
     statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
     records = rows[split].records(predictions)
     if data.real:
-        real_labels = read_real(data.real, [row["id"] for row in records], len(labels.names))
-        results["accuracy_real"] = real_accuracy(real_labels, [labels.numbers[row["label"]] for row in records])
+        numbers = [labels.numbers[row["label"]] for row in records]
+        results["accuracy_real"] = real_accuracy([real[row] for row, _ in predictions], numbers)
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None

@@ -41,7 +41,7 @@ from d2v.errors import InputError
 from d2v.metrics.segmentation import note_pixels, pixel_counts, segmentation_metrics, write_class_table
 from d2v.metrics.statistics import pixel_statistics
 from d2v.models.vision_heads import Data2VecVisionForSemanticSegmentation, segmentation_loss
-from d2v.training import About, build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, test_split, timed
 
 
 @dataclass
@@ -129,7 +129,7 @@ def main(config: Config) -> dict[str, Any]:
         model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric="mean_iou")
 
     # Test: label maps, on a split that was not used to choose the checkpoint
-    split = "test" if "test" in rows else "validation"
+    split = test_split(rows)
     (job.out / "masks").mkdir(exist_ok=True)
     files = [job.out / "masks" / f"{name}.png" for name in file_names(rows[split].ids)]
     predictions, seconds = timed(predict_split, model, split, files)

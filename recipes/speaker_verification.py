@@ -41,7 +41,7 @@ from d2v.metrics.statistics import trial_statistics
 from d2v.metrics.verification import plot_det, verification_metrics
 from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
-from d2v.training import About, build, finish, fit, predict, start, timed
+from d2v.training import About, build, finish, fit, predict, start, test_split, timed
 
 # As the authors of x-vectors train them: a normalisation after every ReLU, which `best/` has folded into the layers.
 FINE_TUNING = {"xvector_variant": "normalized"}
@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     collate_rows = partial(collate, extractor=extractor, data=data, numbers=settings.label2id)
 
     # Trials: pairs of clips, by the numbers of their rows and by their names
-    split = "test" if "test" in rows else "validation"
+    split = test_split(rows)
     trials, named_trials, source = choose_trials(job, rows[split])
     validation_trials = sampled_trials(job, rows["validation"]) if job.training else []
 
@@ -134,7 +134,8 @@ def main(config: Config) -> dict[str, Any]:
         cohort = verification.read_cohort(config.model, settings.xvector_output_dim)
 
     # Test: scores of trials, on a split that was not used to choose the checkpoint
-    embeddings, seconds = timed(lambda: dict(predict_split(model, split)))
+    predictions, seconds = timed(predict_split, model, split)
+    embeddings = dict(predictions)
     trials, named_trials = embedded_trials(job, embeddings, trials, named_trials)
     scores = verification.score_trials(embeddings, trials, cohort, center=config.center, top=config.s_norm)
     metrics = compute_metrics(trials, scores) if job.labelled else {}

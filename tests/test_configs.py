@@ -21,6 +21,7 @@ from d2v.demo.images import png
 from d2v.hub import PACKAGED
 from d2v.training.optim import lr_scale
 from tests.helpers import PRETRAINING, ROOT, parse_command, tiny_reader, tiny_recogniser, tiny_viewer
+from tests.recipes.common import without_pictures
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, flac, name_splits, sentences, texts, tones
 
 PATHS = [path for path in sorted(ROOT.glob("recipes/configs/**/*.yaml")) if path.parent.name != "accelerate"]
@@ -294,7 +295,8 @@ def test_two_updates(path, tmp_path, capsys, fresh_accelerator):
     windows = path.parent.name.endswith(("_lm", "_text"))  # of all rows' text; here it fits into one
     args += ["--optim.batches", "1"] if windows or asked.optim.batches > 8 else []  # eight rows are too few for more
 
-    results = recipe.main(parse(recipe.Config, args))
+    with without_pictures():
+        results = recipe.main(parse(recipe.Config, args))
     # Rows; where speakers are verified, trials: as many of one of the four speakers as of two, here 4 (held out: 2).
     examples = 4 if getattr(asked.data, "held_out_speakers", []) else 1 if windows else 8
     if not (pretraining and windows):

@@ -125,6 +125,8 @@ def test_wrong_adapters_are_named(tmp_path):
     _, ours, _ = models("Data2VecTextModel")
     with pytest.raises(InputError, match="Data2VecTextModel has no layers query"):
         add_lora(ours, 2, target_modules=["query"])
+    with pytest.raises(InputError, match="has no layers v_porj for an adapter; there are q_proj"):
+        add_lora(ours, 2, target_modules=["q_proj", "v_porj"])
     with pytest.raises(InputError, match=r"no adapter_config\.json"):
         load_lora(ours, tmp_path)
     add_lora(ours, 2)

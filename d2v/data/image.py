@@ -1,7 +1,7 @@
 """Images of a data set: reading them, their size, and the seed of each in training."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,10 +107,8 @@ def image_rows(job: Job, split: Split, labels: Labels, references: Any) -> Any:
         references: of each row; None in prediction; of a stream a function that returns those of a block.
 
     Raises:
-        InputError: a label is none of the model's, unless `data.bad_rows` skips such rows; or no file `data.real`.
+        InputError: a label is none of the model's, unless `data.bad_rows` skips such rows.
     """
-    if (real := getattr(job.config.data, "real", None)) and split.name != "train":  # refused now, not after training
-        read_real(real, [], len(labels.names))
     if split.stream is not None:
         return rows_of(split, lambda part: image_rows(job, part, labels, references(part)))
     good = check_rows(job, split, [labels.problem(reference) for reference in references or ()] or [None] * len(split))
@@ -157,17 +155,20 @@ def fit_processor(
     return replace(processor, size=around, do_center_crop=True, crop_size=shape)
 
 
-def read_real(path: str, images: list[str], classes: int) -> list[list[int]]:
+def read_real(path: str, images: Sequence[str], labels: Labels) -> list[list[int]]:
     """The classes that people saw in images of ImageNet's validation, from ReaL's `real.json`; some are empty.
 
     Args:
         path: of the file, a list of lists of class numbers. The first is of `ILSVRC2012_val_00000001.JPEG`, and so on.
         images: names of their files; where these do not say the number, they have to be all, in order.
-        classes: how many there are.
+        labels: what the model predicts.
 
     Raises:
-        InputError: no such file, not such lists, or images that it does not have.
+        InputError: no such file, not such lists, images that it does not have, or no single labels.
     """
+    classes = len(labels.names)
+    if labels.problem_type != "single_label":
+        raise InputError(f"data.real is for data.problem_type single_label, not for {labels.problem_type}")
     seen = read_json_value(path)
     valid = isinstance(seen, list) and all(
         isinstance(row, list) and all(type(n) is int and 0 <= n < classes for n in row) for row in seen

@@ -229,8 +229,8 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     for option in ("label_columns", "label_separator"):
         if getattr(data, option) and labels.problem_type != "multi_label":
             raise InputError(f"data.{option} is for data.problem_type multi_label, not for {labels.problem_type}")
-    if data.threshold == "best" and labels.problem_type != "multi_label":
-        raise InputError("data.threshold best is for multi_label; one class is always the likeliest")
+    if data.threshold is not None and labels.problem_type != "multi_label":
+        raise InputError(f"data.threshold {data.threshold} is for multi_label; here is {labels.problem_type}")
     if not job.labelled:
         return replace(labels, thresholds=thresholds(job, labels)), {}
     if labels.problem_type == "regression":

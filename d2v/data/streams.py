@@ -7,10 +7,10 @@ has read is told to all, once a buffer, so that all plan the same updates: one r
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
+from threading import Thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class Reader:
         """
         at, taken, lengths, without = self.at, list[dict[str, Any]](), list[float](), 0
         order = self.order()
-        while len(taken) < count:
+        while len(taken) < count and main_thread().is_alive():  # else the process ends, and waits for this thread
             while len(at["open"]) < OPEN and at["next"] < len(order):
                 at["open"].append([at["next"], 0, 0])
                 at["next"] += 1
@@ -139,6 +139,30 @@ class Reader:
                     taken.append(rows[i] | {"row": key, "seed": (self.seed, at["epoch"], key)})
                     lengths.append(rows.lengths[i])
         return taken, lengths
+
+
+class Ahead(Thread):
+    """Takes rows while others are trained on. An executor's thread would not end before it had a whole buffer."""
+
+    def __init__(self, reader: Reader, count: int):
+        """See `Reader.take`."""
+        super().__init__(name="stream")
+        self.reader, self.count = reader, count
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """What the thread does."""
+        try:
+            self.taken = self.reader.take(self.count)
+        except BaseException as error:  # for whoever waits
+            self.error = error
+
+    def rows(self) -> tuple[list[dict[str, Any]], list[float]]:
+        """What `take` returned or raised."""
+        self.join()
+        if self.error:
+            raise self.error
+        return self.taken
 
 
 def evenly(max_rows: int, batches: int, processes: int, least: float) -> tuple[int, int]:
@@ -229,7 +253,6 @@ class StreamUpdates:
         data, config = self.job.config.data, self.job.config
         share = -(-data.buffer_rows // self.processes)
         reader = Reader(self.rows, config.run.seed, self.rank, self.processes, self.starts[self.rank])
-        thread = ThreadPoolExecutor(1, "stream")
         taken, lengths = reader.take(self.size or share, one_epoch=self.size is None)
         start = self.starts[self.rank] or Reader(self.rows, 0).at
         while True:
@@ -251,7 +274,8 @@ class StreamUpdates:
             own = orders[self.rank]
             self.planned[:] = [[taken[own[i]] for i in piece] for update in updates[self.done :] for piece in update]
             batches = iter(self.loader)
-            ahead = thread.submit(reader.take, self.size)  # workers, if any, have been forked before
+            ahead = Ahead(reader, self.size)
+            ahead.start()  # workers, if any, have been forked before
             for update in updates[self.done :]:
                 self.done += 1
                 made = [next(batches) for _ in update]
@@ -259,7 +283,7 @@ class StreamUpdates:
                     met = [("train", fact, where) for _, fact, where in batch.get("decoded", ())]
                     batch["decoded"], decoded = [*decoded, *met], []
                 yield made
-            taken, lengths = ahead.result()
+            taken, lengths = ahead.rows()
             self.buffer, self.done = self.buffer + 1, 0
 
     def note_facts(self, reader: Reader) -> list[Decoded]:

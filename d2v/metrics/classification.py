@@ -108,6 +108,9 @@ def macro_f1(references: Sequence[str], predictions: Sequence[str], classes: Seq
     return accuracy_and_f1(references, predictions)["macro_f1"]
 
 
+NOT_TWO = "data.metrics: f1 is that of one of two classes, and there are {}; use macro_f1"
+
+
 def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
     """F1 of the second of two classes, such as "duplicate"; `label_metrics` puts `data.positive_class` there.
 
@@ -117,7 +120,7 @@ def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[
     from sklearn.metrics import f1_score
 
     if len(classes) != 2:
-        raise InputError(f"data.metrics: f1 is that of one of two classes, and there are {len(classes)}; use macro_f1")
+        raise InputError(NOT_TWO.format(len(classes)))
     return f1_score(references, predictions, pos_label=classes[1], average="binary", zero_division=0)
 
 
@@ -209,10 +212,12 @@ def choose_metrics(
         top5: the default of single labels is `accuracy` and `accuracy_top5`.
 
     Raises:
-        InputError: there is no such metric of this type of problem, or of so few classes.
+        InputError: there is no such metric of this type of problem, or of as many classes.
     """
     if TOP5 in names and classes is not None and classes < 5:
         raise InputError(f"data.metrics: {TOP5} is of five classes or more; there are {classes}")
+    if "f1" in names and classes is not None and classes != 2:
+        raise InputError(NOT_TWO.format(classes))
     known = [*METRICS[problem_type], *([TOP5] if problem_type == "single_label" else [])]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"data.metrics: {unknown[0]} is no metric of {problem_type}; there are {', '.join(known)}")

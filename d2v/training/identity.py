@@ -32,6 +32,8 @@ FREE = {
 }
 """Options that a resumed run may have other values of; they hold from there on."""
 
+CHOOSING = ("run.metric", "data.metrics")
+"""Options that choose the best checkpoint, and may be others while there is none."""
 FREE_GROUPS = ("probe", "lm", "sampling", "center", "s_norm")
 """Options that have no part in choosing the best checkpoint."""
 
@@ -161,7 +163,9 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
         added = (name not in before or name not in now) and not name.startswith("arch.")  # by another d2v
         if was == value or added or name in ("run.out", "run.resume"):
             continue
-        free = name in FREE or name.partition(".")[0] in FREE_GROUPS or (name == "run.metric" and not best)
+        free = name in FREE or name.partition(".")[0] in FREE_GROUPS or (name in CHOOSING and not best)
+        if name == "data.path" and not made_of.get("data"):
+            free = False  # no files by whose names and sizes the data would be known again
         if name == "optim.ema" and not (was and value):
             free = False  # an average begins with the run
         if name in UNGROUPED and UNGROUPED[name] in (was, value):

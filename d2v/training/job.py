@@ -43,6 +43,7 @@ def start(config: Any) -> Job:
     from accelerate.state import AcceleratorState
     from accelerate.utils import (
         DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
         InitProcessGroupKwargs,
         broadcast_object_list,
         patch_environment,
@@ -97,6 +98,8 @@ def start(config: Any) -> Job:
                 # torchrun alone would start so many runs of one process where there is no GPU.
                 cpu=int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available(),
                 mixed_precision={"fp32": "no"}.get(precision, precision),
+                # Else ACCELERATE_GRADIENT_ACCUMULATION_STEPS divides each loss, on top of what `accumulate` does.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 log_with=tracker if config.mode == "train" else None,
                 project_dir=out,
                 # Whether DDP looks for parameters without a gradient, `d2v.training.engine.wrap` decides.

@@ -12,11 +12,16 @@ from d2v.training.trackers import open_trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl` without values that were not finite; a last line that a kill cut short is left out."""
+    """The lines of a `log.jsonl` without values that were not finite."""
+    return [{key: value for key, value in entry.items() if value is not None} for entry in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl` as they stand; a last line that a kill cut short is left out."""
     entries = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
-            entries.append({key: value for key, value in json.loads(line).items() if value is not None})
+            entries.append(json.loads(line))
         except ValueError:
             break
     return entries
@@ -58,7 +63,7 @@ class Log:
         self.tracked = {True: -1, False: -1}  # the last step of evaluations, and of others, that trackers have
         if self.main:
             kept = []
-            for entry in read_log(path):
+            for entry in read_lines(path):
                 is_evaluation = of_evaluation(entry)
                 kept += [entry] if entry["step"] <= (evaluated if is_evaluation else step) else []
                 self.tracked[is_evaluation] = entry["step"] if tracked else -1
@@ -85,7 +90,7 @@ class Log:
     def say(self, step: int, **values: float) -> None:
         """Write the averages since the last time, and these values."""
         seconds, rate = time.perf_counter() - self.since, f"{self.unit.replace(' ', '_')}_per_second"
-        values = {"loss": self.loss / (self.items or 1), rate: self.size / seconds} | values
+        values = {"loss": self.loss / self.items if self.items else math.nan, rate: self.size / seconds} | values
         self.write(step, values | {"waiting_for_data": self.waited / seconds})
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values[rate]:.0f} {self.unit}/s")
         self.reset()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d2v.config import Job
+from d2v.data.streams import StreamUpdates
 from d2v.errors import InputError
 from d2v.training.report import peak_memory_mb
 
@@ -61,7 +62,7 @@ def explain(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str
     numbered = batch.get("rows", ())
     shapes = [f"{name} {' x '.join(map(str, batch[name].shape))}" for name in INPUTS if name in batch]
     about = ", ".join(shapes) or f"{len(numbered)} rows"
-    if rows is not None and len(numbered):
+    if rows is not None and len(numbered) and not isinstance(source, StreamUpdates):  # whose rows are gone
         longest = max(numbered, key=lambda row: rows.lengths[row])
         about += f", row {rows.ids[longest]}" if len(numbered) == 1 else f", the longest row {rows.ids[longest]}"
     peak = peak_memory_mb()

@@ -64,6 +64,11 @@ def predict(
     return found
 
 
+def test_split(rows: Mapping[str, Any]) -> str:
+    """The split that is scored at the end: test, or where there is none validation."""
+    return "test" if "test" in rows else "validation"
+
+
 def predict_test(
     rows: Mapping[str, Any], predict_split: Callable[..., Predictions], model: nn.Module, *options: Any
 ) -> tuple[str, Predictions, float]:
@@ -78,5 +83,5 @@ def predict_test(
     Returns:
         The split's name, its predictions, and the seconds that they took.
     """
-    split = "test" if "test" in rows else "validation"
+    split = test_split(rows)
     return split, *timed(predict_split, model, split, *options)

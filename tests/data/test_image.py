@@ -157,8 +157,9 @@ def real(tmp_path, content):
 def test_real_labels_go_by_the_number_in_the_name_or_else_by_order(tmp_path):
     path = real(tmp_path, [[0], [], [1, 2]])
     names = ["val/n1/ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000001_n01440764.JPEG"]
-    assert read_real(path, names, 3) == [[1, 2], [0]]
-    assert read_real(path, ["a", "b", "c"], 3) == [[0], [], [1, 2]]
+    labels = Labels(["a", "b", "c"], "single_label")
+    assert read_real(path, names, labels) == [[1, 2], [0]]
+    assert read_real(path, ["a", "b", "c"], labels) == [[0], [], [1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -171,18 +172,13 @@ def test_real_labels_go_by_the_number_in_the_name_or_else_by_order(tmp_path):
     ],
 )
 def test_real_labels_that_do_not_fit(tmp_path, content, images, message):
+    labels = Labels(["a", "b", "c"], "single_label")
     with pytest.raises(InputError, match=rf"real.json: {message}"):
-        read_real(real(tmp_path, content), images, 3)
+        read_real(real(tmp_path, content), images, labels)
     with pytest.raises(InputError, match="nowhere.json: not a readable JSON file"):
-        read_real(str(tmp_path / "nowhere.json"), images, 3)
+        read_real(str(tmp_path / "nowhere.json"), images, labels)
 
 
-def test_a_file_of_real_labels_is_looked_for_before_training(tmp_path):
-    job, labels = make_job(ImageData()), Labels(["a", "b"], "single_label")
-    job.config.data.real = str(tmp_path / "real.json")
-    rows = {name: make_split(name, image=["0.png"]) for name in ("train", "validation")}
-    image_rows(job, rows["train"], labels, ["a"])
-    with pytest.raises(InputError, match="real.json"):
-        image_rows(job, rows["validation"], labels, ["a"])
-    (tmp_path / "real.json").write_text("[[0], [1]]")
-    assert image_rows(job, rows["validation"], labels, ["a"]).ids == ["0.png"]
+def test_real_labels_are_of_single_labels(tmp_path):
+    with pytest.raises(InputError, match="data.real is for data.problem_type single_label, not for multi_label"):
+        read_real(real(tmp_path, [[0], [1]]), ["a", "b"], Labels(["a", "b"], "multi_label"))

@@ -425,8 +425,9 @@ def test_thresholds_of_several_labels(tmp_path):
     assert labels.limits() == [0.5, 0.5] and job.facts == []  # a given one wins
     (fact,) = read_job(values, mode="predict", model=model)[0].facts
     assert fact["fact"] == "thresholds" and "thresholds.json (data.threshold)" in fact["line"]
-    with pytest.raises(InputError, match="data.threshold best is for multi_label"):
-        read(["a", "b"], threshold="best")
+    for threshold in ("best", 0.7):
+        with pytest.raises(InputError, match=f"data.threshold {threshold} is for multi_label; here is single_label"):
+            read(["a", "b"], threshold=threshold)
 
 
 def test_a_given_type_of_problem_is_the_models_where_that_says_none(tmp_path):

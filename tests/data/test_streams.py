@@ -25,6 +25,7 @@ from d2v.data.rows import Rows, check_rows, decode_rows
 from d2v.data.streams import rows_of
 from d2v.demo.images import png
 from d2v.errors import InputError
+from d2v.training.memory import explain
 from tests.helpers import exit_code_of_worker, make_job
 
 
@@ -228,6 +229,21 @@ def test_no_more_is_held_than_two_buffers(tmp_path):
         assert held <= 20
         sizes.append(len(json.dumps(updates.state_dict())))
     assert max(sizes) < 400
+
+
+def test_a_process_that_ends_waits_for_no_buffer(tmp_path, monkeypatch):
+    _, updates = make_updates(write_shards(tmp_path))
+    ahead = streams.Ahead(streams.Reader(updates.rows, 0), 15)
+    monkeypatch.setattr(streams, "main_thread", lambda: threading.Thread())  # as one that has ended
+    ahead.start()
+    assert ahead.rows() == ([], [])
+
+
+def test_a_row_of_a_stream_that_is_too_large_has_no_other_rows_name(tmp_path):
+    job, updates = make_updates(write_shards(tmp_path))
+    (batch, *_) = next(iter(updates))
+    said = explain(job, [batch], updates, "update 1")
+    assert said.startswith(f"out of memory in update 1: {len(batch['rows'])} rows") and "longest" not in said
 
 
 def test_workers_change_nothing_and_end_with_their_updates(tmp_path):

@@ -112,6 +112,9 @@ def test_f1_is_of_the_second_class_whatever_its_name():
     assert single("f1", ["yes", "no", "no"], ["yes", "no", "no"], ["no", "yes"]) == 1.0
     with pytest.raises(InputError, match="f1 is that of one of two classes, and there are 3"):
         single("f1", "abc", "abc", "abc")
+    with pytest.raises(InputError, match="f1 is that of one of two classes, and there are 3"):  # before training
+        choose_metrics(["f1"], "single_label", classes=3)
+    assert choose_metrics(["f1"], "single_label", classes=2) == ["f1"]
 
 
 def test_three_classes():

@@ -5,8 +5,10 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,15 +20,24 @@ from d2v.training.log import read_log
 
 
 def runner(name: str) -> Callable[..., dict[str, Any]]:
-    """A function that runs a recipe in this process on a command line and returns its results."""
+    """A function that runs a recipe in this process on a command line and returns its results.
+
+    Pictures are empty files unless they are asked for: they are a third of what a tiny run takes.
+    """
     recipe = load_recipe(name)
 
-    def run(*args) -> dict[str, Any]:
+    def run(*args, pictures: bool = False) -> dict[str, Any]:
         args = [*map(str, args), "--run.tracker=null"]
         sys.modules[name] = recipe  # another test may have loaded it since, and pickle looks there
-        return recipe.main(parse(recipe.Config, args, demo=RECIPES / f"configs/{name}/demo.yaml"))
+        with nullcontext() if pictures else without_pictures():
+            return recipe.main(parse(recipe.Config, args, demo=RECIPES / f"configs/{name}/demo.yaml"))
 
     return run
+
+
+def without_pictures() -> AbstractContextManager:
+    """Within it, a picture that is saved is an empty file."""
+    return mock.patch("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
 
 
 def predictions(out: Path) -> list[dict[str, Any]]:

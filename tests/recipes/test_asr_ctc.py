@@ -18,22 +18,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import TINY_AUDIO, arpa, flac, speech, tones
-
 from benchmarks.recipe import RECIPES, load_recipe
-from d2v.cli import parse
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates
 from d2v.training.log import read_log
+from tests.recipes.common import runner
+from tests.tiny import TINY_AUDIO, arpa, flac, speech, tones
 
-recipe = load_recipe("asr_ctc")
+recipe, run = load_recipe("asr_ctc"), runner("asr_ctc")
 ARCH = [f"--arch.{key}={value}" for key, value in (TINY_AUDIO | {"mask_time_length": 2}).items()]
 SMALL = [*ARCH, "--data.batch_size=4", "--optim.lr=2e-3", "--optim.clip=1", "--run.tracker=null", "--run.log_every=1"]
-
-
-def run(*args):
-    return recipe.main(parse(recipe.Config, [str(arg) for arg in args], demo=RECIPES / "configs/asr_ctc/demo.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, run(*SMALL, f"--data.path={data}", f"--run.out={out}", "--run.max_steps=6", "--run.eval_every=3")
+    return out, run(
+        *SMALL, f"--data.path={data}", f"--run.out={out}", "--run.max_steps=6", "--run.eval_every=3", pictures=True
+    )
 
 
 def test_a_run_leaves_what_it_should(trained):
@@ -174,6 +170,13 @@ def test_best_opens_in_transformers(trained, data):
         assert torch.allclose(ours(inputs.input_values).logits, logits, atol=1e-5)
     recogniser = transformers.pipeline("automatic-speech-recognition", model=folder)
     assert recogniser(clip)["text"] == processor.batch_decode(logits.argmax(-1))[0]
+
+
+def test_the_loss_is_reduced_as_the_models_configuration_says(trained, data, tmp_path):
+    few = [f"--data.path={data}", f"--run.out={tmp_path / 'out'}", "--run.max_steps=1"]
+    run(*SMALL, *few, "--arch.ctc_loss_reduction=mean")
+    by_label, by_clip = (read_log(out / "log.jsonl")[0]["loss"] for out in (tmp_path / "out", trained[0]))
+    assert by_label < by_clip / 2  # each clip has two letters or more
 
 
 def test_it_learns_the_letters(data, tmp_path):

@@ -54,7 +54,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     args = [*SMALL, *LINES, f"--data.path={data}", f"--run.out={out}", "--run.max_steps=6", "--run.eval_every=3"]
-    return out, run(*args, "--sampling.prompts=[the]")
+    return out, run(*args, "--sampling.prompts=[the]", pictures=True)
 
 
 def one_by_one(folder, text: str, size: int, **changes) -> list[float]:

@@ -63,7 +63,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     args = [*SMALL, f"--data.path={data}", f"--run.out={out}", "--run.max_steps=6", "--run.eval_every=3"]
-    return out, run(*args, "--data.crop_ratio=0.8")
+    return out, run(*args, "--data.crop_ratio=0.8", pictures=True)
 
 
 def test_a_run_leaves_what_it_should(trained):

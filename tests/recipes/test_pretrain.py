@@ -116,7 +116,7 @@ def test_a_probe_of_a_stream_is_refused(kind, data, tmp_path):
 def trained(request, data, tmp_path_factory):
     kind, out = request.param, tmp_path_factory.mktemp("run") / "out"
     args = [*arguments(kind), f"--data.path={data / kind}", f"--run.out={out}", "--auxiliary.weight=0.5"]
-    return kind, out, runner(f"pretrain_{kind}")(*args, "--run.max_steps=4", "--run.eval_every=2")
+    return kind, out, runner(f"pretrain_{kind}")(*args, "--run.max_steps=4", "--run.eval_every=2", pictures=True)
 
 
 def log_of(out) -> list[dict]:

@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, run(*SMALL, *data, f"--run.out={out}", "--run.max_steps=4", "--run.eval_every=2")
+    return out, run(*SMALL, *data, f"--run.out={out}", "--run.max_steps=4", "--run.eval_every=2", pictures=True)
 
 
 def test_a_run_leaves_what_it_should(trained):

@@ -68,7 +68,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     out, steps = tmp_path_factory.mktemp("run") / "out", ["--run.max_steps=60", "--run.eval_every=20"]
     more = ["--freeze=nothing", "--arch.layerdrop=0.0", "--arch.mask_time_prob=0.0"]
-    return out, run(*SMALL, *steps, *more, f"--data.path={data}", f"--run.out={out}")
+    return out, run(*SMALL, *steps, *more, f"--data.path={data}", f"--run.out={out}", pictures=True)
 
 
 def use(trained, mode, out, *args):

@@ -80,6 +80,13 @@ def test_the_first_update_asks_the_device_nothing(tmp_path, monkeypatch, recipe)
     check_first_update(monkeypatch, recipe, *small(recipe, tmp_path / recipe), f"--run.out={tmp_path / 'out'}")
 
 
+def test_frames_of_classes_ask_the_device_nothing_either(tmp_path, monkeypatch):
+    recipe = "audio_frame_classification"
+    write_like(recipe, None, None, tmp_path / recipe)
+    options = [*small(recipe, tmp_path / recipe), "--task=frames", f"--run.out={tmp_path / 'out'}"]
+    check_first_update(monkeypatch, recipe, *options)
+
+
 def check_first_update(monkeypatch, recipe, *args):
     """Run a recipe up to its first update, on `meta`; it should ask nothing."""
     found, teachers = {}, []

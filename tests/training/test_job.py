@@ -218,7 +218,7 @@ def test_class_weights_are_one_option(other, tmp_path):
 
 def test_options_are_compared_by_what_they_do(tmp_path):
     config = Recipe(arch={"hidden_size": 8}, data=Data(path="a"))
-    folder = written(tmp_path, config)
+    folder = written(tmp_path, config, data={"files": 1, "bytes": 2, "sha256": "a"})
     assert check_config(config, folder) == []
     free = replace(config, run=Run(epochs=3, patience=2), data=Data(path="b", workers=2))
     assert check_config(free, folder) == [
@@ -253,6 +253,10 @@ def test_options_are_compared_by_what_they_do(tmp_path):
     # The metric that chooses can be mended while nothing was chosen.
     by_cer = replace(config, run=Run(metric="cer"))
     assert check_config(by_cer, folder) == ["run.metric cer (was None)"]
+    pictures = load_recipe("image_classification").Config()
+    classes = written(tmp_path / "classes", pictures)
+    macro = replace(pictures, data=replace(pictures.data, metrics=["macro_f1"]))
+    assert check_config(macro, classes) == ["data.metrics ['macro_f1'] (was [])"]
     (tmp_path / "out/best").mkdir()
     with pytest.raises(InputError, match="run.metric cer"):
         check_config(by_cer, folder)
@@ -291,6 +295,23 @@ def test_data_that_grew_are_refused(tmp_path):
         check_data(config, folder, {"files": 3, "bytes": 6, "sha256": "b"})
     with pytest.raises(InputError, match="here it is not there"):
         check_data(config, folder, None)
+    assert check_config(replace(config, data=Data(path="moved")), folder) == ["data.path moved (was sounds)"]
+
+
+def test_another_data_set_of_the_hub_is_refused(tmp_path):
+    """There are no files by which it would be known that it is the same one elsewhere."""
+    config = Recipe(data=Data(path="owner/reviews@v1"))
+    folder = written(tmp_path, config, data=None)
+    with pytest.raises(InputError, match="data.path owner/reviews@v2"):
+        check_config(replace(config, data=Data(path="owner/reviews@v2")), folder)
+
+
+def test_losses_are_divided_by_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    job = start(Recipe(run=Run(str(tmp_path), tracker=None, precision="fp32")))
+    weight = torch.ones(1, requires_grad=True)
+    job.accelerator.backward(3 * weight.sum())
+    assert weight.grad == 3
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,8 @@ def test_a_log_is_json_where_a_value_is_not_finite(tmp_path):
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert lines == ['{"step": 1, "loss": 0.5, "norm": null}', '{"step": 1, "eval_der": null, "eval_frame_f1": 0.0}']
     assert log.read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 1, "eval_frame_f1": 0.0}]
+    new_log(tmp_path / "log.jsonl", step=1)  # goes on
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == lines
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
@@ -317,11 +319,12 @@ def test_an_evaluation_is_seen_without_a_terminal(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("items", [0, 5])
-def test_updates_without_items_do_not_divide_by_zero(tmp_path, items):
+def test_updates_without_items_have_no_loss(tmp_path, items):
+    """Those that were skipped are none of 0."""
     said = new_log(tmp_path / "log.jsonl")
     said.add(0.0, items, 1.0, 0.0)
     said.say(1, lr=0.1)
-    assert log.read_log(tmp_path / "log.jsonl")[0]["loss"] == 0.0
+    assert log.read_log(tmp_path / "log.jsonl")[0].get("loss") == (0.0 if items else None)
 
 
 def test_a_demo_says_what_it_reaches_from_random_weights(tmp_path):
