@@ -135,6 +135,9 @@ def classification(
 
     Returns:
         Sum, and the number of labels or, but for classes, of elements.
+
+    Raises:
+        ValueError: there is no such type of problem.
     """
     if problem_type is None:
         whole = not labels.is_floating_point()
@@ -147,6 +150,9 @@ def classification(
     labels = moved(labels, logits.device).to(logits.dtype).view_as(logits)
     if problem_type == "regression":
         return F.mse_loss(logits, labels, reduction="sum"), torch.tensor(labels.numel())
+    if problem_type != "multi_label_classification":
+        known = "single_label_classification, multi_label_classification or regression"
+        raise ValueError(f"problem_type should be {known}, not {problem_type!r}")
     smooth = labels * (1 - label_smoothing) + label_smoothing / 2
     if weight is not None:  # of what the label is, before it was smoothed
         weight = 1 + labels * (moved(weight, logits.device).to(logits.dtype) - 1)

@@ -107,7 +107,7 @@ def as_dtype(given: torch.dtype | str | None, source: str | Path) -> torch.dtype
         said = said or next(value.dtype for value in read_weights(source).values() if value.is_floating_point())
     found = getattr(torch, said.removeprefix("torch."), None) if isinstance(said, str) else said or torch.float32
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"torch_dtype: {said!r} should be auto or a dtype of floating point, such as float16")
+        raise InputError(f"dtype: {said!r} should be auto or a dtype of floating point, such as float16")
     return found
 
 
@@ -178,9 +178,9 @@ def save(model: Storable, folder: str | Path) -> None:
     weights = {rename(key, model.renames): value for key, value in model.state_dict().items()}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     write_weights(weights, folder / WEIGHTS)
-    write_json(
-        folder / "config.json", model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": dtype}
-    )
+    entries = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": dtype}
+    entries.pop("torch_dtype", None)  # the older name of dtype, of the weights as they were
+    write_json(folder / "config.json", entries)
 
 
 def push_to_hub(model: Storable, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -36,7 +36,7 @@ from d2v.training import About, build, finish, fit, predict, predict_test, start
 # fairseq's config/finetuning/base_960h.yaml and the defaults of wav2vec2_asr.py beneath it; `arch` goes before them.
 FINE_TUNING = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
 FINE_TUNING |= {"activation_dropout": 0.1, "layerdrop": 0.1, "ctc_zero_infinity": True}
-FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64}
+FINE_TUNING |= {"mask_time_prob": 0.5, "mask_feature_prob": 0.1, "mask_feature_length": 64, "apply_spec_augment": True}
 SCALES: dict[str, Any] = {"start_scale": 0.01, "final_scale": 0.05}  # tri_stage_lr_scheduler.py, and that file
 
 

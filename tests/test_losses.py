@@ -285,6 +285,11 @@ def test_weighted_classes_are_torchs():
     assert torch.allclose(smooth, expected)
 
 
+def test_a_misspelt_type_of_problem_is_no_other():
+    with pytest.raises(ValueError, match="single_label_classification, .* or regression, not 'regresion'"):
+        losses.classification(torch.zeros(2, 1), torch.ones(2, 1), "regresion")
+
+
 def test_choices_of_rows_that_have_more_or_fewer():
     """Smoothing is spread over the choices that a row has; by hand, a row at a time."""
     logits = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)

@@ -102,8 +102,12 @@ def test_dtypes_by_name_and_the_checkpoints_own(folder):
     ):
         file.write_text(json.dumps(entries | said))
         assert {parameter.dtype for parameter in load(folder, torch_dtype=given).parameters()} == {wanted}
+        assert {parameter.dtype for parameter in load(folder, dtype=given).parameters()} == {wanted}
+        load(folder, dtype=given).save_pretrained(folder.parent / "again")
+        written = json.loads((folder.parent / "again/config.json").read_text())
+        assert "torch_dtype" not in written and written["dtype"] == str(wanted).removeprefix("torch.")
     for given in ("float17", "int8", torch.int64, 16):
-        assert complaint(folder, torch_dtype=given).startswith(f"torch_dtype: {given!r} should be auto or a dtype of ")
+        assert complaint(folder, torch_dtype=given).startswith(f"dtype: {given!r} should be auto or a dtype of ")
 
 
 def test_body_into_headed_model_and_back(tmp_path, model, folder, capsys):

@@ -323,13 +323,15 @@ class BatchNorm(Part):
         wide = at_least_fp32(x)
         mean, variance = (ops.cast(each, wide.dtype) for each in (self.mean, self.variance))
         if training and self.trainable:
-            mean = ops.mean(wide, axis=(0, 1, 2))
-            variance = ops.mean(ops.square(wide - mean), axis=(0, 1, 2))
             n = ops.cast(ops.size(wide), wide.dtype) / self.width
+            several = n > 1  # else there is no variance, see d2v/models/normalisation.py
+            mean = ops.where(several, ops.mean(wide, axis=(0, 1, 2)), mean)
+            variance = ops.where(several, ops.mean(ops.square(wide - mean), axis=(0, 1, 2)), variance)
             unbiased = variance * n / ops.maximum(n - 1, 1)
             for running, value in ((self.mean, mean), (self.variance, unbiased)):
-                running.assign(running * (1 - self.momentum) + ops.cast(value, running.dtype) * self.momentum)
-            self.count.assign(self.count + 1)
+                moved = running * (1 - self.momentum) + ops.cast(value, running.dtype) * self.momentum
+                running.assign(ops.where(several, moved, running))
+            self.count.assign(self.count + ops.cast(several, self.count.dtype))
         wide = (wide - mean) * ops.rsqrt(variance + self.epsilon)
         return ops.cast(wide, x.dtype) * self.gamma + self.beta
 

@@ -45,6 +45,7 @@ class Data2VecAudioConfig(Config):
         mask_time_prob, mask_time_length, mask_time_min_masks: SpecAugment in training, over frames; see
             `d2v.models.masking.span_mask`.
         mask_feature_prob, mask_feature_length, mask_feature_min_masks: the same over channels.
+        apply_spec_augment: whether these masks are drawn; masks that are given are applied in any case.
         ctc_loss_reduction: "sum" over the batch, or "mean" over labels and clips.
         ctc_zero_infinity: labels longer than their clip's frames count as 0 instead of infinity.
         use_weighted_layer_sum: all heads but CTC's read a learned sum of all layers instead of the last layer.
@@ -86,6 +87,7 @@ class Data2VecAudioConfig(Config):
     mask_feature_prob: float = 0.0
     mask_feature_length: int = 10
     mask_feature_min_masks: int = 0
+    apply_spec_augment: bool = True
     ctc_loss_reduction: Literal["sum", "mean"] = "sum"
     ctc_zero_infinity: bool = False
     use_weighted_layer_sum: bool = False
@@ -298,7 +300,9 @@ class Data2VecAudioModel(AudioPreTrainedModel):
             shapes = f"{tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}"
             raise ValueError(f"attention_mask has shape {shapes}; they should be equal")
         samples = (
-            [input_values.shape[1]] * len(input_values) if attention_mask is None else attention_mask.sum(1).tolist()
+            [input_values.shape[1]] * len(input_values)
+            if attention_mask is None
+            else attention_mask.bool().sum(1).tolist()
         )
         if min(samples) < self.config.shortest_clip:
             raise ValueError(f"a clip has {min(samples)} samples; one frame takes {self.config.shortest_clip}")
@@ -312,7 +316,8 @@ class Data2VecAudioModel(AudioPreTrainedModel):
     def mask(self, x: Tensor, packing: Packing, frames_to_mask: Tensor | None) -> Tensor:
         """Dropout and SpecAugment: frames become the mask embedding, channels 0. In training, or of given frames."""
         config, x = self.config, self.feature_projection.dropout(x)
-        if frames_to_mask is None and self.training and config.mask_time_prob > 0:
+        drawn = self.training and config.apply_spec_augment
+        if frames_to_mask is None and drawn and config.mask_time_prob > 0:
             frames_to_mask = span_mask(
                 packing.known_lengths,
                 packing.length,
@@ -323,7 +328,7 @@ class Data2VecAudioModel(AudioPreTrainedModel):
         if frames_to_mask is not None:
             masked = packing.pack(moved(frames_to_mask, x.device))[:, None]  # (N, 1)
             x = torch.where(masked, self.masked_spec_embed.to(x.dtype), x)
-        if self.training and config.mask_feature_prob > 0:
+        if drawn and config.mask_feature_prob > 0:
             channels = span_mask(
                 [config.hidden_size] * packing.batch,
                 config.hidden_size,

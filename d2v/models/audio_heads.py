@@ -78,7 +78,7 @@ class Data2VecAudioForCTC(AudioPreTrainedModel):
             return torch.full(
                 (len(input_values),), self.config.frames(input_values.shape[1]), device=input_values.device
             )
-        return self.config.frames(attention_mask.sum(dim=1))
+        return self.config.frames(attention_mask.bool().sum(dim=1))
 
 
 class Data2VecAudioForSequenceClassification(AudioPreTrainedModel):
@@ -122,7 +122,9 @@ class Data2VecAudioForSequenceClassification(AudioPreTrainedModel):
         )
         # The projector is linear: of the mean it gives the mean of what it gives of the frames, for far less work.
         frames = moved(torch.tensor(packing.lengths)[:, None], x.device)
-        logits = self.classifier(self.projector(packing.unpack(x).sum(dim=1) / frames))
+        wide = torch.promote_types(x.dtype, torch.float32)  # a sum of many frames may be too large for fp16
+        means = (packing.unpack(x).sum(dim=1, dtype=wide) / frames).to(x.dtype)  # (B, D)
+        logits = self.classifier(self.projector(means))
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         output = HeadOutput(loss, logits, hidden_states, attentions)
         return output if return_dict else output.to_tuple()

@@ -1,5 +1,6 @@
 """What all models share: load, save, freeze."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v import losses, pretrained
-from d2v.models.configuration import Config, check_types
+from d2v.models.configuration import Config
 from d2v.models.transformer import Attention, Encoder
 from d2v.pretrained import Storable
 
@@ -71,8 +72,8 @@ class PreTrainedModel(Storable):
 
     def set_attn_implementation(self, implementation: Literal["sdpa", "eager"]) -> None:
         """Choose how attention is computed from now on."""
+        replace(self.config, attn_implementation=implementation)  # InputError if there is none of this name
         self.config.attn_implementation = implementation
-        check_types(self.config)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = implementation
@@ -82,6 +83,7 @@ class PreTrainedModel(Storable):
         cls: type[Model],
         source: str | Path,
         *,
+        dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         verbose: bool = True,
         **config_changes,
@@ -90,12 +92,12 @@ class PreTrainedModel(Storable):
 
         Args:
             source: folder that `save_pretrained` or Hugging Face wrote, or a hub id.
-            torch_dtype: dtype of the weights, or its name, such as "float16"; "auto" is the checkpoint's; by default
-                float32.
+            dtype: of the weights, or its name, such as "float16"; "auto" is the checkpoint's; by default float32.
+            torch_dtype: another name of `dtype`.
             verbose: print which weights were missing, unexpected or of another shape.
             **config_changes: fields of the configuration that are to differ, such as `mask_time_prob=0.5`.
         """
-        dtype = pretrained.as_dtype(torch_dtype, source)
+        dtype = pretrained.as_dtype(torch_dtype if dtype is None else dtype, source)
         model = cls(cls.config_class.from_pretrained(source, **config_changes))
         report = pretrained.load_weights(model, source)
         if verbose and str(report):

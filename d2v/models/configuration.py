@@ -31,7 +31,8 @@ class Config:
         id2label: class number to name; by default LABEL_0 and so on, as many as num_labels says.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
         attn_implementation: "sdpa" or "eager"; how this process computes attention, not stored.
-        extra: entries of a checkpoint's `config.json` that no model here reads, kept so that saving loses nothing.
+        extra: entries of a checkpoint's `config.json` that no PyTorch model here reads, kept so that saving loses
+            nothing; `output_hidden_states` and the like are arguments of `forward` alone.
     """
 
     model_type: ClassVar[str]
@@ -62,14 +63,19 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[Configuration], values: dict[str, Any], **changes) -> Configuration:
-        """From the entries of a `config.json`; `changes` are this class's own fields and win."""
+        """From the entries of a `config.json`; `changes` are this class's own fields, or `label2id`, and win."""
         if (found := values.get("model_type", cls.model_type)) != cls.model_type:
             raise InputError(f"config.json: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}")
+        numbers = changes.pop("label2id", None)
+        if numbers is not None and numbers != {name: int(i) for i, name in changes.get("id2label", {}).items()}:
+            raise InputError(f"label2id {numbers!r:.80} should have the classes of id2label by name, given with it")
         known = {f.name for f in fields(cls)} - {"extra", "attn_implementation"}
         if unknown := sorted(set(changes) - known - {"attn_implementation"}):
             raise InputError(f"unknown configuration key {unknown[0]!r}; {cls.__name__} has {', '.join(sorted(known))}")
         if "num_labels" in changes and "id2label" not in changes:
             values = {key: value for key, value in values.items() if key != "id2label"}
+        if values.get("id2label") == {} and "num_labels" not in values:
+            values = values | {"num_labels": 0}  # which is not stored
         own = {key: value for key, value in values.items() if key in known}
         extra = {key: value for key, value in values.items() if key not in known and key != "label2id"}
         return cls(**own | changes, extra=extra)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 
 @dataclass
@@ -197,3 +198,7 @@ class XVectorOutput(ModelOutput):
     embeddings: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor | None, ...] | None = None
+
+
+for each in ModelOutput.__subclasses__():
+    register_dataclass(each)  # else torch.export takes no model that returns it

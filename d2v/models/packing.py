@@ -51,7 +51,7 @@ class Packing:
         """
         compiling = torch.compiler.is_compiling()
         if mask is None:
-            return cls(batch, length, lengths=(length,) * batch, filler=filler)
+            return cls(batch, length, lengths=None if compiling else (length,) * batch, filler=filler)
         mask = mask.bool()
         lengths = None if compiling else tuple(mask.sum(dim=1).tolist())
         if lengths is not None and min(lengths) == length:
@@ -63,6 +63,8 @@ class Packing:
     @property
     def known_lengths(self) -> tuple[int, ...]:
         """`lengths`, for what cannot do without them."""
+        if self.lengths is None and self.mask is None:
+            return (self.length,) * self.batch
         if self.lengths is None:
             raise ValueError("while compiling, the lengths of padded rows are not known on the host")
         return self.lengths
@@ -70,6 +72,8 @@ class Packing:
     @property
     def runs(self) -> list[tuple[int, int]]:
         """Neighbouring rows of one length, as (number of rows, length): the shapes that attention can take at once."""
+        if self.mask is None:
+            return [(self.batch, self.length)]
         return [(len(list(rows)), length) for length, rows in groupby(self.known_lengths)]
 
     def pack(self, x: Tensor) -> Tensor:

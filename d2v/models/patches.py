@@ -49,7 +49,7 @@ class PatchEmbeddings(nn.Module):
         x = x.flatten(2).mT  # (B, P, D)
         if masked is not None and self.mask_token is not None:
             x = torch.where(moved(masked, x.device).bool()[:, :, None], self.mask_token, x)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.position_embeddings is not None:
             x = x + resize_positions(self.position_embeddings, self.grid, grid)
         return self.dropout(x), grid

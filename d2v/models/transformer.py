@@ -382,13 +382,14 @@ class Encoder(nn.Module):
         """
         keys = None if cache is None else cache.read(packing, x.device)
         skipped = skipped_layers(self)
+        again = self.gradient_checkpointing and cache is None  # a cache would be given the same positions again
         hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else [], []
         for i, layer in enumerate(self.layers):
             weights = None
             if i not in skipped:
                 bias = None if biases is None else biases[i]
                 heads = head_mask if head_mask is None or head_mask.ndim == 1 else head_mask[i]
-                run = partial(checkpoint, layer, use_reentrant=False) if self.gradient_checkpointing else layer
+                run = partial(checkpoint, layer, use_reentrant=False) if again else layer
                 kept = None if cache is None else cache.layers[i]
                 x, weights = run(x, packing, bias, heads, output_attentions, memory, kept, keys)
             if output_hidden_states:

@@ -197,7 +197,7 @@ class Data2VecVisionModel(VisionPreTrainedModel):
         return PatchPacking(
             batch,
             length,
-            lengths=(length,) * batch,
+            lengths=None if torch.compiler.is_compiling() else (length,) * batch,
             filler=filler(batch * length, x),
             grid=grid,
             offsets=offsets,

@@ -23,12 +23,12 @@ from d2v.pretrained import Renames
 
 
 class Data2VecVisionForImageClassification(VisionPreTrainedModel):
-    """A linear layer over the pooled patches, or over the class token."""
+    """A linear layer over the pooled patches, or over the class token; without classes these themselves."""
 
     def __init__(self, config: Data2VecVisionConfig):
         super().__init__(config)
         self.data2vec_vision = Data2VecVisionModel(config, add_pooling_layer=True)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.init_weights()
 
     def forward(

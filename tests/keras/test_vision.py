@@ -183,6 +183,18 @@ def test_fit_takes_labels_beside_and_as_y():
     assert model.fit(loader, epochs=2, verbose=0).history["loss"] == losses[0]
 
 
+def test_an_image_alone_is_pooled_to_running_statistics():
+    """As in PyTorch: one value a channel has no variance."""
+    model, x = segmenter(), pixels(1, 3, 24, 24)
+    norms = [layer for layer in model._flatten_layers() if type(layer).__name__ == "BatchNorm"]
+    before = [keras.ops.convert_to_numpy(norm.variance).copy() for norm in norms]
+    model(x, training=True)
+    counts = [int(norm.count) for norm in norms]
+    assert counts.count(0) == 1 and counts.count(1) == len(norms) - 1
+    for norm, variance, count in zip(norms, before, counts, strict=True):
+        assert (keras.ops.convert_to_numpy(norm.variance) == variance).all() == (count == 0)
+
+
 def test_fit_with_a_loss_and_metrics_of_kerass(tmp_path):
     x = batch()
     labels = np.array([0, 4, 1, 2])

@@ -407,6 +407,29 @@ def test_no_head_takes_an_adapter(name):
         kind(d2v.Data2VecAudioConfig(**TINY_AUDIO | {"add_adapter": True}))
 
 
+def test_a_mask_may_be_of_any_dtype():
+    _, ours = head_pair("Data2VecAudioForSequenceClassification")
+    clips, mask = padded([torch.randn(2000), torch.randn(1500)])
+    expected = ours(clips, mask).logits
+    for dtype in (torch.bool, torch.uint8, torch.float32, torch.float16):
+        assert torch.equal(ours(clips, mask.to(dtype)).logits, expected)
+        assert torch.equal(ours.data2vec_audio(clips, mask.to(dtype))[0], ours.data2vec_audio(clips, mask)[0])
+
+
+def test_the_mean_of_many_large_frames_fits_into_fp16():
+    """Their sum does not: it was infinite, and the logits NaN."""
+    theirs, ours = head_pair("Data2VecAudioForSequenceClassification")
+    clip = torch.randn(1, 16_000 * 4)
+    for model in (theirs, ours):
+        with torch.no_grad():
+            names = [name for name, _ in model.named_parameters() if ".encoder.layers." in name and "norm" in name]
+            model.get_parameter(names[-1])[0] = 1000.0  # the last norm's bias
+        model.half()
+    with torch.no_grad():
+        found, expected = ours(clip.half()).logits, theirs(clip.half()).logits
+    assert found.isfinite().all() and torch.allclose(found, expected, rtol=0.02, atol=0.02)
+
+
 def test_output_reads_as_a_tuple_too():
     _, ours = head_pair(SPEAKERS)
     loss, logits, embeddings = ours(torch.randn(2, 6000), labels=torch.tensor([0, 1]), return_dict=False)

@@ -11,14 +11,18 @@ from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVision
 from d2v.errors import InputError
 from d2v.models import outputs
 from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
-from d2v.models.audio_heads import Data2VecAudioForCTC
+from d2v.models.audio_heads import Data2VecAudioForCTC, Data2VecAudioForSequenceClassification
 from d2v.models.configuration import Data2VecVisionConfig
 from d2v.models.text import Data2VecTextConfig
 from tests.parity import EXACT, apart
 from tests.tiny import TINY_AUDIO
 
 OURS_ALONE = {"num_labels", "attn_implementation", "extra"}  # not entries of the file, see `Config`
-EXTENSIONS = {"frame_loss", "xvector_variant"}  # entries that Hugging Face's library keeps but does not read
+EXTENSIONS = {
+    "frame_loss",
+    "xvector_variant",
+    "apply_spec_augment",
+}  # entries that Hugging Face's library keeps but does not read
 FIELDS = [field.name for field in dataclasses.fields(Data2VecAudioConfig) if field.name not in OURS_ALONE]
 
 
@@ -237,6 +241,7 @@ def test_attention_can_be_chosen_at_any_time(model):
     model.set_attn_implementation("sdpa")
     assert apart(model(clips).logits, eager) < EXACT
     assert "attn_implementation" in complaint(model.set_attn_implementation, "flash")
+    assert model.config.attn_implementation == "sdpa"
 
 
 def test_loading_prints_once_what_did_not_fit(model, tmp_path, capsys):
@@ -321,3 +326,26 @@ def test_probabilities_are_between_0_and_1(name):
     for value in (-0.1, 1.5):
         with pytest.raises(InputError, match=f"Data2VecAudioConfig.{name} should be between 0 and 1, not {value}"):
             Data2VecAudioConfig(**{name: value})
+
+
+def test_classes_may_come_with_their_numbers(model, tmp_path):
+    """As guides to Hugging Face's library have it."""
+    model.save_pretrained(tmp_path)
+    names, numbers = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    classes = {"num_labels": 2, "id2label": names}
+    loaded = Data2VecAudioForSequenceClassification.from_pretrained(tmp_path, **classes, label2id=numbers)
+    assert loaded.config.id2label == names and loaded.config.label2id == numbers
+    for given in (classes | {"label2id": {"no": 1, "yes": 0}}, {"label2id": numbers}):
+        with pytest.raises(InputError, match="should have the classes of id2label by name"):
+            Data2VecAudioForSequenceClassification.from_pretrained(tmp_path, **given)
+
+
+def test_a_model_that_is_not_to_mask_masks_only_what_is_given():
+    quiet = dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout"), 0.0)
+    masks = {"mask_time_prob": 0.5, "mask_time_length": 2, "mask_feature_prob": 0.5, "mask_feature_length": 2}
+    config = Data2VecAudioConfig(**TINY_AUDIO | masks | quiet | {"layerdrop": 0.0}, apply_spec_augment=False)
+    model, clip = Data2VecAudioModel(config).train(), torch.randn(1, 5000)
+    output = model(clip).last_hidden_state
+    assert torch.equal(output, model.eval()(clip).last_hidden_state)
+    given = torch.arange(output.shape[1])[None] < 3
+    assert not torch.equal(model(clip, mask_time_indices=given).last_hidden_state, output)

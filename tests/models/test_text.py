@@ -216,6 +216,18 @@ def test_gradient_checkpointing_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_gradient_checkpointing_leaves_a_cache_alone():
+    """It would be given the same positions again in the backward pass."""
+    _, ours = pair("Data2VecTextForCausalLM", "sdpa", **TINY, is_decoder=True)
+    found = []
+    for enabled in (False, True):
+        ours.zero_grad()
+        ours.gradient_checkpointing_enable(enabled)
+        ours(IDS, labels=IDS, use_cache=True).loss.backward()
+        found.append([p.grad.clone() for p in ours.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_frozen_base_model_computes_as_in_evaluation():
     _, ours = pair("Data2VecTextForTokenClassification", "sdpa", **TINY | {"classifier_dropout": 0.0})
     expected = ours(IDS, MASK).logits

@@ -99,6 +99,13 @@ def test_outputs_read_as_transformers_tuples(name):
     assert all(apart(a, b) < EXACT for a, b in zip(found[1], expected[1], strict=True))
 
 
+def test_without_classes_there_are_features(tmp_path):
+    theirs, ours = tiny(CLASSIFICATION, num_labels=0)
+    images = images_for(ours)
+    assert ours(images).logits.shape == (len(images), ours.config.hidden_size)
+    opens_both_ways(theirs, ours, tmp_path, pixel_values=images)
+
+
 def test_freezing_leaves_the_pooler_and_the_head():
     _, ours = tiny(CLASSIFICATION, **VARIANTS["both"])
     ours.freeze_encoder()
