@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: clips and their classes
     splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names))
+    metrics = choose_metrics(data.metrics, labels, references)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: a pooled encoder with one output a class

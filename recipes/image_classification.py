@@ -87,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: images and their classes
     splits = load(job, digits, inputs={"image": data.image_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names), top5=True)
+    metrics = choose_metrics(data.metrics, labels, references, top5=True)
     ranked = labels.problem_type == "single_label"
 
     # Model: mean-pooled patches with one output a class

@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, docs_classification, inputs=inputs, targets=data.targets)
     splits |= load_also(job, docs_classification, inputs=inputs, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels.problem_type, classes=len(labels.names))
+    metrics = choose_metrics(data.metrics, labels, references)
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
     tokenizer = tokenizer_for(job, lambda: all_texts(splits["train"], texts))
 

@@ -132,7 +132,7 @@ def with_tiers(source: Mapping[str, "Dataset"], data: Data) -> Source:
         source: whose splits have a column of recordings' paths.
         data: with the options of `d2v.data.audio.AudioData`.
     """
-    remarks = list(getattr(source, "remarks", ()))
+    remarks = source.remarks if isinstance(source, Source) else []  # which those that are read later add to
     return Source({name: partial(_expand, source, name, data, remarks) for name in source}, remarks)
 
 

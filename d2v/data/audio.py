@@ -11,7 +11,7 @@ import numpy as np
 from d2v.config import Job, at_least
 from d2v.data.cache import map_rows
 from d2v.data.facts import Decoded, note
-from d2v.data.parts import PartData, in_samples, part_name, read_parts, seconds_of
+from d2v.data.parts import PartData, has_parts, part_name, read_parts, seconds_of
 from d2v.data.rows import Rows, Split, check_rows, decode_rows
 from d2v.data.streams import rows_of
 from d2v.errors import InputError
@@ -111,8 +111,8 @@ def clip_rows(
         most = crop_seconds if name in cropped else math.inf
         longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
         told = data.seconds_column
-        if told and in_samples(split, data):  # whose rate the headers alone say
-            note(job, "headers are read", f"{name}: parts are in samples; headers are read, not {told}", split=name)
+        if told and has_parts(split, data):  # that a file is the part, or how many samples a second has, headers say
+            note(job, "headers are read", f"{name}: rows are parts; headers are read, not {told}", split=name)
             told = None
         infos = told_seconds(split, told, rate) if told else read_headers(job, split)
         parts: list[Any] | None = read_parts(job, split, infos)

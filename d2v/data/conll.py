@@ -84,6 +84,11 @@ def columns_of(line: str) -> list[str]:
     return re.findall(r"[^ \t\r]+", line)
 
 
+def at_tabs(line: str) -> list[str]:
+    """The columns of a line with tabs between."""
+    return line.rstrip("\r").split("\t")
+
+
 def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The words and the labels of each sentence.
 
@@ -100,11 +105,15 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
         lines = file.read_text("utf-8-sig").split("\n")  # a word may have other signs that end a line
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
-    rows = (columns_of(line) for line in lines if not line.startswith(("#", "-DOCSTART-")))
-    likely = next((row for row in rows if row), [])  # the first that is a word for sure
+    plain = [line for line in lines if line.strip() and not line.startswith(("#", "-DOCSTART-"))]
+    columns = columns_of
+    tabs = {line.count("\t") for line in plain}
+    if len({len(columns_of(line)) for line in plain}) > 1 and len(tabs) == 1 and tabs != {0}:
+        columns = at_tabs  # words have blanks
+    likely = columns(plain[0]) if plain else []  # the first that is a word for sure
     width, chunks = 0 if universal else len(likely), bool(likely and TAG.fullmatch(likely[-1]))
     for number, line in enumerate([*lines, ""], 1):
-        fields = line.rstrip("\r").split("\t") if universal else columns_of(line)
+        fields = at_tabs(line) if universal else columns(line)
         if not line.strip() or fields[0] == "-DOCSTART-":
             if words:
                 yield words, tags

@@ -92,7 +92,7 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
     column, key = data.segments_column, data.label_key
     if data.rttm is None:
         return {
-            name: [parse_segments(value, column, key) for value in split.column(column)]
+            name: [parse_segments(value, column, key, names_of(split, column, key)) for value in split.column(column)]
             for name, split in splits.items()
         }
     recordings, segments = read_rttm_folders(data.rttm, job, data.channel), {}
@@ -132,15 +132,29 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
     return segments
 
 
-def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segment] | str:
+def names_of(split: Split, column: str, label_key: str | None) -> list[str] | None:
+    """The names of numbered labels that the type of a column of segments lists, if it does."""
+    kind = split.table.features[column]
+    keys = getattr(kind, "feature", kind)
+    label = keys.get(label_key) if isinstance(keys, dict) else None
+    return getattr(getattr(label, "feature", label), "names", None)
+
+
+def parse_segments(
+    value: Any, column: str, label_key: str | None, names: Sequence[str] | None = None
+) -> list[Segment] | str:
     """The segments that a column has of a row, or what is wrong with them.
 
     Args:
         value: dicts of `start`, `end` and `label_key`.
         column: where it is from.
         label_key: what says who or what it is, for us a single word; None calls all segments `UNNAMED`.
+        names: of labels that are numbers.
     """
     keys = ["start", "end", *([label_key] if label_key else [])]
+    lists = list(value.values()) if isinstance(value, dict) else []
+    if lists and all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):  # as Sequence has it
+        value = [dict(zip(value, each, strict=True)) for each in zip(*lists, strict=True)]
     if not isinstance(value, list):
         return f"{column} is {value!r:.40}; should be a list of segments with {', '.join(keys)}"
     segments = []
@@ -148,7 +162,11 @@ def parse_segments(value: Any, column: str, label_key: str | None) -> list[Segme
         if not isinstance(each, dict) or any(each.get(key) in (None, "") for key in keys):
             return f"{column} has {each!r:.80}; a segment has {', '.join(keys)} (data.label_key)"
         start, end = (as_number(each[key]) for key in ("start", "end"))
-        segments.append((start, end, one_word(str(each[label_key])) if label_key else UNNAMED))
+        label = each[label_key] if label_key else UNNAMED
+        if names is not None and isinstance(label, int) and not 0 <= label < len(names):
+            return f"{column} has the {label_key} {label}; there are {len(names)} names"
+        label = names[label] if names is not None and isinstance(label, int) else label
+        segments.append((start, end, one_word(str(label)) if label_key else UNNAMED))
     return segments
 
 

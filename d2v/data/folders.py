@@ -177,8 +177,8 @@ def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[Pur
         if path.name.endswith(".trans.txt"):
             lines = map(str.strip, read_text(root / path).split("\n"))  # a text may have other signs that end a line
             for line in filter(None, lines):
-                name, _, text = line.partition(" ")
-                texts[(path.parent / name).as_posix()] = text.strip()
+                name, *text = line.split(maxsplit=1)
+                texts[(path.parent / name).as_posix()] = " ".join(text)
     if not texts:
         beside = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in (".txt", ".lab")}
         for path in sounds:
@@ -295,7 +295,7 @@ def name_files(
         return table
     (name,) = likely
     place, end, form = found[name]
-    written = table.select_columns([name]).with_format("arrow")[:][name]
+    written = table.select_columns([name]).with_format("arrow")[:][name].cast(pa.string())  # pandas 3 writes larger
     slashed = pc.replace_substring(written, "\\", "/")  # names that Windows wrote
     slashed = pc.utf8_normalize(slashed, form) if form else slashed
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")

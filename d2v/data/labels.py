@@ -416,6 +416,8 @@ def label_problem(
             return f"{column} is empty or says that there is no label"
         if isinstance(label, float):
             return f"{column} is {label}; should be text or a whole number (data.problem_type regression takes others)"
+        if isinstance(label, list | dict):
+            return f"{column} has {label!r:.40} among the labels; should be text or a whole number"
         if label not in known:
             listed = ", ".join(list(shown or known)[:20])
             return f"{column} {label!r} is not one of the classes {listed} (see data.match)"

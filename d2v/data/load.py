@@ -110,6 +110,7 @@ def choose_splits(
     """
     data, seed, training = job.config.data, job.config.run.seed, job.training
     labels = {purpose: column for purpose, column in (targets or {}).items() if column and job.labelled}
+    classes = {column: column for column in getattr(data, "label_columns", ()) if job.labelled}
     columns = {purpose: column for purpose, column in inputs.items() if column} | labels
     known = columns | ({purpose: column for purpose, column in (targets or {}).items() if column} if data.fold else {})
     roles: tuple[str, ...] = SPLITS if training else ("test",)
@@ -135,7 +136,7 @@ def choose_splits(
         tables = [sample_ids(job, known_columns(job, source[part], known)) for part in names]
         table, rows = join(tables, f"{data.path or 'demo'}, {'+'.join(names)}"), [len(table) for table in tables]
         split = Split(name, table, np.arange(len(table)), tuple(zip(called, rows, strict=True)), data.group_column)
-        if training and name != "train" and (why := unlabelled(split, labels)):
+        if training and name != "train" and (why := unlabelled(split, labels | classes)):
             other = "validation" if name == "test" else "a share of train"
             line = f"{'+'.join(names)}: has no labels ({why}), so {other} is used in its place"
             note(job, "unlabelled split", line, split=name, rows=len(split))

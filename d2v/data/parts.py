@@ -161,10 +161,9 @@ def read_parts(job: Job, split: Split, infos: Sequence[AudioInfo | str]) -> list
     return parts
 
 
-def in_samples(split: Split, data: PartData) -> bool:
-    """Whether a column of times counts samples, of which only the recording's own rate makes seconds."""
-    columns = find_columns(_columns_of_times(split), split.table.column_names, data, split.name)
-    return any(math.isnan(unit) for _, unit in columns.values())
+def has_parts(split: Split, data: PartData) -> bool:
+    """Whether columns say which part of its recording a row is."""
+    return bool(find_columns(_columns_of_times(split), split.table.column_names, data, split.name))
 
 
 def place_part(times: Mapping[str, float | None], seconds: float, names: str) -> Part | str | None:

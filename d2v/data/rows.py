@@ -106,10 +106,17 @@ class Split:
 
         Of files these are their paths, and none of those whose bytes the table has, which may be called anything.
         """
-        column = column or self.group or ""
-        if not has_paths(self.table.data.schema.field(column).type):
-            return list(map(group_name, self.column(column)))
-        paths = paths_outside(self.table.select_columns([column]).with_format("arrow")[:][column])
+        import pyarrow as pa
+
+        name = column or self.group or ""
+        kind = self.table.data.schema.field(name).type
+        if not has_paths(kind):
+            if name != self.group and (
+                pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            ):
+                return [None] * len(self)  # samples or bytes, which are not read to be compared
+            return list(map(group_name, self.column(name)))
+        paths = paths_outside(self.table.select_columns([name]).with_format("arrow")[:][name])
         return list(map(group_name, paths.take(self.index).to_pylist()))
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

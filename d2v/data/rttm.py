@@ -42,6 +42,7 @@ def read_rttm_folders(path: str | os.PathLike, job: Job | None = None, channel: 
         InputError: a line that is none; the message names file and line.
     """
     found: list[tuple[str, Path, str, Segment]] = []
+    sources: dict[tuple[str, Path], dict[str, None]] = {}  # the files that have segments of a recording
     recordings: dict[str, dict[Path, list[Segment]]] = {}
     passed: Counter[str] = Counter()
     root = Path(path)
@@ -71,6 +72,7 @@ def read_rttm_folders(path: str | os.PathLike, job: Job | None = None, channel: 
             recordings.setdefault(fields[1], {}).setdefault(file.parent, [])
             if duration:
                 # Rounded, so that segments which touch in the file also do in binary.
+                sources.setdefault((fields[1], file.parent), {})[file.name] = None
                 found.append((fields[1], file.parent, fields[2], (onset, round(onset + duration, 6), fields[7])))
             else:
                 passed["segments without a length"] += 1
@@ -80,6 +82,11 @@ def read_rttm_folders(path: str | os.PathLike, job: Job | None = None, channel: 
             passed["segments of other channels"] += 1
         else:
             recordings[name][folder].append(segment)
+    if job and (several_files := {name: list(names) for (name, _), names in sources.items() if len(names) > 1}):
+        name, names = next(iter(several_files.items()))
+        line = f"{path}: {len(several_files)} recordings have segments in several files, which are added together"
+        line += f"; the first is {name}, in {names[0]} and {names[1]} (data.rttm names one file)"
+        note(job, "segments of several files", line, rows=len(several_files), first=name)
     for what, count in passed.items() if job else ():
         if count and job:
             note(job, f"{what} passed over", f"{path}: {count} {what} passed over", rows=count)

@@ -80,11 +80,12 @@ class Shards:
 
         name = self.shards[shard]
         for column in {*self.media} & {*table.column_names}:
-            if pa.types.is_string(table[column].type) and "://" not in name:
+            kind = table[column].type
+            if (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and "://" not in name:
                 values, folder = table[column].to_pylist(), Path(name).parent
                 place, end = self.places.get((folder, column), (folder, ""))
                 paths = [value and f"{place / value}{end}" for value in values]
-                table = table.set_column(table.column_names.index(column), column, pa.array(paths, pa.string()))
+                table = table.set_column(table.column_names.index(column), column, pa.array(paths, kind))
         kinds = {self.renamed.get(each, each): kind for each, kind in (self.parts[0][0].features or {}).items()}
         kinds = {each: undecoded_type(kinds[each]) for each in table.column_names if kinds}
         features = datasets.Features(kinds) if kinds else None

@@ -118,16 +118,20 @@ def transcript_tiers(rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]
         predictions: of rows, from `d2v.decode.ctc.transcribe`.
         audio_column: of the recordings.
     """
-    tiers: dict[str, dict[str, list[Interval]]] = {}
+    tiers: dict[str | int, dict[str, list[Interval]]] = {}  # by file, or by the row that is the whole of one
+    called: list[str] = []
     files = rows.split.files(audio_column) if rows.parts else []
     for row, prediction in predictions:
         part = rows.parts[row] if rows.parts else None
-        each = tiers.setdefault((files[row] or rows.ids[row]) if part else rows.ids[row], {"text": [], "words": []})
+        recording = (files[row] or rows.ids[row]) if part else row
+        if recording not in tiers:
+            called.append(str(recording) if part else rows.ids[row])
+        each = tiers.setdefault(recording, {"text": [], "words": []})
         begin, end = part or (0.0, None)
         words = [(begin + word["start"], begin + word["end"], word["word"]) for word in prediction["words"]]
         each["words"] += words
         each["text"] += cues(words) if end is None else [(begin, end, prediction["text"])]
-    names = [recording_name(name) for name in tiers]
+    names = list(map(recording_name, called))
     if len(set(names)) < len(names):
         names = [f"{number:06d}_{name}" for number, name in enumerate(names)]
     return dict(zip(names, tiers.values(), strict=True))

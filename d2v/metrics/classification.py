@@ -4,9 +4,10 @@ Shapes: N examples, C classes.
 """
 
 import csv
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,15 @@ def mean_average_precision(references: np.ndarray, scores: np.ndarray) -> dict[s
         references: (N, C) of zeros and ones.
         scores: (N, C); within a class only their order counts.
 
-    Raises:
-        InputError: no class has a positive example.
+    Returns:
+        `map`, NaN where no class has a positive example.
     """
     from sklearn.metrics import average_precision_score
 
     references, scores = np.asarray(references), np.asarray(scores)
     present = references.any(axis=0)  # (C,)
     if not present.any():
-        raise InputError("no example has a label; an average precision needs at least one")
+        return {"map": math.nan}
     return {"map": float(average_precision_score(references[:, present], scores[:, present], average="macro"))}
 
 
@@ -162,27 +163,27 @@ def rmse(references: Sequence[float], predictions: Sequence[float], classes: Seq
     return float(np.sqrt(np.mean((np.asarray(predictions, float) - references) ** 2)))
 
 
-UNDEFINED = "needs two or more examples, of different values; --data.metrics '[rmse]' needs none"
-
-
 def mae(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
     """The mean absolute error, in the unit of the values."""
     return float(np.mean(np.abs(np.asarray(predictions, float) - references)))
 
 
 def r2(references: Sequence[float], predictions: Sequence[float], classes: Sequence[str] = ()) -> float:
-    """The coefficient of determination: the share of the variance that is explained; 0 for the mean as prediction."""
+    """The coefficient of determination: the share of the variance that is explained; 0 for the mean as prediction.
+
+    NaN where the references have no variance.
+    """
     from sklearn.metrics import r2_score
 
     if len(references) < 2 or np.ptp(references) == 0:
-        raise InputError(f"r2 {UNDEFINED}")
+        return math.nan
     return float(r2_score(references, predictions))
 
 
 def correlation(method: Callable, references: Sequence[float], predictions: Sequence[float]) -> float:
-    """What `method` of scipy calls the statistic; InputError where the references have none."""
+    """What `method` of scipy calls the statistic; NaN where the references are all the same."""
     if len(references) < 2 or np.ptp(references) == 0:
-        raise InputError(f"a correlation {UNDEFINED}")
+        return math.nan
     return 0.0 if np.ptp(predictions) == 0 else method(references, predictions).statistic
 
 
@@ -201,23 +202,41 @@ METRICS: dict[str, dict[str, Callable]] = {  # by problem type; the first two ar
 
 
 def choose_metrics(
-    names: Sequence[str], problem_type: str, *, classes: int | None = None, top5: bool = False
+    names: Sequence[str], labels: Labels, references: Mapping[str, Any] | None = None, *, top5: bool = False
 ) -> list[str]:
-    """The metrics to report.
+    """The metrics to report, checked before anything is trained.
 
     Args:
         names: of metrics, or none for the two that are the default.
-        problem_type: a key of `METRICS`.
-        classes: how many there are, where it is known.
+        labels: what the model predicts.
+        references: of each split, as far as there are any. To train, the first metric has to be defined for those of
+            validation.
         top5: the default of single labels is `accuracy` and `accuracy_top5`.
 
     Raises:
-        InputError: there is no such metric of this type of problem, or of as many classes.
+        InputError: there is no such metric of this type of problem, of as many classes, or of these references.
     """
-    if TOP5 in names and classes is not None and classes < 5:
+    classes, chosen = len(labels.names), known_metrics(names, labels.problem_type, top5=top5)
+    if TOP5 in names and classes < 5:
         raise InputError(f"data.metrics: {TOP5} is of five classes or more; there are {classes}")
-    if "f1" in names and classes is not None and classes != 2:
+    if "f1" in names and classes != 2:
         raise InputError(NOT_TWO.format(classes))
+    validation = references.get("validation") if references and "train" in references else None
+    if validation is None:
+        return chosen
+    values = {value for value in validation if isinstance(value, float) and math.isfinite(value)}
+    if chosen[0] in ("pearson", "spearmanr", "r2") and len(values) < 2:
+        raise InputError(
+            f"data.metrics: {chosen[0]} needs two or more examples of different values in validation, to choose the "
+            "best model; --data.metrics '[rmse]' needs none"
+        )
+    if chosen[0] == "map" and not any(validation):
+        raise InputError("data.metrics: map needs a label in validation, to choose the best model")
+    return chosen
+
+
+def known_metrics(names: Sequence[str], problem_type: str, *, top5: bool = False) -> list[str]:
+    """These metrics, or the two that are the default; InputError if one is none of this type of problem."""
     known = [*METRICS[problem_type], *([TOP5] if problem_type == "single_label" else [])]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"data.metrics: {unknown[0]} is no metric of {problem_type}; there are {', '.join(known)}")
@@ -241,7 +260,7 @@ def classification_metrics(
         classes: (C,) names or numbers, in order.
 
     Raises:
-        InputError: no examples, or a metric is not defined for them.
+        InputError: no examples, or there are not two classes for `f1`.
     """
     if not len(references):
         raise InputError("no example to score; a metric needs at least one")

@@ -25,7 +25,7 @@ import torch
 from d2v.data.diarization import Segment
 from d2v.errors import InputError
 from d2v.metrics.asr import error_rates, normalized_error_rate
-from d2v.metrics.classification import TOP5, choose_metrics, classification_metrics, ranked_accuracy, real_accuracy
+from d2v.metrics.classification import TOP5, classification_metrics, known_metrics, ranked_accuracy, real_accuracy
 from d2v.metrics.diarization import diarization_error, frame_f1
 from d2v.metrics.language_modeling import language_modeling_metrics
 from d2v.metrics.question_answering import squad, squad_v2
@@ -65,7 +65,7 @@ def classification(
     """
     if TOP5 in names:
         raise InputError(f"{TOP5} needs the scores of all classes; d2v.metrics.modules.image_classification has it")
-    chosen, label = choose_metrics(names, problem_type), "string" if isinstance(classes[0], str) else "int64"
+    chosen, label = known_metrics(names, problem_type), "string" if isinstance(classes[0], str) else "int64"
     types = {"single_label": (label, label), "multi_label": (["float64"], ["int64"]), "regression": ("float64",) * 2}
 
     def compute(references: list, predictions: list) -> dict[str, float]:

@@ -26,6 +26,7 @@ from d2v.data.diarization import (
     settle_segments,
 )
 from d2v.data.frame_classes import matched_segments, segment_classes
+from d2v.data.rows import Split
 from d2v.data.rttm import read_rttm
 from d2v.errors import InputError
 from d2v.models.audio import Data2VecAudioConfig
@@ -52,7 +53,9 @@ def test_a_column_of_segments():
     ("segments", "message"),
     [
         (None, "segments is None; should be a list of segments with start, end, what"),
-        ({"start": [0.0]}, "segments is {'start': .*; should be a list"),
+        ({"start": 0.0}, "segments is {'start': .*; should be a list"),
+        ({"start": [0.0]}, "a segment has start, end, what"),
+        ({"start": [0.0], "end": [1.0, 2.0]}, "segments is {'start': .*; should be a list"),
         ([[0.0, 1.0, "a"]], "a segment has start, end, what"),
         ([{"start": 0.0, "end": 1.0}], "a segment has start, end, what"),
         ([{"start": 0.0, "end": 1.0, "what": ""}], "a segment has"),
@@ -61,6 +64,33 @@ def test_a_column_of_segments():
 )
 def test_what_is_no_list_of_segments(segments, message):
     assert re.search(message, read(segments))
+
+
+def test_segments_as_datasets_stores_them():
+    """Its `Sequence` of dictionaries is a dictionary of lists, and a `ClassLabel` in either has names."""
+    import datasets
+
+    assert read({"start": [0.5, 0.0], "end": [1, 0.7], "what": ["dog  bark", 3]}) == read(SEGMENTS)
+    keys = {"start": datasets.Value("float64"), "end": datasets.Value("float64")}
+    keys |= {"what": datasets.ClassLabel(names=["dog", "cat"])}
+    rows = [[{"start": 0.0, "end": 1.0, "what": 1}, {"start": 2.0, "end": 3.0, "what": 0}]]
+    for kind in (datasets.List(keys), datasets.Sequence(keys)):
+        values = rows if isinstance(kind, datasets.List) else [{"start": [0.0, 2.0], "end": [1.0, 3.0], "what": [1, 0]}]
+        table = datasets.Dataset.from_dict({"turns": values}, features=datasets.Features({"turns": kind}))
+        split = Split("train", table, np.arange(1), (("train", 1),))
+        segments = read_segments(make_job(SegmentData(label_key="what")), {"train": split})
+        assert segments == {"train": [[(0.0, 1.0, "cat"), (2.0, 3.0, "dog")]]}
+    assert "there are 2 names" in parse_segments([rows[0][0] | {"what": 2}], "turns", "what", ["dog", "cat"])
+
+
+def test_two_files_of_one_recording_are_named(tmp_path):
+    for name, end in (("ref", 2), ("hyp", 3)):
+        (tmp_path / f"{name}.rttm").write_text(f"SPEAKER a 1 0 {end} <NA> <NA> {name} <NA> <NA>\n")
+    job = make_job(SegmentData(rttm=str(tmp_path)))
+    (segments,) = read_segments(job, {"train": make_split(audio=["a.wav"])})["train"]
+    assert len(segments) == 2
+    (fact,) = job.facts
+    assert "1 recordings have segments in several files, which are added together; the first is a, in" in fact["line"]
 
 
 def test_an_rttm_file_is_looked_up_by_id_or_file():

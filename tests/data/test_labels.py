@@ -11,6 +11,7 @@ import torch
 
 from d2v.data.class_names import as_list, check_classes, distinct
 from d2v.data.labels import LabelData, Labels, match_classes, read_labels
+from d2v.data.load import choose_splits
 from d2v.data.rows import Split
 from d2v.errors import InputError
 from tests.helpers import make_job, make_split
@@ -295,6 +296,11 @@ def test_a_column_for_each_class():
     assert labels.names == ["toxic", "rude"] and data.targets == {"label": None}
     assert references["train"] == [["rude"], ["toxic"], ["toxic", "rude"], None]
     assert labels.problem(None).startswith("toxic, rude is None; should be a list of labels")
+    for test in ({"text": ["a"]}, {"text": ["a"], "toxic": [-1], "rude": [-1]}):  # as competitions have it
+        source = {"train": split.table, "validation": split.table, "test": make_split(**test).table}
+        job = make_job(data)
+        assert set(choose_splits(job, source, {}, data.targets)) == {"train", "validation"}
+        assert "test: has no labels" in job.facts[0]["line"]
     with pytest.raises(InputError, match=r"train: no column 'mild' \(data.label_columns\); there are toxic"):
         read_labels(make_job(LabelData(label_columns=["mild"], problem_type="multi_label")), {"train": split})
 
@@ -446,6 +452,12 @@ def test_scores_are_whole_until_they_are_written():
     """Metrics of scores that differ in the seventh decimal have an order of their own."""
     scores = Labels(["a", "b"], "multi_label").decode([0.12345678, 0.12345679])["scores"]
     assert scores == {"a": 0.12345678, "b": 0.12345679}
+
+
+def test_lists_in_lists_are_no_labels():
+    labels, references = read([[["Books", "SF"], ["Toys"]], [["Toys"]]], problem_type="multi_label")
+    said = labels.problem(references["train"][0])
+    assert said == "label has ['Books', 'SF'] among the labels; should be text or a whole number"
 
 
 @pytest.mark.parametrize("options", [{"label_columns": ["a", "b"]}, {"label_separator": ";"}])

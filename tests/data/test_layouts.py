@@ -5,6 +5,8 @@ import io
 import json
 from pathlib import Path, PurePath
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -13,7 +15,7 @@ from d2v.data.conll import read_words
 from d2v.data.files import AUDIO, PICTURES, walk
 from d2v.data.folders import place_files
 from d2v.data.image import ImageData
-from d2v.data.load import choose_splits, read
+from d2v.data.load import choose_splits, load, read
 from d2v.data.multiple_choice import read_exams
 from d2v.data.pairs import read_pairs
 from d2v.data.question_answering import read_questions
@@ -113,7 +115,7 @@ READ = {
         "asr_ctc",
         {
             "train-clean-100/19/198/19-198-000{}.flac": SOUND,
-            "train-clean-100/19/198/19-198.trans.txt": "19-198-0001 ONE TWO\n19-198-0002 NULL\n",
+            "train-clean-100/19/198/19-198.trans.txt": "19-198-0001 ONE TWO\n19-198-0002\tNULL\n",
             "dev-clean/84/121/84-121-000{}.flac": SOUND,
             "dev-clean/84/121/84-121.trans.txt": "84-121-0001 A\u2028C\n84-121-0002 B\n",
             "SPEAKERS.TXT": "; ID | SEX",
@@ -804,6 +806,21 @@ def test_files_stay_where_most_of_a_tables_are(tmp_path, name):
     data = load_recipe("image_classification").ClassificationData(path=str(tmp_path))
     paths = read(data)["train"]["image"][:]
     assert {PurePath(path).parent.relative_to(tmp_path).as_posix() for path in paths} == set(expected)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_of_files_as_pandas_and_polars_write_them(tmp_path, streaming):
+    """Of a type for longer texts."""
+    write(tmp_path, {"clips/{}.png": PICTURE})
+    names = pa.array(["clips/1.png", "clips/2.png"], pa.large_string())
+    for split in ("train", "validation"):
+        pa.parquet.write_table(pa.table({"image": names, "label": ["a", "b"]}), tmp_path / f"{split}.parquet")
+    job = make_job(ImageData(path=str(tmp_path), streaming=streaming), max_steps=1)
+    splits = load(job, None, inputs={"image": "image"})
+    train = splits["train"]
+    rows = [train] if train.stream is None else [train.stream.split(0, 0, each) for each in train.stream.tables(0)]
+    for split in (*rows, splits["validation"]):
+        assert split.files("image") == [str(tmp_path / f"clips/{i}.png") for i in (1, 2)]
 
 
 def test_empty_and_absolute_names_stay(tmp_path):

@@ -185,6 +185,9 @@ def test_seconds_from_a_column_leave_rates_and_channels_to_the_files():
     clip = np.zeros(44_100, np.float32)
     rows, job = rows_of(clips=[clip], rate=44_100, data=told, start_sample=[0], end_sample=[22_050], length=[1.0])
     assert rows.parts == [(0.0, 0.5)] and "headers are read" in {fact["fact"] for fact in job.facts}
+    manifest = {"start": [0.0], "duration": [0.4]}  # whose duration is of the part, not of the recording
+    rows, _ = rows_of(data={"seconds_column": "duration"}, **manifest)
+    assert rows.parts == [(0.0, 0.4)] and heard(rows)[1] == 6400
     stereo = [np.stack((STAIRS, STAIRS), axis=1)]
     rows, job = rows_of(clips=stereo, data=told | {"channel": 2}, start=[0.2], end=[0.5], length=[1.0])
     assert rows.parts == [(0.2, 0.5)] and heard(rows, channel=2)[1] == 4800

@@ -123,6 +123,13 @@ def test_a_row_without_a_group_says_none_and_is_a_cluster_of_its_own():
         assert resample([side], ["s1"] * 10 + [none] * 10, 2, 0)[0] == 11
 
 
+@pytest.mark.parametrize("sounds", [[[0.5, 0.25]] * 3, [b"RIFF"] * 3, [{"array": [0.5], "sampling_rate": 8000}] * 3])
+def test_samples_and_bytes_are_not_read_to_be_compared(sounds, monkeypatch):
+    split = make_split(audio=sounds)
+    monkeypatch.setattr(Split, "column", lambda *_: pytest.fail("they are read"))
+    assert split.groups("audio") == [None] * 3
+
+
 def test_groups_stand_in_the_records():
     split = replace(make_split(text=list("abc"), speaker=["x", "y", "x"]), group="speaker").select([2, 1])
     rows = Rows(split, ["2", "1"], [1, 1])

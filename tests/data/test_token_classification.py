@@ -47,6 +47,13 @@ def test_words_may_have_any_sign_but_a_space(name, tmp_path):
     assert [found for found, _ in sentences(tmp_path / name)] == [words]
 
 
+def test_words_may_have_blanks_where_tabs_are_between_columns(tmp_path):
+    (tmp_path / "a.conll").write_text("New York\tB-LOC\nis\tO\n\n10 000\tO\n", "utf-8")
+    assert list(sentences(tmp_path / "a.conll")) == [(["New York", "is"], ["B-LOC", "O"]), (["10 000"], ["O"])]
+    (tmp_path / "b.conll").write_text("New\tNNP B-LOC\nis\tVB O\n", "utf-8")  # of either
+    assert list(sentences(tmp_path / "b.conll")) == [(["New", "is"], ["B-LOC", "O"])]
+
+
 SEEDED = settings(derandomize=True, deadline=None, max_examples=200)
 WORDS = ["the", "unbelievable", "cat", "—", "naïve", "🦄🦄", "x", "\u200d", "don't", "<mask>"]
 

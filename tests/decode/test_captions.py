@@ -51,6 +51,8 @@ def test_transcripts_have_the_times_of_their_recordings():
     assert [round(start, 3) for start, *_ in tiers["b"]["words"]] == [10.1, 10.4, 20.1, 20.4]
     assert list(transcribed([(1.0, 2.0)] * 2, ["b.wav"] * 2, id=["u1", "u2"])) == ["b"]  # utterances of one recording
     assert list(transcribed(None, ["x/a.wav", "y/a.wav"])) == ["000000_a", "000001_a"]
+    named_alike = transcribed(None, ["x.wav", "y.wav"], id=["7", "7"])
+    assert list(named_alike) == ["000000_7", "000001_7"] and len(named_alike["000000_7"]["words"]) == len(WORDS)
     shown = subtitles({"text": [(10.0, 12.0, "a --> b\nc"), (13.0, 14.0, "")]}, web=False)
     assert shown == "1\n00:00:10,000 --> 00:00:12,000\na -> b c\n"
 

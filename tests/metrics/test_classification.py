@@ -22,6 +22,7 @@ from d2v.metrics.classification import (
     choose_metrics,
     choose_thresholds,
     classification_metrics,
+    known_metrics,
     label_metrics,
     mean_average_precision,
     micro_f1,
@@ -76,8 +77,7 @@ def test_average_precision(seed):
 def test_what_cannot_be_scored():
     with pytest.raises(InputError, match="no example to score"):
         accuracy_and_f1([], [])
-    with pytest.raises(InputError, match="no example has a label"):
-        mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))
+    assert math.isnan(mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))["map"])
 
 
 def single(name, references, predictions, classes=("0", "1")):
@@ -113,8 +113,8 @@ def test_f1_is_of_the_second_class_whatever_its_name():
     with pytest.raises(InputError, match="f1 is that of one of two classes, and there are 3"):
         single("f1", "abc", "abc", "abc")
     with pytest.raises(InputError, match="f1 is that of one of two classes, and there are 3"):  # before training
-        choose_metrics(["f1"], "single_label", classes=3)
-    assert choose_metrics(["f1"], "single_label", classes=2) == ["f1"]
+        choose_metrics(["f1"], Labels(["a", "b", "c"], SINGLE))
+    assert choose_metrics(["f1"], Labels(["a", "b"], SINGLE)) == ["f1"]
 
 
 def test_three_classes():
@@ -144,8 +144,23 @@ def test_equal_predictions_are_no_nan():
         warnings.simplefilter("error")
         metrics = classification_metrics(["pearson", "spearmanr"], REGRESSION, [1.0, 2.0, 3.0], [2.5] * 3)
         assert metrics == {"pearson": 0, "spearmanr": 0}
-    with pytest.raises(InputError, match="two or more examples, of different values"):
-        classification_metrics(["pearson"], REGRESSION, [2.0, 2.0], [1.0, 2.0])
+    undefined = classification_metrics(["pearson", "r2", "mae"], REGRESSION, [2.0, 2.0], [1.0, 2.0])
+    assert math.isnan(undefined["pearson"]) and math.isnan(undefined["r2"]) and undefined["mae"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "validation", "message"),
+    [
+        ([], Labels(["LABEL_0"], REGRESSION), [2.0, 2.0], "pearson needs two or more examples of different values"),
+        (["r2", "mae"], Labels(["LABEL_0"], REGRESSION), [2.0], "r2 needs two or more examples of different values"),
+        ([], Labels(["a", "b"], MULTI), [[], []], "map needs a label in validation"),
+    ],
+)
+def test_a_metric_that_cannot_choose_is_refused_before_training(names, labels, validation, message):
+    with pytest.raises(InputError, match=message):
+        choose_metrics(names, labels, {"train": [], "validation": validation, "test": [1.0, 2.0]})
+    assert choose_metrics(names, labels, {"train": [], "test": validation})  # which it is not chosen by
+    assert choose_metrics(names, labels, {"validation": validation})
 
 
 def test_multi_label():
@@ -156,15 +171,15 @@ def test_multi_label():
 
 
 def test_metrics_are_chosen_by_name():
-    assert choose_metrics([], SINGLE) == ["accuracy", "macro_f1"]
-    assert choose_metrics([], REGRESSION) == ["pearson", "spearmanr"]
-    assert choose_metrics(["f1"], SINGLE) == ["f1"]
+    assert known_metrics([], SINGLE) == ["accuracy", "macro_f1"]
+    assert known_metrics([], REGRESSION) == ["pearson", "spearmanr"]
+    assert known_metrics(["f1"], SINGLE) == ["f1"]
     for problem_type, names in METRICS.items():
-        assert choose_metrics(list(names), problem_type) == list(names)
+        assert known_metrics(list(names), problem_type) == list(names)
     with pytest.raises(InputError, match="data.metrics: pearson is no metric of single_label; there"):
-        choose_metrics(["accuracy", "pearson"], SINGLE)
+        known_metrics(["accuracy", "pearson"], SINGLE)
     with pytest.raises(InputError, match="accuracy_top5 is of five classes or more; there are 3"):
-        choose_metrics(["accuracy_top5"], SINGLE, classes=3)
+        choose_metrics(["accuracy_top5"], Labels(["a", "b", "c"], SINGLE))
     with pytest.raises(InputError, match="no example to score"):
         classification_metrics(["accuracy"], SINGLE, [], [])
 
@@ -243,8 +258,6 @@ def test_errors_of_values():
     }
     assert classification_metrics(["r2"], "regression", [1.0, 3.0], [2.0, 2.0])["r2"] == 0
     assert not any(map(higher_is_better, names[:2])) and higher_is_better("r2")
-    with pytest.raises(InputError, match="r2 needs two or more examples, of different values"):
-        classification_metrics(["r2"], "regression", [1.0, 1.0], [2.0, 2.0])
 
 
 def test_f1_is_that_of_the_class_that_is_named():
@@ -264,8 +277,8 @@ def test_five_are_ranked_by_their_scores():
     labels = Labels(names, "single_label")
     assert label_metrics(["accuracy", "accuracy_top5"], labels, ["c"], rows) == {"accuracy": 0, "accuracy_top5": 1}
     assert label_metrics(["accuracy_top5"], labels, ["a"], rows) == {"accuracy_top5": 0}
-    assert choose_metrics([], "single_label", top5=True) == ["accuracy", "accuracy_top5"]
-    assert choose_metrics([], "multi_label", top5=True) == ["map", "micro_f1"]
+    assert known_metrics([], "single_label", top5=True) == ["accuracy", "accuracy_top5"]
+    assert known_metrics([], "multi_label", top5=True) == ["map", "micro_f1"]
 
 
 def read_csv(path):
