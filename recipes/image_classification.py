@@ -93,8 +93,7 @@ def main(config: Config) -> dict[str, Any]:
     # Model: mean-pooled patches with one output a class
     model = build(job, Data2VecVisionForImageClassification, **labels.head)
     settings, size = model.config, sides(model.config.image_size)
-    processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
-    processor = fit_processor(processor, size, data.crop_ratio, settings.num_channels)
+    processor = fit_processor(ImageProcessor.for_model(config.model), size, data.crop_ratio, settings.num_channels)
     rows = {name: image_rows(job, split, labels, references.get(name)) for name, split in splits.items()}
     real = read_real(data.real, rows[test_split(rows)].ids, labels) if data.real else []
     augmented = augmenter(config.augment, processor, size) if job.training else None

@@ -74,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     grid, size, patch = base.config.grid(), sides(base.config.image_size), sides(base.config.patch_size)
     pixels = base.config.num_channels * patch[0] * patch[1]
     student, teacher = student_and_teacher(job, base, auxiliary=pixels, grid=grid)
-    processor = ImageProcessor.from_pretrained(config.model) if config.model else ImageProcessor()
+    processor = ImageProcessor.for_model(config.model)
     processor = fit_processor(processor, size, data.crop_ratio, base.config.num_channels)
     augmented = augmenter(config.augment, processor, size)
     collate = partial(

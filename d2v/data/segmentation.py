@@ -225,7 +225,7 @@ def segmentation_processor(job: Job, settings: Data2VecVisionConfig) -> ImagePro
     if job.training and any(side % least or side < 2 * least for side, least in sizes):
         raise InputError(f"data.crop {list(data.crop)} should be whole patches of {list(patch)}, two or more a side")
     source = job.config.model
-    processor = ImageProcessor.from_pretrained(source) if source else ImageProcessor()
+    processor = ImageProcessor.for_model(source)
     processor = fit_processor(processor, data.crop, crop_ratio=0, channels=settings.num_channels)
     if data.values is not None:
         names = list(settings.id2label.values())

@@ -224,8 +224,8 @@ def choose_metrics(
     validation = references.get("validation") if references and "train" in references else None
     if validation is None:
         return chosen
-    values = {value for value in validation if isinstance(value, float) and math.isfinite(value)}
-    if chosen[0] in ("pearson", "spearmanr", "r2") and len(values) < 2:
+    usable = all(isinstance(value, float) and math.isfinite(value) for value in validation)  # else a row is named
+    if chosen[0] in ("pearson", "spearmanr", "r2") and usable and len(set(validation)) < 2:
         raise InputError(
             f"data.metrics: {chosen[0]} needs two or more examples of different values in validation, to choose the "
             "best model; --data.metrics '[rmse]' needs none"

@@ -309,6 +309,11 @@ class ImageProcessor:
         return np.asarray(image)
 
     @classmethod
+    def for_model(cls, source: str | Path | None) -> "ImageProcessor":
+        """That of a checkpoint to train or to use, or data2vec's for a new model."""
+        return cls.from_pretrained(source) if source else cls()
+
+    @classmethod
     def from_pretrained(cls, source: str | Path) -> "ImageProcessor":
         """From `processor_config.json` or `preprocessor_config.json` of a folder or hub repository."""
         entries = None
