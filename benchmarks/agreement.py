@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.recipe import load_recipe
 from d2v.cli import parse
-from d2v.pretrained import rename
+from d2v.hub import rename
 
 MODELS = {
     "text_classification": "Data2VecTextForSequenceClassification",

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import d2v
 from benchmarks.recipe import load_recipe
+from d2v.hub import rename
 from d2v.losses import IGNORE, cross_entropy
-from d2v.pretrained import rename
 from d2v.processors.audio import AudioFeatureExtractor
 
 Batch = dict[str, Tensor]

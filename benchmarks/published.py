@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2v.pretrained import read_json
+from d2v.hub import read_json
 from d2v.training.log import read_log
 
 ROOT = Path(__file__).parents[1]

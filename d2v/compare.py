@@ -19,10 +19,10 @@ import numpy as np
 
 from d2v.cli import exit_with, given_path
 from d2v.errors import InputError
+from d2v.hub import read_json
 from d2v.leaderboards import read_predictions
 from d2v.metrics import higher_is_better
 from d2v.metrics.intervals import Statistics, load_statistics, paired_differences, select_rows
-from d2v.pretrained import read_json
 from d2v.training.identity import flat
 from d2v.training.log import read_log
 from d2v.training.submission import row_id
@@ -187,12 +187,10 @@ def row_differences(first: Statistics, second: Statistics, rows: int) -> np.ndar
 
 def plot_curves(runs: Sequence[Path], path: Path) -> None:
     """Draw the training loss and every evaluation's first metric of all runs."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     logs = {run: read_log(run / "log.jsonl") for run in runs}
     first = next((key for log in logs.values() for entry in log for key in entry if key.startswith("eval_")), None)
     for axis, key in zip(axes, ("loss", first), strict=True):
@@ -207,7 +205,6 @@ def plot_curves(runs: Sequence[Path], path: Path) -> None:
     if axes[0].lines:
         axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -250,7 +247,7 @@ def difference(row: Mapping[str, Any]) -> list[str]:
     return [f"  {row['id']} {written(both) if both else ''}".rstrip(), *(f"    {written(side)}" for side in sides)]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m d2v.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -266,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Compare runs from the command line; exit code 2 for bad input."""
-    options = build_parser().parse_args(args)
+    options = command_line().parse_args(args)
     try:
         if len(options.runs) < 2:
             raise InputError("name two runs or more")

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from d2v.errors import InputError
+from d2v.hub import fetch_file, read_json, rename
 from d2v.models.base import PreTrainedModel
 from d2v.models.xvector import Data2VecAudioForXVector
-from d2v.pretrained import fetch_file, read_json, read_weights_file, rename, write_weights
+from d2v.pretrained import read_weights_file, write_weights
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft puts before every name in its files

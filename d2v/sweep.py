@@ -368,7 +368,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m d2v.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -385,7 +385,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Sweep from the command line; exit code 2 for bad input, 130 for an interrupt that was saved."""
     given = list(sys.argv[1:] if args is None else args)
     cut = given.index("--") if "--" in given else len(given)
-    parsed = build_parser().parse_args(given[:cut])
+    parsed = command_line().parse_args(given[:cut])
     try:
         if min(parsed.seeds, parsed.processes) < 1:
             raise InputError("--seeds and --processes should be at least 1")

@@ -87,7 +87,8 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, number_words, inputs={"audio": data.audio_column}, targets={"text": data.text_column})
     extractor, tokenizer = AudioFeatureExtractor.for_model(config.model), ctc_tokenizer(job, splits)
     normalize = whisper_normalizer() if data.normalizer == "whisper" else None
-    search, rate = beam_search(tokenizer, config.lm) if config.lm.path else None, extractor.sampling_rate
+    search = beam_search(tokenizer, config.lm) if config.lm.path else None
+    rate = extractor.sampling_rate
 
     # Model: the waveform front end is frozen by default, as in fairseq
     blank = tokenizer.pad_token_id

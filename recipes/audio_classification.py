@@ -16,13 +16,12 @@ from typing import Any
 
 from d2v import losses
 from d2v.cli import run
-from d2v.config import Recipe, Run
-from d2v.data.audio import AudioData, augment_clip, clip_batch, clip_rows
+from d2v.config import Recipe, Run, shares
+from d2v.data.audio import AudioData, clip_batch, clip_rows, random_speed
 from d2v.data.labels import LabelData, read_labels
 from d2v.data.load import load
 from d2v.data.loaders import eval_loader, train_loader
 from d2v.demo.speech import spoken_words
-from d2v.errors import InputError
 from d2v.metrics.classification import choose_metrics, choose_thresholds, label_metrics, report_classes
 from d2v.metrics.statistics import label_statistics
 from d2v.models.audio_heads import Data2VecAudioForSequenceClassification
@@ -44,8 +43,7 @@ class ClassificationData(LabelData, AudioData):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.speed < 1:
-            raise InputError(f"data.speed should be at least 0 and below 1, not {self.speed:g}")
+        shares("data", self, ("speed",))
 
 
 @dataclass
@@ -61,8 +59,8 @@ class Config(Recipe):
 
 def collate(rows: list[dict], *, extractor, labels, data) -> dict[str, Any]:
     """A batch of clips; those of train are augmented."""
-    samples = round(data.crop_seconds * extractor.sampling_rate) if data.crop_seconds else None
-    rows, batch = clip_batch(rows, extractor, data, partial(augment_clip, speed=data.speed, samples=samples))
+    change = partial(random_speed, most=data.speed) if data.speed else None
+    rows, batch = clip_batch(rows, extractor, data, change, data.crop_seconds)
     if "reference" in rows[0]:
         batch["labels"] = labels.encode([row["reference"] for row in rows])
     return batch
@@ -75,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: clips and their classes
     splits = load(job, spoken_words, inputs={"audio": data.audio_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels, references)
+    metric_names = choose_metrics(data.metrics, labels, references)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
     # Model: a pooled encoder with one output a class
@@ -104,24 +102,24 @@ def main(config: Config) -> dict[str, Any]:
 
     # Metrics: accuracy and F1, or average precision
     def compute_metrics(predictions, split="validation"):
-        return label_metrics(metrics, labels, *rows[split].compare(predictions))
+        return label_metrics(metric_names, labels, *rows[split].compare(predictions))
 
     def evaluate(model):
         return compute_metrics(predict_split(model, "validation"))
 
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metrics[0])
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric=metric_names[0])
         labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: accuracy, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
-    results = compute_metrics(predictions, split) if job.labelled else {}
-    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(metrics), labels, *rows[split].compare(predictions)) if job.labelled else None
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
-    about: About = {"metric": metrics[0], "task": "audio-classification", "demo": "synthesised words"}
-    records, notes = rows[split].records(predictions), labels.notes(results)
-    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
+    about: About = {"metric": metric_names[0], "task": "audio-classification", "demo": "synthesised words"}
+    records, notes = rows[split].records(predictions), labels.notes(metrics)
+    return finish(job, metrics, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

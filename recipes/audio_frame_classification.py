@@ -43,10 +43,10 @@ from d2v.decode.diarization import (
 from d2v.decode.windows import frame_logits
 from d2v.demo.speech import conversations
 from d2v.devices import taken
+from d2v.hub import write_json
 from d2v.metrics.diarization import baselines, choose_threshold, diarization_metrics, plot_timelines
 from d2v.metrics.statistics import diarization_statistics
 from d2v.models.audio_heads import Data2VecAudioForAudioFrameClassification
-from d2v.pretrained import write_json
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 

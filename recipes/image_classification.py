@@ -87,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     # Data and processors: images and their classes
     splits = load(job, digits, inputs={"image": data.image_column}, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels, references, top5=True)
+    metric_names = choose_metrics(data.metrics, labels, references, top5=True)
     ranked = labels.problem_type == "single_label"
 
     # Model: mean-pooled patches with one output a class
@@ -120,30 +120,30 @@ def main(config: Config) -> dict[str, Any]:
 
     # Metrics: top-1 and top-5 accuracy
     def compute_metrics(predictions, split="validation"):
-        return label_metrics(metrics, labels, *rows[split].compare(predictions))
+        return label_metrics(metric_names, labels, *rows[split].compare(predictions))
 
     def evaluate(model):
         return compute_metrics(predict_split(model, "validation"))
 
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric=metrics[0])
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[processor], metric=metric_names[0])
         labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: accuracy, ReaL's too, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
-    results = compute_metrics(predictions, split) if job.labelled else {}
-    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(metrics), labels, *rows[split].compare(predictions)) if job.labelled else None
     records = rows[split].records(predictions)
     if data.real:
         numbers = [labels.numbers[row["label"]] for row in records]
-        results["accuracy_real"] = real_accuracy([real[row] for row, _ in predictions], numbers)
+        metrics["accuracy_real"] = real_accuracy([real[row] for row, _ in predictions], numbers)
     if job.is_main and ranked:
         write_ranked_csv(job.out / "predictions.csv", records)
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
-    about: About = {"metric": metrics[0], "task": "image-classification", "demo": "handwritten digits"}
-    notes = labels.notes(results)
-    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
+    about: About = {"metric": metric_names[0], "task": "image-classification", "demo": "handwritten digits"}
+    notes = labels.notes(metrics)
+    return finish(job, metrics, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, docs_classification, inputs=inputs, targets=data.targets)
     splits |= load_also(job, docs_classification, inputs=inputs, targets=data.targets)
     labels, references = read_labels(job, splits)
-    metrics = choose_metrics(data.metrics, labels, references)
+    metric_names = choose_metrics(data.metrics, labels, references)
     texts = [data.text_column, *([data.pair_column] if data.pair_column else [])]
     tokenizer = tokenizer_for(job, lambda: all_texts(splits["train"], texts))
 
@@ -109,30 +109,30 @@ def main(config: Config) -> dict[str, Any]:
 
     # Metrics: GLUE's and others
     def compute_metrics(predictions, split="validation"):
-        return label_metrics(metrics, labels, *rows[split].compare(predictions))
+        return label_metrics(metric_names, labels, *rows[split].compare(predictions))
 
     def evaluate(model):
         return compute_metrics(predict_split(model, "validation"))
 
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
-        model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metrics[0])
+        model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metric_names[0])
         labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
     # Test: the metrics of every test split, on a split that was not used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
-    results = compute_metrics(predictions, split) if job.labelled else {}
-    statistics = label_statistics(list(results), labels, *rows[split].compare(predictions)) if job.labelled else None
+    metrics = compute_metrics(predictions, split) if job.labelled else {}
+    statistics = label_statistics(list(metrics), labels, *rows[split].compare(predictions)) if job.labelled else None
     for ending in data.also if job.labelled else ():
         others = predict_split(model, ending)
-        results |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
+        metrics |= {f"{name}_{ending}": value for name, value in compute_metrics(others, ending).items()}
         if job.is_main:
             records = [rounded(row, data.listed_scores) for row in rows[ending].records(others)]
             write_jsonl(job.out / f"predictions_{ending}.jsonl", records)
     draw = partial(report_classes, job.out, labels, *rows[split].compare(predictions)) if job.labelled else None
-    about: About = {"metric": metrics[0], "task": "text-classification", "demo": "Python's documentation"}
-    records, notes = rows[split].records(predictions), labels.notes(results)
-    return finish(job, results, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
+    about: About = {"metric": metric_names[0], "task": "text-classification", "demo": "Python's documentation"}
+    records, notes = rows[split].records(predictions), labels.notes(metrics)
+    return finish(job, metrics, records, statistics, draw, notes=notes, split=split, seconds=seconds, **about)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 import d2v
-from d2v.pretrained import rename
+from d2v.hub import rename
 
 TABLE: dict[str, dict[str, float | str]] = {}
 """Class -> column -> largest difference, filled by `tests/models/test_every_class.py` and printed after the tests."""

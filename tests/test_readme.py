@@ -104,10 +104,10 @@ def test_command(page, command):
     elif module == "d2v.convert":
         assert command_line().parse_args(args).out
     elif module == "d2v.compare":
-        assert len(compare.build_parser().parse_args(args).runs) >= 2
+        assert len(compare.command_line().parse_args(args).runs) >= 2
     elif module == "d2v.sweep":
         own, others = args[: args.index("--")], args[args.index("--") + 1 :]
-        parsed = sweep.build_parser().parse_args(own)
+        parsed = sweep.command_line().parse_args(own)
         assert sweep.combinations(parsed.grid) and parse(load_recipe(parsed.recipe).Config, others)
     elif module == "d2v.leaderboards":
         assert leaderboards_parser().parse_args(args).subcommand == args[0]

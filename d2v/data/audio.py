@@ -314,25 +314,12 @@ def note_headers(job: Job, split: Split, infos: Headers, good: np.ndarray, rate:
     say("header put right", np.intersect1d(good, list(infos.mended)).astype(np.int64), infos.mended)
 
 
-def random_crop(clip: np.ndarray, samples: int, seed: tuple[int, ...]) -> np.ndarray:
-    """A part of a clip, (samples,), where `crop_start` puts it; a shorter clip as it is."""
-    first = crop_start(len(clip), samples, seed)
-    return clip[first : first + samples]
-
-
-def augment_clip(clip: np.ndarray, seed: tuple[int, ...], *, speed: float, samples: int | None) -> np.ndarray:
-    """A clip at a random speed, and of a longer one a random part of so many samples."""
-    if speed:
-        clip = random_speed(clip, speed, seed)
-    return random_crop(clip, samples, seed) if samples else clip
-
-
 def crop_start(length: int, samples: int, seed: tuple[int, ...]) -> int:
     """The first of `samples` samples of a clip, where the numbers in `seed` put it; 0 for a shorter clip."""
     return int(np.random.default_rng(seed).integers(max(length - samples, 0) + 1))
 
 
-def random_speed(clip: np.ndarray, most: float, seed: tuple[int, ...]) -> np.ndarray:
+def random_speed(clip: np.ndarray, seed: tuple[int, ...], most: float) -> np.ndarray:
     """A clip played up to `most` faster or slower, a share such as 0.1, as `seed` says; pitch changes too.
 
     Speed perturbation (Ko et al., 2015), with speeds from a range instead of three.

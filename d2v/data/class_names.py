@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from d2v.config import Job
+from d2v.config import Data, Job, shares
 from d2v.data.facts import note, shorten
 from d2v.data.rows import Split
 from d2v.errors import InputError
@@ -25,6 +25,28 @@ ARRAY = re.compile(rf"\[\s*(?:{ITEM.pattern})(?:\s+(?:{ITEM.pattern}))+\s*\]")
 
 
 UNSEEN = dict.fromkeys(map(ord, INVISIBLE))
+Match = Literal["name", "number", "order"]
+
+
+@dataclass
+class ClassOptions(Data):
+    """Data whose labels are classes.
+
+    Attributes:
+        class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
+            frequent ones; by default all have 1.
+        label_smoothing: share of the probability that is spread over all classes in training.
+        match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
+            the data's classes being the model's first.
+    """
+
+    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
+    label_smoothing: float = 0.0
+    match: Match = "name"
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares("data", self, ("label_smoothing",))
 
 
 @dataclass(frozen=True)
@@ -216,7 +238,7 @@ def with_stream(
     train, validation = columns["train"], columns["validation"]
     table = splits["train"].table
     if not (train.numbered or "," in column or listed_names(table, column)):
-        listed = ", ".join(validation.classes[:20]) + (", ..." if len(validation.classes) > 20 else "")
+        listed = shorten(validation.classes, 20)
         line = f"train: the classes of {column} are taken to be those of validation: {listed}"
         note(job, "classes of a stream", line, classes=validation.classes)
         train = replace(train, classes=validation.classes)
@@ -228,8 +250,7 @@ def note_absent(job: Job, train: Named, column: str) -> None:
     found = (name for label in train.labels for name in (label if isinstance(label, list) else [label]))
     there = {name for name in found if isinstance(name, str)}
     if absent := [name for name in train.classes if name not in there]:
-        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {listed}"
+        line = f"train: {len(absent)} of {len(train.classes)} classes of {column} have no row: {shorten(absent)}"
         note(job, "classes absent", line, split="train", classes=absent)
 
 

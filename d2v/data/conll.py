@@ -111,7 +111,8 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     if len({len(columns_of(line)) for line in plain}) > 1 and len(tabs) == 1 and tabs != {0}:
         columns = at_tabs  # words have blanks
     likely = columns(plain[0]) if plain else []  # the first that is a word for sure
-    width, chunks = 0 if universal else len(likely), bool(likely and TAG.fullmatch(likely[-1]))
+    width = 0 if universal else len(likely)
+    chunks = bool(likely and TAG.fullmatch(likely[-1]))
     for number, line in enumerate([*lines, ""], 1):
         fields = at_tabs(line) if universal else columns(line)
         if not line.strip() or fields[0] == "-DOCSTART-":

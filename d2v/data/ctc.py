@@ -15,8 +15,8 @@ from d2v.data.facts import note
 from d2v.data.rows import Rows, Split
 from d2v.data.streams import rows_of
 from d2v.errors import InputError
+from d2v.hub import fetch_file
 from d2v.models.audio import Data2VecAudioConfig
-from d2v.pretrained import fetch_file
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.ctc import CTCTokenizer
 

@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2v.config import Job
 from d2v.data.audio import AudioData, clip_rows
-from d2v.data.class_names import as_number
+from d2v.data.class_names import Match, as_number
 from d2v.data.facts import note
 from d2v.data.files import AUDIO, walk
 from d2v.data.frame_classes import Segment, matched_segments, segment_classes
-from d2v.data.labels import Match, label_problem
+from d2v.data.labels import label_problem
 from d2v.data.rows import Rows, Split
 from d2v.data.rttm import Recordings, nearest_folders, read_rttm_folders
 from d2v.data.tables import TABLES, ending

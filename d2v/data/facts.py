@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from d2v.config import Job
-from d2v.pretrained import write_json
+from d2v.hub import write_json
 
 Decoded = tuple[str, str, str] | tuple[str, str, str, int]
 """What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"; of

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.config import Data, Job, at_least, shares
+from d2v.config import Job, at_least, shares
 from d2v.data.class_names import (
+    ClassOptions,
+    Match,
     Named,
     as_list,
     check_classes,
@@ -34,7 +36,7 @@ from d2v.data.class_names import (
     vector_width,
     with_stream,
 )
-from d2v.data.facts import note
+from d2v.data.facts import note, shorten
 from d2v.data.rows import Split
 from d2v.data.scores import Scores
 from d2v.errors import InputError
@@ -42,7 +44,6 @@ from d2v.hub import fetch_file, load_config, read_json
 from d2v.models.configuration import numbered_names
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
-Match = Literal["name", "number", "order"]
 THRESHOLDS = "thresholds.json"
 """File beside a model with the scores above which classes are predicted."""
 # As a model's config.json calls them; of older checkpoints the number of outputs says it.
@@ -54,7 +55,7 @@ MODEL_TYPES: dict[ProblemType, str] = {
 
 
 @dataclass
-class LabelData(Data):
+class LabelData(ClassOptions):
     """Data with labels.
 
     Attributes:
@@ -67,11 +68,6 @@ class LabelData(Data):
         positive_class: the class of two whose F1 is `f1`; by default the second.
         threshold: score above which multi_label predicts a class; best chooses one for each class by F1 on validation.
             By default those in the model's thresholds.json, or 0.5.
-        class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
-            frequent ones; by default all have 1.
-        label_smoothing: share of the probability that is spread over all classes in training.
-        match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
-            the data's classes being the model's first.
         metrics: names of the metrics, the first of which chooses the best checkpoint; by default the usual ones.
         listed_scores: number of classes, the likeliest, whose scores predictions.jsonl lists; 0 lists all.
     """
@@ -82,16 +78,13 @@ class LabelData(Data):
     problem_type: ProblemType | None = None
     positive_class: str | None = None
     threshold: float | Literal["best"] | None = None
-    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
-    label_smoothing: float = 0.0
-    match: Match = "name"
     metrics: list[str] = field(default_factory=list)
     listed_scores: int = 10
 
     def __post_init__(self):
         super().__post_init__()
         at_least(0, "data", self, ("listed_scores",))
-        shares("data", self, ("label_smoothing", "threshold"))
+        shares("data", self, ("threshold",))
         if self.problem_type == "regression" and (self.class_weights != "equal" or self.label_smoothing):
             raise InputError("data.class_weights and data.label_smoothing are for classes, not for regression")
 
@@ -339,7 +332,7 @@ def matched(
     """
     changed = [(name, labels.names[known[name]]) for name in classes if name in known]
     if others := [f"{name} is {other}" for name, other in changed if name != other]:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        shown = shorten(others, 5)
         note(job, "labels matched", f"{labels.column}: of the model's classes, {shown}", classes=dict(changed))
     renamed_to = dict(changed)
     references = {name: [renamed(label, renamed_to) for label in split] for name, split in named.items()}

@@ -16,7 +16,7 @@ from d2v.data.facts import note
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.running_text import Pieces, Stream, read_stream, text_sizes
 from d2v.data.streams import rows_of
-from d2v.data.text import TextData, encode_pairs, note_cut, token_batch
+from d2v.data.text import TextData, encode_texts, note_cut, token_batch
 from d2v.errors import InputError
 from d2v.losses import IGNORE
 from d2v.processors.text import Tokenizer
@@ -286,7 +286,7 @@ def gap_rows(job: Job, split: Split, column: str, tokenizer: Tokenizer, max_leng
         InputError: a row is no text, or has no gap, unless `data.bad_rows` skips it.
     """
     split, texts = read_texts(job, split, column)
-    ids, cut = encode_pairs(tokenizer, [texts], max_length)
+    ids, cut = encode_texts(tokenizer, texts, max_length)
     mask = tokenizer.special_tokens["mask_token"]
     good = check_rows(job, split, [None if tokenizer.mask_token_id in row else f"has no {mask} to fill" for row in ids])
     note_cut(job, split, cut, len(ids), max_length)

@@ -74,7 +74,8 @@ def load_also(job: Job, demo: Callable[[], Any], **columns: Any) -> dict[str, Sp
     Raises:
         InputError: one would take the place of a split of the run.
     """
-    also, found = job.config.data.also if job.labelled else {}, {}
+    also = job.config.data.also if job.labelled else {}
+    found: dict[str, Split] = {}
     if taken := [ending for ending in also if ending in SPLITS]:
         raise InputError(f"data.also: {taken[0]} is a split of the run; should be another ending, such as mm")
     for ending, name in also.items():

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.config import Data, Job, at_least
+from d2v.data.class_names import Match
 from d2v.data.facts import Decoded, note, shorten
 from d2v.data.files import PICTURES
 from d2v.data.image import fit_processor, seeded, taken_bits
-from d2v.data.labels import Match, match_classes
+from d2v.data.labels import match_classes
 from d2v.data.rows import decode_rows
 from d2v.errors import InputError
 from d2v.hub import read_json

@@ -16,7 +16,7 @@ from d2v.data.folders import place_files
 from d2v.data.rows import Split
 from d2v.data.sources import NOT_DATA, has_card, undecoded_type
 from d2v.data.splits_of_tables import asked_splits, of_one_kind
-from d2v.data.tables import SAMPLE, check_classes, ending, named_classes, reason
+from d2v.data.tables import SAMPLE, check_same_classes, ending, named_classes, reason
 from d2v.errors import InputError
 from d2v.hub import split_revision
 
@@ -139,7 +139,7 @@ def open_files(folder: Path, files: Sequence[PurePath]) -> tuple[Any, Sequence[s
 
     names = [str(folder / file) for file in files]
     if KINDS[ending(files[0])] == "parquet":
-        check_classes([folder / file for file in files])
+        check_same_classes([folder / file for file in files])
     builder = datasets.load_dataset_builder(KINDS[ending(files[0])], data_files={"train": names})
     return open_split(builder, "train", names)
 

@@ -115,7 +115,8 @@ class Reader:
                 at["next"] += 1
             if not at["open"]:
                 at.update(epoch=at["epoch"] + 1, next=0, turn=0)
-                order, without = self.order(), 0 if taken else without + 1
+                order = self.order()
+                without = 0 if taken else without + 1
                 if without == 2:
                     first = self.rows.stream.shards[order[0]]
                     raise InputError(f"not one row of {len(order)} shards can be used; the first is {first}")

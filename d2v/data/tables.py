@@ -66,7 +66,7 @@ def read_table(files: Sequence[Path], data: Data, remarks: list[Remark]) -> "Dat
         if kind == "json" and any(map(one_object, files)):
             return joined(list(map(read_json_rows, files)), files)
         if kind == "parquet":
-            check_classes(files)
+            check_same_classes(files)
         names = [str(file) for file in files]
         options = {"encoding": "utf-8-sig"} if kind == "text" else {}
         try:
@@ -103,7 +103,7 @@ def named_classes(features: Any) -> dict[str, list[str]]:
     return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
 
 
-def check_classes(files: Sequence[Path]) -> None:
+def check_same_classes(files: Sequence[Path]) -> None:
     """Raise InputError unless all parquet files of a split number their classes alike: the first one's names count."""
     from datasets import Features
     from pyarrow import ArrowInvalid, parquet

@@ -332,20 +332,20 @@ def token_batch(tokenizer: Tokenizer, ids: Sequence[Sequence[int]]) -> dict[str,
     return tokenizer.pad(ids) | {"lengths": lengths, "size": sum(lengths)}
 
 
-def encode_pairs(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[np.ndarray], int]:
-    """Texts, or pairs of texts, as tokens, some at a time; encodings take much memory, their ids little.
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], int]:
+    """Texts as tokens, some at a time; encodings take much memory, their ids little.
 
     Args:
         tokenizer: of the model.
-        texts: one list, or two of one length.
+        texts: N of them.
         max_length: most tokens of a row.
 
     Returns:
         (T,) int32 for each row, and how many rows were cut.
     """
     rows, cut = [], 0
-    for start in range(0, len(texts[0]), CHUNK):
-        encodings = tokenizer(*(column[start : start + CHUNK] for column in texts), max_length=max_length)
+    for start in range(0, len(texts), CHUNK):
+        encodings = tokenizer(texts[start : start + CHUNK], max_length=max_length)
         rows += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         cut += sum(bool(encoding.overflowing) for encoding in encodings)
     return rows, cut

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2v.config import Job, shares
+from d2v.config import Job
 from d2v.data.cache import arrays, map_table
-from d2v.data.class_names import Named, as_list, name_reader, name_values, with_stream
-from d2v.data.labels import Labels, Match, checkpoint_labels, label_problem, settle_classes, weighted
+from d2v.data.class_names import ClassOptions, Named, as_list, name_reader, name_values, with_stream
+from d2v.data.labels import Labels, checkpoint_labels, label_problem, settle_classes, weighted
 from d2v.data.rows import Rows, Split, check_rows
 from d2v.data.streams import rows_of
 from d2v.data.text import TextData
@@ -30,18 +30,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TokenData(TextData):
+class TokenData(ClassOptions, TextData):
     """The data; without a path the embedded demo.
 
     Attributes:
         tokens_column: column of lists of words, or of text whose words have spaces between.
         tags_column: column of lists of the words' labels, names or numbers, or of text with spaces between; null, -1
             and -100 do not count, nor do negative numbers where the column's type names the classes.
-        class_weights: weight of the classes in the loss by name, or balanced, by which rare ones count as much as
-            frequent ones; by default all have 1.
-        label_smoothing: share of the probability that is spread over all classes in training.
-        match: how the labels of the data are a given model's classes: by name; by number; or by order, the first of
-            the data's classes being the model's first.
         label_all_pieces: train on the labels of all tokens of a word; by default on that of its first.
         max_length: maximum number of tokens of a window; a longer sentence takes several.
         stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
@@ -49,15 +44,8 @@ class TokenData(TextData):
 
     tokens_column: str = "tokens"
     tags_column: str = "tags"
-    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
-    label_smoothing: float = 0.0
-    match: Match = "name"
     label_all_pieces: bool = False
     stride: int = 64
-
-    def __post_init__(self):
-        super().__post_init__()
-        shares("data", self, ("label_smoothing",))
 
 
 NO_TAGS = (-100, -1, "-100", "-1", "")

@@ -15,8 +15,8 @@ from torch import Tensor
 from d2v.data.diarization import Segment, SegmentData, one_word
 from d2v.decode.windows import Windowed, windowed_logits
 from d2v.errors import InputError
+from d2v.hub import fetch_file, read_json
 from d2v.models.audio import Data2VecAudioConfig
-from d2v.pretrained import fetch_file, read_json
 
 DECISION = "diarization.json"
 """File beside a model that has its `threshold` and the `filter` of `decode_segments`, chosen on validation."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from d2v.data.question_answering import Span
 from d2v.data.rows import Rows
 from d2v.data.windows import group_windows
-from d2v.pretrained import write_json
+from d2v.hub import write_json
 
 LARGE = 1e30
 """More than any logit, and twice as much is still a number in fp32."""

@@ -143,10 +143,8 @@ def draw_overlays(
         names: all C classes; the first thirty that occur are in the legend.
         path: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     arrays = [
@@ -157,7 +155,7 @@ def draw_overlays(
         )
         for image, reference, prediction in rows
     ]
-    colours = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
+    colours = colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255  # (C, 3)
 
     def over(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         counts = labels != IGNORED
@@ -166,9 +164,8 @@ def draw_overlays(
         return mixed.astype(np.uint8)
 
     columns = 2 if arrays[0][1] is None else 3
-    figure, axes = pyplot.subplots(
-        len(arrays), columns, figsize=(3.2 * columns + 1.5, 2.5 * len(arrays)), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.2 * columns + 1.5, 2.5 * len(arrays)), layout="constrained")
+    axes = figure.subplots(len(arrays), columns, squeeze=False)
     for line, (image, reference, prediction) in zip(axes, arrays, strict=True):
         maps = {"image": None, "reference": reference, "prediction": prediction}
         shown = [(title, labels) for title, labels in maps.items() if labels is not None or title == "image"]
@@ -183,4 +180,3 @@ def draw_overlays(
     patches = [Patch(color=colours[i] / 255, label=names[i]) for i in occurring[occurring != IGNORED][:30]]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)

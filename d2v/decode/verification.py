@@ -14,7 +14,8 @@ import torch
 from d2v.data.diarization import one_word
 from d2v.data.verification import NamedTrial, Trial
 from d2v.errors import InputError
-from d2v.pretrained import fetch_file, read_weights_file, write_weights
+from d2v.hub import fetch_file
+from d2v.pretrained import read_weights_file, write_weights
 
 COHORT = "cohort.safetensors"
 Embeddings = Mapping[Any, np.ndarray] | np.ndarray

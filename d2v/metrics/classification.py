@@ -19,7 +19,7 @@ from d2v.data.labels import THRESHOLDS, Labels
 from d2v.data.rows import Rows
 from d2v.data.scores import Scores
 from d2v.errors import InputError
-from d2v.pretrained import write_json
+from d2v.hub import write_json
 
 
 def accuracy_and_f1(references: Sequence[int | str], predictions: Sequence[int | str]) -> dict[str, float]:
@@ -395,10 +395,7 @@ def plot_confusion(
         names: all C classes, in order.
         path: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from sklearn.metrics import confusion_matrix
 
     if len(names) > 200:  # the picture would be too large to open
@@ -407,7 +404,8 @@ def plot_confusion(
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     few = len(names) <= 30  # above that the numbers would be too small to read
     side = 2.5 + len(names) * (0.4 if few else 0.16)  # inches
-    figure, axis = pyplot.subplots(figsize=(side, side), layout="constrained")
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts) if few else ():
         colour = "white" if shares[row, column] > 0.5 else "black"
@@ -418,4 +416,3 @@ def plot_confusion(
     axis.set_yticks(range(len(names)), labels, fontsize=size)
     axis.set(xlabel="predicted", ylabel="reference")
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)

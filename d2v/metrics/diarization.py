@@ -185,14 +185,12 @@ def plot_timelines(
         free_names: as for `diarization_metrics`.
         most: recordings to plot, the first of the hypotheses.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     shown = list(hypotheses)[:most]
     hypotheses = name_speakers(references, hypotheses) if free_names else hypotheses
-    figure, axes = pyplot.subplots(len(shown), figsize=(10, 1.2 * len(shown)), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(10, 1.2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), squeeze=False)
     for recording, axis in zip(shown, axes[:, 0], strict=True):
         sides = hypotheses[recording], references[recording]
         speakers = list(dict.fromkeys(speaker for side in reversed(sides) for *_, speaker in side))
@@ -206,4 +204,3 @@ def plot_timelines(
         axis.set_title(recording, fontsize=9, loc="left")
     axes[-1, 0].set_xlabel("seconds")
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2v.config import Job
-from d2v.data.facts import note
+from d2v.data.facts import note, shorten
 from d2v.errors import InputError
 from d2v.processors.image import IGNORED
 
@@ -87,7 +87,7 @@ def note_pixels(job: Job, split: str, counts: Tensor, pixels: int, names: list[s
             job, "ignored pixels", f"{split}: {share:.1%} of the pixels are ignored", split=split, share=round(share, 6)
         )
     if absent := [name for name, count in zip(names, counts[2].tolist(), strict=True) if not count]:
-        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        shown = shorten(absent)
         line = f"{split}: {len(absent)} of {len(names)} classes have no pixel: {shown}"
         note(job, "classes absent", line, split=split, classes=absent)
 

@@ -81,10 +81,7 @@ def plot_det(labels: Labels, scores: Scores, path: str | os.PathLike) -> None:
         scores: in the same order.
         path: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from scipy.stats import norm
 
     misses, false_alarms = error_curve(labels, scores)
@@ -94,7 +91,8 @@ def plot_det(labels: Labels, scores: Scores, path: str | os.PathLike) -> None:
     deviates = {"ticks": norm.ppf(ticks), "labels": [f"{100 * rate:g}" for rate in ticks]}
     limits = norm.ppf([lowest, highest])
 
-    figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
     axis.plot(norm.ppf(false_alarms.clip(1e-6, 1 - 1e-6)), norm.ppf(misses.clip(1e-6, 1 - 1e-6)))
     axis.plot(limits, limits, color="grey", linewidth=0.5)
     axis.plot(*[norm.ppf(np.clip(eer, lowest, highest))] * 2, "o", label=f"equal error rate {100 * eer:.2f} %")
@@ -104,4 +102,3 @@ def plot_det(labels: Labels, scores: Scores, path: str | os.PathLike) -> None:
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)

@@ -177,8 +177,10 @@ class Attention(nn.Module):
         """
         source, source_packing = (x, packing) if memory is None else memory
         q = self.q_proj(x).unflatten(1, (self.heads, -1))  # (N, H, K)
-        dropout, weights = self.dropout if self.training else 0.0, None
-        eager, alone = self.implementation == "eager" or output_attentions, memory is None and cache is None
+        dropout = self.dropout if self.training else 0.0
+        eager = self.implementation == "eager" or output_attentions
+        alone = memory is None and cache is None
+        weights = None
         if alone and not eager and packing.by_rows(x.device):
             k, v = (proj(x).unflatten(1, (self.heads, -1)) for proj in (self.k_proj, self.v_proj))
             context = attention_by_rows(q, k, v, packing, bias, dropout, self.causal)
@@ -383,7 +385,8 @@ class Encoder(nn.Module):
         keys = None if cache is None else cache.read(packing, x.device)
         skipped = skipped_layers(self)
         again = self.gradient_checkpointing and cache is None  # a cache would be given the same positions again
-        hidden_states, attentions = [packing.unpack(x)] if output_hidden_states else [], []
+        hidden_states = [packing.unpack(x)] if output_hidden_states else []
+        attentions = []
         for i, layer in enumerate(self.layers):
             weights = None
             if i not in skipped:

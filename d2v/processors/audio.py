@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from d2v.errors import InputError
-from d2v.hub import naming, of_lfs
+from d2v.hub import fetch_file, naming, of_lfs, read_json, write_json
 from d2v.models.configuration import check_types
-from d2v.pretrained import fetch_file, read_json, write_json
 
 AudioSource = str | os.PathLike | bytes | dict[str, Any]
 

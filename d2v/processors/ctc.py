@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from d2v.errors import InputError
-from d2v.hub import naming
+from d2v.hub import fetch_file, naming, read_json, write_json
 from d2v.models.configuration import check_types
-from d2v.pretrained import fetch_file, read_json, write_json
 
 # What Hugging Face's tokenizer assumes where tokenizer_config.json is silent.
 DEFAULT_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}

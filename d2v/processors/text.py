@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v.errors import InputError
-from d2v.pretrained import fetch_file, read_json, write_json
+from d2v.hub import fetch_file, read_json, write_json
 
 # What Hugging Face's tokenizer assumes where the files are silent; in its order, in which missing ones are added.
 DEFAULT_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"}

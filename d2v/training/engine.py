@@ -101,7 +101,7 @@ def check_engine() -> None:
 
 def wait_less(job: Job) -> None:
     """Wait once more as long as in preparation, then no longer than `PATIENCE`: a process that hangs ends the run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if distributed():
         try:
             from torch.distributed import set_timeout
         except ImportError:  # an older torch
@@ -110,9 +110,14 @@ def wait_less(job: Job) -> None:
         set_timeout(PATIENCE)
 
 
+def distributed() -> bool:
+    """Whether processes have found each other."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def sharding() -> bool:
     """Whether this run's model is sharded: Accelerate is configured for FSDP, and processes have found each other."""
-    return wants("FSDP") and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return wants("FSDP") and distributed()
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
@@ -221,7 +226,7 @@ def share_buffers(*models: nn.Module | None) -> None:
 
     DDP does so at the next forward pass in training, which is too late for an evaluation.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not distributed():
         return
     for buffer in (buffer for model in models if model is not None for buffer in model.buffers()):
         if buffer.is_floating_point():

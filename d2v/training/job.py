@@ -18,7 +18,7 @@ from d2v.data.cores import granted_cores
 from d2v.data.facts import everyones
 from d2v.data.tables import read_sample
 from d2v.errors import InputError
-from d2v.pretrained import read_json, write_json
+from d2v.hub import read_json, write_json
 from d2v.training.engine import check_engine, sharding
 from d2v.training.identity import check_config, check_data, checkpoint_fingerprint, fingerprint, plain
 from d2v.training.machine import ask_for_huge_pages, environment, has_bf16

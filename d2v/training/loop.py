@@ -118,12 +118,12 @@ class Progress:
         self.stale += 1
         return none_yet
 
-    def count(self, *, finite: bool, looking_for_scale: bool) -> None:
-        """Note an update; one that was not finite is not held against a scaler that looks for its scale."""
+    def count(self, finite: bool, scaler: Any = None) -> None:
+        """Note an update; one that was not finite is not held against a scaler of fp16 that looks for its scale."""
         self.step += 1
         if finite:
             self.skipped_in_a_row = 0
-        elif not looking_for_scale:
+        elif scaler is None or scaler.get_scale() < 1:
             self.skipped += 1
             self.skipped_in_a_row += 1
 
@@ -161,13 +161,7 @@ def fit(
     """
     end_preparation(job, batches)
     run, optim, accelerator, out = job.config.run, job.config.optim, job.accelerator, job.out
-    epoch = len(batches) if hasattr(batches, "__len__") else None  # updates
-    if epoch is None and run.max_steps is None:
-        raise InputError("these data have no known length; --run.max_steps says when training ends")
-    total: int = run.max_steps or run.epochs * epoch
-    note_warm_up(job, total)
-    eval_every = run.eval_every or epoch or total
-    save_every = run.save_every or eval_every
+    epoch, total, eval_every, save_every = schedule(job, batches)
     made_of = run_identity(job, batches, model, keep)
     model.gradient_checkpointing_enable(run.gradient_checkpointing)
     model.to(accelerator.device).train()
@@ -226,8 +220,7 @@ def fit(
             skip_layers(model, run.seed, progress.step)
             update, waited = next_update(job, updates)
             scale = lr_scale(progress.step, total, optim)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * scale
+            set_lr(optimizer, scale)
             model.freeze_encoder(progress.step < optim.freeze_encoder_steps)
 
             with out_of_memory(job, update, batches, f"update {progress.step + 1}"):
@@ -237,8 +230,7 @@ def fit(
             if average is not None:
                 average.update_parameters(model)
 
-            scaler = accelerator.scaler
-            progress.count(finite=finite, looking_for_scale=scaler is not None and scaler.get_scale() >= 1)
+            progress.count(finite, accelerator.scaler)
             progress.seconds = spent + time.monotonic() - begun
             log.add(loss if finite else 0.0, items if finite else 0.0, size, waited)
             now = progress.step
@@ -263,6 +255,23 @@ def fit(
             if out_of_time:
                 break
     return kind.from_pretrained(out / "best", verbose=False)
+
+
+def schedule(job: Job, batches: Any) -> tuple[int | None, int, int, int]:
+    """Updates of an epoch (None if unknown), of the run, between evaluations, and between checkpoints."""
+    run, epoch = job.config.run, len(batches) if hasattr(batches, "__len__") else None
+    if epoch is None and run.max_steps is None:
+        raise InputError("these data have no known length; --run.max_steps says when training ends")
+    total: int = run.max_steps or run.epochs * (epoch or 0)
+    note_warm_up(job, total)
+    eval_every = run.eval_every or epoch or total
+    return epoch, total, eval_every, run.save_every or eval_every
+
+
+def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Set each group's learning rate to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * scale
 
 
 def reasons_to_stop(run: Run, begun: float, saved: float) -> list[bool]:

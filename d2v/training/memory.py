@@ -33,7 +33,7 @@ def out_of_memory(job: Job, batches: Sequence[dict[str, Any]], source: Any, doin
         known = "tried to allocate" in words or "out of memory" in words
         if not (known or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
-        raise InputError(explain(job, batches, source, doing)) from error
+        raise InputError(out_of_memory_message(job, batches, source, doing)) from error
 
 
 TRIMMED = 100
@@ -51,7 +51,7 @@ def trim(device: torch.device) -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def explain(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str) -> str:
+def out_of_memory_message(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str) -> str:
     """The line, see `out_of_memory`; it is about the largest batch."""
 
     def numbers(batch: dict[str, Any]) -> int:

@@ -57,16 +57,17 @@ def build(
     if job.training and isinstance(tokenizer, CTCTokenizer):
         changes |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     changes |= always or {}
+    by_option = "lora.rank" if config.lora.rank else f"freeze {config.freeze}"
+    frozen = by_option if job.training and by_option != "freeze nothing" else None
     if config.model:
-        model = load_checkpoint(job, cls, changes, tokenizer)
+        model = load_pretrained(job, cls, changes, tokenizer)
     else:
-        changes = text_sizes(job, tokenizer, changes) if isinstance(tokenizer, Tokenizer) else changes
+        changes = new_text_config(job, tokenizer, changes) if isinstance(tokenizer, Tokenizer) else changes
         model = cls(cls.config_class.from_dict({}, **changes))
         if job.config.data.path is not None:
             note(job, "random weights", "model: new, with random weights; --model starts from a checkpoint")
-        if job.training and (config.lora.rank or config.freeze != "nothing"):
-            option = "lora.rank" if config.lora.rank else f"freeze {config.freeze}"
-            note(job, "random weights frozen", f"model: new, and what --{option} does not train stays random")
+        if frozen:
+            note(job, "random weights frozen", f"model: new, and what --{frozen} does not train stays random")
     settings = model.config
     for name, value in config.arch.items():
         own = getattr(settings, name, "no such field")
@@ -75,9 +76,8 @@ def build(
             note(job, "arch unused", f"arch.{name} {value} {why} {own}", option=f"arch.{name}")
     if job.training and config.model and isinstance(tokenizer, Tokenizer) and config.data.add_tokens:
         start_tokens(model, tokenizer, len(Tokenizer.from_pretrained(config.model)))
-        if config.lora.rank or config.freeze != "nothing":
-            option = "lora.rank" if config.lora.rank else f"freeze {config.freeze}"
-            line = f"tokens added: they stay the mean of the others, since with --{option} embeddings are not trained"
+        if frozen:
+            line = f"tokens added: they stay the mean of the others, since with --{frozen} embeddings are not trained"
             note(job, "tokens not trained", line, tokens=config.data.add_tokens)
     if tokenizer and isinstance(settings, Data2VecTextConfig) and len(tokenizer) > settings.vocab_size:
         tokens = f"{len(tokenizer)} tokens, its model {settings.vocab_size}"
@@ -104,7 +104,7 @@ def build(
     return model
 
 
-def load_checkpoint(
+def load_pretrained(
     job: Job, cls: type[Model], changes: Mapping[str, Any], tokenizer: Tokenizer | CTCTokenizer | None
 ) -> Model:
     """The run's checkpoint as a model of this class, in evaluation mode; what is new in it is noted.
@@ -193,7 +193,7 @@ def start_tokens(model: Any, tokenizer: Tokenizer, known: int) -> None:
             table[known : len(tokenizer)] = table[:known].mean(dim=0)
 
 
-def text_sizes(job: Job, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dict[str, Any]:
+def new_text_config(job: Job, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a new text model, with room for its tokenizer and for `data.max_length` tokens."""
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     # fairseq numbers positions from pad_token_id + 1 (fairseq/utils.py, make_positions).

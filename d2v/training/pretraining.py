@@ -20,10 +20,11 @@ from d2v import losses
 from d2v.config import Job
 from d2v.data.facts import note_decoded, say_decoded
 from d2v.errors import InputError, Interrupted
+from d2v.hub import write_json
 from d2v.metrics.pretraining import Moments
 from d2v.models.pretraining import PretrainingOutput, Student, Teacher
 from d2v.models.transformer import skip_layers
-from d2v.pretrained import push_folder, write_json
+from d2v.pretrained import push_folder
 from d2v.training.engine import blank, host_of_sums, in_step, shard, sharding, to_device, unsharded
 from d2v.training.identity import run_identity
 from d2v.training.log import open_log, read_log
@@ -36,10 +37,12 @@ from d2v.training.loop import (
     interrupted_run,
     next_update,
     reasons_to_stop,
+    schedule,
+    set_lr,
     wrap_for,
 )
 from d2v.training.memory import TRIMMED, out_of_memory, trim
-from d2v.training.optim import build_optimizer, lr_scale, note_warm_up, warm_up
+from d2v.training.optim import build_optimizer, lr_scale, warm_up
 from d2v.training.report import FILES, end_preparation, peak_memory_mb, write_model_card
 from d2v.training.resume import (
     RandomState,
@@ -59,7 +62,7 @@ below 1.1 for good.
 """
 
 
-class Vigil:
+class CollapseAlarm:
     """How many lines of the log in a row say that the targets have collapsed."""
 
     def __init__(self, alarm: Alarm):
@@ -132,11 +135,7 @@ def pretrain(
     end_preparation(job, batches)
     config, accelerator, out = job.config, job.accelerator, job.out
     run, optim, teaching = config.run, config.optim, config.teacher
-    epoch = len(batches) if hasattr(batches, "__len__") else 0  # updates; a stream has no number of them
-    total: int = run.max_steps or run.epochs * epoch
-    note_warm_up(job, total)
-    eval_every = run.eval_every or epoch or total
-    save_every = run.save_every or eval_every
+    epoch, total, eval_every, save_every = schedule(job, batches)
     made_of = run_identity(job, batches, student.base_model, keep)
     student.gradient_checkpointing_enable(run.gradient_checkpointing)
     for network in (student.train(), teacher):
@@ -148,10 +147,10 @@ def pretrain(
     optimizer = accelerator.prepare(build_optimizer(student, optim))  # type: ignore[arg-type]
 
     torch.manual_seed(run.seed + accelerator.process_index)  # each process its own dropout
-    progress, vigil, moments = Progress(), Vigil(config.alarm), Moments()
+    progress, alarm, moments = Progress(), CollapseAlarm(config.alarm), Moments()
     own = {"random": RandomState()}
     states = {"model": student, "teacher": teacher, "optimizer": optimizer, "batches": batches}
-    states |= {"progress": progress, "vigil": vigil, "scaler": accelerator.scaler}
+    states |= {"progress": progress, "alarm": alarm, "scaler": accelerator.scaler}
     go_on(job, states, own, made_of)
     begun = saved = time.monotonic()
     spent = progress.seconds  # in earlier sessions
@@ -232,8 +231,7 @@ def pretrain(
             skip_layers(student, run.seed, progress.step)
             update, waited = next_update(job, updates)
             scale, weight = lr_scale(progress.step, total, optim), config.auxiliary.at(progress.step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * scale
+            set_lr(optimizer, scale)
             decay = teaching.decay(progress.step, total)
 
             with out_of_memory(job, update, batches, f"update {progress.step + 1}"):
@@ -245,8 +243,7 @@ def pretrain(
             if teacher is not None:
                 teacher.update(student, decay)
 
-            scaler = accelerator.scaler
-            progress.count(finite=finite, looking_for_scale=scaler is not None and scaler.get_scale() >= 1)
+            progress.count(finite, accelerator.scaler)
             progress.seconds = spent + time.monotonic() - begun
             log.add(loss if finite else 0.0, items if finite else 0.0, size, waited)
             now = progress.step
@@ -259,7 +256,7 @@ def pretrain(
                     values["half_life"] = forgotten
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
                 whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
-                vigil.check(figures, now, ready=whole and now > warm_up(optim, total))
+                alarm.check(figures, now, ready=whole and now > warm_up(optim, total))
             check_finite(run, progress, "optim.lr or raise optim.warmup")
             if now % TRIMMED == 0:
                 trim(accelerator.device)
@@ -322,10 +319,7 @@ def finish_pretraining(job: Job, metrics: dict[str, float], rows: Sized, *, demo
 
 def plot_pretraining(out: Path) -> None:
     """Draw `curves.png` from `log.jsonl`: the loss, and what tells whether it means anything."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     log = read_log(out / "log.jsonl")
     ranks = [f"{name}_rank" for name in ("target", "prediction", "front")]
@@ -337,7 +331,8 @@ def plot_pretraining(out: Path) -> None:
     }
     if any("eval_probe_accuracy" in entry for entry in log):
         panels["accuracy of the probe, on validation"] = ["eval_probe_accuracy"]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels))
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
@@ -348,4 +343,3 @@ def plot_pretraining(out: Path) -> None:
         if axis.lines:
             axis.legend()
     figure.savefig(out / "curves.png", dpi=100)
-    pyplot.close(figure)

@@ -233,15 +233,13 @@ def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
 
 def plot_curves(out: Path, metric: str) -> None:
     """Draw `curves.png` from `log.jsonl`: both losses, and the metric on validation, over updates."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     log = read_log(out / "log.jsonl")
     # Fixed margins: a layout that looks for them draws everything twice, the better half of a short run's last second.
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.92}
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), gridspec_kw=margins)
+    figure = Figure(figsize=(10, 4))
+    axes = figure.subplots(1, 2, gridspec_kw=margins)
     for axis, key, label in (
         (axes[0], "loss", "training"),
         (axes[0], "eval_loss", "validation"),
@@ -256,7 +254,6 @@ def plot_curves(out: Path, metric: str) -> None:
     if axes[0].lines:
         axes[0].legend()
     figure.savefig(out / "curves.png", dpi=100)
-    pyplot.close(figure)
 
 
 def write_model_card(
@@ -324,27 +321,27 @@ def licence_of(model: str) -> dict[str, Any]:
 
 FILES = {
     "results.json": "metrics",
-    "predictions.jsonl": "a prediction a line",
+    "predictions.jsonl": "one prediction per line",
     "statistics.npz": "what each row adds to the metrics, for python -m d2v.compare",
-    "submission.csv": "the same, as the sample has them",
-    "predictions.csv": "the same, up to five classes of each image",
-    "predictions.json": "the same, as SQuAD's scripts read them",
+    "submission.csv": "predictions in the sample submission's format",
+    "predictions.csv": "the five likeliest classes of each image",
+    "predictions.json": "predictions for SQuAD's scripts",
     "nbest_predictions.json": "answers with their probabilities",
     "na_prob.json": "probability that there is no answer",
-    "predictions.conll": "the same, as conlleval reads them",
+    "predictions.conll": "predictions for conlleval",
     "confusion.png": "confusion matrix",
     "classes.csv": "metrics of each class",
     "overlays.png": "label maps over their images",
-    "masks": "label maps, a class number a pixel",
-    "hypothesis.rttm": "the same as RTTM",
-    "annotations": "the same, as Praat and players read them",
+    "masks": "label maps, one class number per pixel",
+    "hypothesis.rttm": "predicted segments as RTTM",
+    "annotations": "predictions for Praat and media players",
     "scores.txt": "scores of trials, as VoxSRC takes them",
     "det.png": "miss and false alarm rates over thresholds",
     "timeline.png": "predictions below their references",
     "probabilities": "probabilities of each frame",
     "best": "best model",
     "curves.png": "loss and metric over updates",
-    "log.jsonl": "the same as numbers",
+    "log.jsonl": "losses and metrics as numbers",
     "checkpoints": "checkpoints for --run.resume true",
     "config.yaml": "all options, for --config",
     "data.json": "what was read, and what was left out or changed",

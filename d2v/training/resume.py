@@ -23,8 +23,7 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.devices import on_cuda
 from d2v.errors import InputError
-from d2v.hub import in_place_of
-from d2v.pretrained import read_json, write_json
+from d2v.hub import in_place_of, read_json, write_json
 from d2v.training.engine import gathered, holds_shards, load_whole, shard_state
 from d2v.training.identity import RUN, check_made_of
 

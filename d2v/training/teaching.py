@@ -204,7 +204,8 @@ def student_and_teacher(
         grid: rows and columns of patches of an image.
     """
     options: Teaching = job.config.teacher
-    layers, decoder, economy = options.head_layers if options.weight else 0, None, job.config.economy
+    layers = options.head_layers if options.weight else 0
+    economy, decoder = job.config.economy, None
     if economy.views:
         shape = {"layers": economy.layers, "kernel": economy.kernel, "groups": economy.groups, "grid": grid}
         decoder = Decoder(base_model.config.hidden_size, economy.width, **shape)

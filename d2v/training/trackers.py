@@ -8,7 +8,7 @@ from typing import Any
 
 from d2v.config import Job
 from d2v.errors import InputError
-from d2v.pretrained import read_json, write_json
+from d2v.hub import read_json, write_json
 from d2v.training.identity import flat, plain
 
 TRACKED = "tracker.json"

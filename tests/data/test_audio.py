@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+from functools import partial
 
 import datasets
 import numpy as np
@@ -12,13 +13,11 @@ import soundfile
 from benchmarks.recipe import load_recipe
 from d2v.data.audio import (
     AudioData,
-    augment_clip,
     check_clips,
     clip_batch,
     clip_rows,
     crop_start,
     load_clips,
-    random_crop,
     random_speed,
     read_headers,
 )
@@ -274,20 +273,29 @@ def test_frames_are_enough_exactly_where_the_loss_is_finite():
 
 def test_speed_and_crop_follow_their_seed():
     clip = np.sin(np.arange(16_000) * 0.1).astype(np.float32)
-    lengths = [len(random_speed(clip, 0.2, (0, 0, row))) for row in range(200)]
+    lengths = [len(random_speed(clip, (0, 0, row), 0.2)) for row in range(200)]
     assert 16_000 / 1.2 - 1 <= min(lengths) < 13_800 and 19_500 < max(lengths) <= 16_000 / 0.8 + 1
-    faster = random_speed(clip, 0.2, (0, 0, int(np.argmin(lengths))))
+    faster = random_speed(clip, (0, 0, int(np.argmin(lengths))), 0.2)
     crossings = np.sum(np.diff(np.sign(faster[100:-100])) != 0) / (len(faster) - 200)
     assert crossings == pytest.approx(0.1 / np.pi * 16_000 / len(faster), rel=0.02)  # the pitch goes along
     for seed in ((0, 0, 1), (0, 1, 1), (1, 0, 1)):
-        assert np.array_equal(random_speed(clip, 0.2, seed), random_speed(clip, 0.2, seed))
-        assert np.array_equal(random_crop(clip, 100, seed), random_crop(clip, 100, seed))
-        both = random_crop(random_speed(clip, 0.2, seed), 100, seed)
-        assert np.array_equal(augment_clip(clip, seed, speed=0.2, samples=100), both)
-    starts = {float(random_crop(np.arange(50.0), 40, (0, 0, row))[0]) for row in range(200)}
-    assert starts == set(map(float, range(11)))
-    assert np.array_equal(random_crop(clip, 16_001, (0, 0, 0)), clip)
-    assert np.array_equal(augment_clip(clip, (0, 0, 0), speed=0.0, samples=None), clip)
+        assert np.array_equal(random_speed(clip, seed, 0.2), random_speed(clip, seed, 0.2))
+    assert {crop_start(50, 40, (0, 0, row)) for row in range(200)} == set(range(11))
+    assert crop_start(16_000, 16_001, (0, 0, 0)) == 0
+
+
+def test_clips_are_changed_before_they_are_cropped():
+    """And only those of train, which have a seed."""
+    clip = np.sin(np.arange(16_000) * 0.1).astype(np.float32)
+    data, extractor = AudioData(), AudioFeatureExtractor(do_normalize=False)
+    row = {"row": 0, "audio": {"array": clip, "sampling_rate": 16_000}, "where": "train, row 0"}
+    change = partial(random_speed, most=0.2)
+    _, batch = clip_batch([row | {"seed": (0, 0, 7)}], extractor, data, change, 0.1)
+    (first,), other = batch["starts"], change(clip, (0, 0, 7))
+    assert first == crop_start(len(other), 1600, (0, 0, 7)) and len(other) != len(clip)
+    np.testing.assert_array_equal(batch["input_values"][0], other[first : first + 1600])
+    _, batch = clip_batch([row], extractor, data, change, 0.1)
+    np.testing.assert_array_equal(batch["input_values"][0], clip)
 
 
 def test_what_is_done_to_sound_is_said(capsys):

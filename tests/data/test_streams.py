@@ -25,7 +25,7 @@ from d2v.data.rows import Rows, check_rows, decode_rows
 from d2v.data.streams import rows_of
 from d2v.demo.images import png
 from d2v.errors import InputError
-from d2v.training.memory import explain
+from d2v.training.memory import out_of_memory_message
 from tests.helpers import exit_code_of_worker, make_job
 
 
@@ -242,7 +242,7 @@ def test_a_process_that_ends_waits_for_no_buffer(tmp_path, monkeypatch):
 def test_a_row_of_a_stream_that_is_too_large_has_no_other_rows_name(tmp_path):
     job, updates = make_updates(write_shards(tmp_path))
     (batch, *_) = next(iter(updates))
-    said = explain(job, [batch], updates, "update 1")
+    said = out_of_memory_message(job, [batch], updates, "update 1")
     assert said.startswith(f"out of memory in update 1: {len(batch['rows'])} rows") and "longest" not in said
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from d2v.data.windows import window_rows
 from d2v.decode.question_answering import answer, best_spans, join_windows, write_answers
-from d2v.pretrained import read_json
+from d2v.hub import read_json
 from tests.helpers import make_split
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import image, pyplot
+from matplotlib import image
+from matplotlib.figure import Figure
 
 from d2v.data.labels import LabelData, Labels
 from d2v.data.rows import Rows
@@ -186,13 +187,10 @@ def test_metrics_are_chosen_by_name():
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are plotted, kept open for a look."""
-    drawn, close = [], pyplot.close
-    monkeypatch.setattr(pyplot, "close", drawn.append)
-    yield drawn
-    monkeypatch.undo()
-    for figure in drawn:
-        close(figure)
+    """The figures that are saved."""
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: saved.append(figure) or save(figure, *args))
+    return saved
 
 
 def test_the_picture(tmp_path, figures):

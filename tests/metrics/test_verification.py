@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -107,8 +107,8 @@ def test_trials_that_cannot_be_scored(labels, scores, message):
 def test_the_picture(tmp_path, monkeypatch, distance, highest):
     labels = np.repeat([1, 0], 1000)
     scores = np.random.default_rng(0).normal(labels * distance, 1)
-    drawn, close = [], pyplot.close
-    monkeypatch.setattr(pyplot, "close", drawn.append)
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: drawn.append(figure) or save(figure, *args))
     plot_det(labels, scores, tmp_path / "det.png")
     (axis,) = drawn[0].axes
     curve, _, point = axis.lines
@@ -120,4 +120,3 @@ def test_the_picture(tmp_path, monkeypatch, distance, highest):
     if distance == 2:  # Gaussian scores of equal width: a line of slope -1
         x, y = curve.get_xydata()[(np.abs(curve.get_xydata()) < 1.5).all(axis=1)].T
         assert np.polyfit(x, y, 1)[0] == pytest.approx(-1, abs=0.15)
-    close(drawn[0])

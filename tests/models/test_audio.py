@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from d2v.hub import rename
 from d2v.models.audio import Data2VecAudioConfig
 from d2v.models.audio_heads import Data2VecAudioForCTC
 from d2v.models.cpu import filler
-from d2v.pretrained import rename
 from tests.parity import (
     EXACT,
     apart,

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import d2v
-from d2v.pretrained import rename
+from d2v.hub import rename
 from tests.parity import (
     TABLE,
     assert_as_close,

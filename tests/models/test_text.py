@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import d2v
 from d2v.errors import InputError
+from d2v.hub import rename
 from d2v.models.generation import choose
-from d2v.pretrained import load_weights, rename
+from d2v.pretrained import load_weights
 from tests.parity import (
     EXACT,
     apart,

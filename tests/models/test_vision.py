@@ -18,9 +18,10 @@ from scipy.optimize import brentq
 
 from d2v import Data2VecVisionConfig, Data2VecVisionForImageClassification, Data2VecVisionModel
 from d2v.errors import InputError
+from d2v.hub import rename
 from d2v.models.patches import RelativePositionBias, offset_index, resize_positions, resize_table
 from d2v.models.tables import stretched
-from d2v.pretrained import load_weights, rename
+from d2v.pretrained import load_weights
 from tests.parity import (
     EXACT,
     apart,

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from d2v import Data2VecVisionConfig, Data2VecVisionForSemanticSegmentation
 from d2v.errors import InputError
+from d2v.hub import rename
 from d2v.models.vision_heads import Upsampling, conv_layer, conv_of_resized, resize, segmentation_loss
-from d2v.pretrained import rename
 from tests.models.test_vision import VARIANTS, images_for, tiny
 from tests.parity import (
     EXACT,

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from d2v.errors import InputError
+from d2v.hub import read_json
 from d2v.metrics.question_answering import squad, squad_v2
-from d2v.pretrained import read_json
 from tests.recipes.common import evaluates_to_the_same, figures, goes_on_exactly, logs_its_loss, predictions, runner
 from tests.tiny import TINY_TEXT, sentences
 

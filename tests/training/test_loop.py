@@ -339,7 +339,7 @@ def with_teacher(out, stop_after=None):
         _, items, *_ = accumulate(prepared, update, loss_fn, job.accelerator)
         _, finite = descend(prepared, optimizer, items, 1.0, job.accelerator)
         teacher.update_parameters(student)
-        progress.count(finite=finite, looking_for_scale=False)
+        progress.count(finite)
         save_checkpoint(out, progress.step, states, job.accelerator, 2, own)
     return student, teacher
 

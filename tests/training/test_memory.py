@@ -12,7 +12,7 @@ from d2v.config import Data, Job, Recipe, Run
 from d2v.data.loaders import eval_loader
 from d2v.errors import InputError
 from d2v.training.job import start
-from d2v.training.memory import explain, trim
+from d2v.training.memory import out_of_memory_message, trim
 from d2v.training.prediction import predict
 from tests.helpers import make_job
 from tests.training.test_loop import LENGTHS, ROWS, collate, lines, train
@@ -87,7 +87,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 def test_a_single_row_that_is_too_large_has_other_advice():
     def line(**run):
         job: Job = make_job(**run)
-        return explain(job, [{"input_ids": torch.zeros(1, 7), "rows": [2]}], None, "update 1")
+        return out_of_memory_message(job, [{"input_ids": torch.zeros(1, 7), "rows": [2]}], None, "update 1")
 
     assert line().startswith("out of memory in update 1: input_ids 1 x 7; ")
     assert line().endswith(

@@ -8,7 +8,7 @@ import pytest
 from d2v.config import Optim, Run
 from d2v.errors import InputError
 from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
-from d2v.training.pretraining import Vigil, half_life
+from d2v.training.pretraining import CollapseAlarm, half_life
 from d2v.training.teaching import Alarm, Auxiliary, Pretraining, Teaching, student_and_teacher
 from tests.helpers import make_job
 from tests.tiny import TINY_TEXT
@@ -85,7 +85,7 @@ def test_what_has_no_meaning_is_refused():
 
 def watch(lines: list[dict], alarm: Alarm | None = None, ready: int = 0) -> int | None:
     """The line at which the alarm goes off."""
-    vigil = Vigil(alarm or Alarm())
+    vigil = CollapseAlarm(alarm or Alarm())
     for i, figures in enumerate(lines):
         try:
             vigil.check(figures, i, ready=i >= ready)
@@ -112,8 +112,8 @@ def test_neither_sign_alone_is_one():
     assert watch([{"front_rank": 1.0, "front_deviation": 0.0}] * 50) is None  # there is no teacher
 
 
-def test_the_vigil_is_kept_over_a_resume():
-    first, second = Vigil(Alarm()), Vigil(Alarm())
+def test_the_alarm_is_kept_over_a_resume():
+    first, second = CollapseAlarm(Alarm()), CollapseAlarm(Alarm())
     for step in range(4):
         first.check(NARROW, step)
     second.load_state_dict(first.state_dict())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from benchmarks import kills
 from benchmarks.kills import kill
-from d2v.pretrained import read_json
+from d2v.hub import read_json
 from tests.helpers import RECIPES, ROOT
 from tests.recipes.common import evaluates_to_the_same, goes_on_exactly, runner
 from tests.test_configs import write_like
