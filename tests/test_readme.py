@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from benchmarks.recipe import load_recipe
 from d2v import compare, push, sweep
@@ -73,8 +74,11 @@ def measured_table() -> str:
         result = f"{row['metric']} {row['ours']}{'' if row['metric'] in NOT_RATES else ' %'}"
         result += f" ({row['interval']})" if row["interval"] else ""
         result += f"; from random weights {row['scratch']}" if row["scratch"] else ""
-        values = {"data": re.split("[;:,(?.]", header)[0].strip(), "result": result, "hardware": row["hardware"]}
-        rows.append(links(row, "recipes/") | values | {"minutes": str(round(60 * float(row["hours"])))})
+        result += f"; by chance {row['chance']}" if row["chance"] else ""
+        begun = "small model" if yaml.safe_load(config.read_text("utf-8")).get("model") else "random weights"
+        values = {"data": re.split("[;:,(?.]", header)[0].strip(), "starts from": begun, "result": result}
+        values |= {"hardware": row["hardware"], "minutes": str(round(60 * float(row["hours"])))}
+        rows.append(links(row, "recipes/") | values)
     return rows_of_table(rows)
 
 
