@@ -87,27 +87,43 @@ def read_texts(job: Job, split: Split, column: str) -> tuple[Split, list[str]]:
     return split, split.column(column)
 
 
-def windows(length: int, size: int, stride: int | None = None) -> list[dict[str, int]]:
-    """Windows over a text that score every item once.
+@dataclass(frozen=True)
+class Windows(Sequence[dict[str, int]]):
+    """Windows over a text that score every item once, each made when it is asked for: a text may have millions.
 
-    Args:
+    A window is `start`, `first` and `end`: it holds items `start` to `end` and scores them from `first` on.
+
+    Attributes:
         length: items of the text.
         size: most items of a window.
-        stride: items that a window scores, at most all; those before them are context. By default all, so that
-            windows do not overlap, but for the last, which is as long as the others.
-
-    Returns:
-        `start`, `first` and `end` of each: it holds items `start` to `end` and scores them from `first` on.
+        step: items that a window after the first scores, at most all; those before them are context.
     """
-    every, first, step = [], 0, min(stride or size, size)
-    while first < length:
-        end = min(first + (step if first else size), length)
-        every.append({"start": max(end - size, 0), "first": first, "end": end})
-        first = end
-    return every
+
+    length: int
+    size: int
+    step: int
+
+    def __len__(self) -> int:
+        return 0 if self.length <= 0 else 1 + max(-(-(self.length - self.size) // self.step), 0)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        i %= len(self)
+        first = self.size + (i - 1) * self.step if i else 0
+        end = min(self.size + i * self.step, self.length)
+        return {"start": max(end - self.size, 0), "first": first, "end": end}
 
 
-def training_windows(length: int, size: int) -> list[dict[str, int]]:
+def windows(length: int, size: int, stride: int | None = None) -> Windows:
+    """Windows of a text, each of which scores `stride` items; by default all.
+
+    Without a stride windows do not overlap, but for the last, which is as long as the others.
+    """
+    return Windows(length, size, min(stride or size, size))
+
+
+def training_windows(length: int, size: int) -> Windows:
     """As many full windows as fit into a text, for `cut` to shift; a text that is shorter is one."""
     return windows(length - length % size or length, size)
 
@@ -130,7 +146,7 @@ def stream_rows(
             f"data.max_length is {given}; should be at least {least}, of which {special} are special tokens"
         )
     items = training_windows(length, size) if split.name == "train" else windows(length - ahead, size, stride)
-    lengths = [window["end"] - window["start"] + special for window in items]
+    lengths = [min(size, items.length) + special] * len(items)
     return Rows(split, list(map(str, range(len(items)))), lengths, items=items)
 
 

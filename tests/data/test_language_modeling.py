@@ -93,7 +93,8 @@ def test_windows_by_hand():
 @given(st.integers(1, 200), st.integers(1, 50), st.data())
 def test_every_token_is_scored_once_with_enough_before_it(length, size, data):
     stride = data.draw(st.none() | st.integers(1, 2 * size))
-    found = windows(length, size, stride)
+    found = list(windows(length, size, stride))
+    assert len(found) == len(windows(length, size, stride))
     assert [i for window in found for i in range(window["first"], window["end"])] == list(range(length))
     assert all(window["end"] - window["start"] == min(size, length) for window in found)
     if stride:
@@ -110,6 +111,14 @@ def test_an_epoch_has_every_token_once_but_for_less_than_a_window(length, size, 
     assert all(len(block) == min(size, length) + 1 for block in cases)
     again = cut(values, rows[0] | {"seed": (3, epoch, 7)})
     assert np.array_equal(again, cases[0][:-1])  # the epoch decides where to cut, not the row
+
+
+def test_a_million_windows_take_no_memory():
+    rows = stream_rows(make_split("train", text=LINES), 512 * 10**6, 512)
+    assert len(rows) == 10**6 and len(pickle.dumps(rows.items)) < 200
+    assert rows[10**6 - 1] == {"start": 512 * (10**6 - 1), "first": 512 * (10**6 - 1), "end": 512 * 10**6}
+    with pytest.raises(IndexError):
+        rows.items[10**6]
 
 
 def test_epochs_cut_differently():
