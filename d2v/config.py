@@ -1,4 +1,4 @@
-"""Configuration as dataclasses: what every recipe shares. The command line that fills them is `d2v.cli`'s."""
+"""Configuration as dataclasses: the options that every recipe shares. `d2v.cli` fills them from the command line."""
 
 import sys
 from dataclasses import dataclass, field, fields
@@ -14,31 +14,31 @@ class Run:
     """The run.
 
     Attributes:
-        out: folder for everything that the run leaves.
-        seed: seed of initial weights, dropout, masks, the order of rows and the share that is held out.
+        out: folder for everything that the run writes.
+        seed: seed of initial weights, dropout, masks, the order of rows and the held-out share.
         epochs: passes over the training rows; max_steps overrides it.
         max_steps: number of updates; by default epochs decides.
-        max_minutes: minutes of this session after which the run saves and stops; --run.resume true goes on.
-        resume: go on from the last checkpoint in out, exactly, or start if there is none.
+        max_minutes: minutes of this session after which the run saves and stops; --run.resume true continues it.
+        resume: continue exactly from the last checkpoint in out, or start if there is none.
         precision: fp32, bf16, fp16, or auto for bf16 where the processor has instructions for it and fp32 elsewhere; by
-            default what accelerate was configured with.
-        pieces: pieces that a batch is computed in, one after another, in evaluation too; more take less memory and
-            change no update.
+            default accelerate's configuration.
+        pieces: number of pieces that a batch is computed in, one after another, in evaluation too; more take less
+            memory and change no update.
         eval_every: updates from one evaluation to the next; by default one epoch.
         save_every: updates from one checkpoint to the next; by default eval_every. Evaluations save first in any case.
         save_minutes: minutes without a checkpoint after which one is written.
         log_every: updates from one line of log.jsonl to the next.
         keep_last: number of checkpoints that are kept besides the best model.
-        metric: metric that chooses the best model, such as cer or eval_loss, the validation loss, or several, as in
-            wer,cer, of which later ones break ties; by default the recipe's first. Pretraining keeps the last model.
+        metric: metric that chooses the best model, such as cer or eval_loss, the validation loss; in a list such as
+            wer,cer later ones break ties; by default the recipe's first. Pretraining keeps the last model.
         patience: evaluations without a better metric after which the run stops; by default it does not.
-        max_nonfinite: skipped updates in a row, whose loss or gradient was not finite, after which the run stops.
+        max_nonfinite: consecutive updates with a loss or gradient that is not finite after which the run stops.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        replications: resampled sets that a metric's 95 % interval is taken from; 0 gives no interval.
+        replications: number of bootstrap replications for a metric's 95 % interval; 0 gives no interval.
         push: hub id that the best model is pushed to in the end, with its processor, card and adapter; by default none.
         private: create the repository of push as private; by default it is public.
         tracker: tracker of accelerate that gets the log too, such as wandb; auto means tensorboard if it is installed.
-        project: project that the tracker has the run in; TensorBoard's files are in a folder of this name in out.
+        project: project of the run in the tracker; TensorBoard's files are in a folder of this name in out.
     """
 
     out: str = "runs/d2v"
@@ -70,7 +70,7 @@ class Run:
         at_least(0, "run", self, ("save_minutes", "max_minutes", "replications"))
         not_blank("run", self)
         self.out = str(Path(self.out).expanduser()) if self.out.startswith("~") else self.out
-        if not 0 <= self.seed < 2**32:  # which numpy takes
+        if not 0 <= self.seed < 2**32:  # numpy's range
             raise InputError(f"run.seed should be between 0 and {2**32 - 1}, not {self.seed}")
 
 
@@ -84,16 +84,16 @@ class Optim:
         eps: AdamW's epsilon.
         weight_decay: weight decay of parameters with two or more dimensions; biases, norms and scales have none.
         clip: maximum gradient norm; 0 disables clipping.
-        schedule: course of the learning rate after warm-up; tri_stage holds it, then lets it fall exponentially.
-        warmup: updates, or below 1 the share of all updates, in which the rate rises to its peak.
+        schedule: course of the learning rate after warm-up; tri_stage holds it, then decays it exponentially.
+        warmup: number of updates, or below 1 share of all updates, in which the rate rises to its peak.
         hold: share of all updates for which tri_stage holds the peak.
-        start_scale: learning rate that warm-up rises from, as a share of the peak; tri_stage begins at it, others one
+        start_scale: learning rate at the start of warm-up, as a share of the peak; tri_stage begins at it, others one
             step above.
         final_scale: learning rate that the schedule falls to, as a share of the peak; the last update is one step
             above it.
-        layer_decay: factor of the learning rate from each layer to the one below.
+        layer_decay: factor of the learning rate from each layer to the one below it.
         batches: number of batches whose rows make one update, on any number of processes.
-        freeze_encoder_steps: number of first updates in which the head alone is trained. Not in pretraining.
+        freeze_encoder_steps: number of initial updates in which only the head is trained. Not in pretraining.
         ema: decay of a moving average of the weights, such as 0.9999, which is evaluated and kept; it begins lower and
             rises to this; 0 disables it. Not in pretraining.
     """
@@ -136,7 +136,7 @@ class Lora:
         rank: rank of the adapters, which are trained in place of the encoder's weights; 0 trains all weights.
         alpha: an adapter's output is scaled by alpha / rank; by default that factor is 2.
         dropout: dropout before the adapters.
-        target_modules: layers that get an adapter, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2.
+        target_modules: layers that get an adapter, among q_proj, k_proj, v_proj, out_proj, fc1 and fc2.
     """
 
     rank: int = 0
@@ -155,37 +155,37 @@ class Data:
     """The data; without a path the recipe's embedded demo.
 
     Attributes:
-        path: hub id, with a revision as in owner/name@main, or folder or file, see recipes/README.md; by default the
-            demo, with the options of configs/<recipe>/demo.yaml.
+        path: hub id, perhaps with a revision as in owner/name@main, or folder or file, see recipes/README.md; by
+            default the demo, with the options of configs/<recipe>/demo.yaml.
         name: configuration of the data set, such as cola of glue.
         train_split: split to train on; train+other joins two.
-        validation_split: split that the best checkpoint is chosen by; without one a share of train is held out.
+        validation_split: split that chooses the best checkpoint; without one a share of train is held out.
         test_split: split that is scored once, with the best checkpoint; null leaves it for later, and validation is
             scored.
         validation_share: share of train that is held out where there is no validation split.
-        group_column: column of groups, such as speakers or sites, that are held out whole; by default those rows that
-            are about one and the same text, or parts of one recording, if that leaves about as many.
-        fold: part of train that is tested, such as 2/5 for the second of five, and not trained on; run.seed draws the
-            parts, so it is the same for all of them.
+        group_column: column of groups, such as speakers or sites, that are held out whole; by default rows about one
+            text, or parts of one recording, form a group if that holds out about as many rows.
+        fold: part of train that is tested and not trained on, such as 2/5 for the second of five; run.seed draws the
+            parts, so use the same seed for all of them.
         max_train_samples: number of rows to train on, sampled by run.seed; by default all.
-        max_validation_samples: number of rows to validate on, sampled alike.
-        max_test_samples: number of rows to test on, sampled alike.
+        max_validation_samples: number of rows to validate on, sampled likewise.
+        max_test_samples: number of rows to test on, sampled likewise.
         batch_size: maximum number of rows in a batch.
-        workers: number of processes that read and prepare batches; 0 reads in the training's own process.
-        submission: sample submission of a competition, a CSV of ids and predictions, like which predict writes
+        workers: number of processes that read and prepare batches; 0 does so in the training process.
+        submission: sample submission of a competition, a CSV of ids and predictions, by which predict writes
             submission.csv; by default none.
         bad_rows: refuse rows that cannot be used, or skip and count them.
-        streaming: read train while training, shard by shard, of a hub id, parquet, JSON lines or WebDataset archives,
-            instead of preparing it on disk before; run.max_steps says when training ends.
+        streaming: read train during training, shard by shard, from a hub id, parquet, JSON lines or WebDataset
+            archives, instead of preparing it on disk first; run.max_steps says when training ends.
         buffer_rows: number of rows of a stream that are held and shuffled at a time, on all processes together.
-        delimiter: character between the columns of a CSV or TSV file; by default a comma or a tab, as its name ends.
-        header: names of the columns of CSV and TSV files that have no header; by default their first line has them.
+        delimiter: character between the columns of a CSV or TSV file; by default a comma or a tab, by its ending.
+        header: names of the columns of CSV and TSV files without a header; by default their first line has them.
     """
 
     modality: ClassVar[str] = ""
-    """What the model takes, audio, text or vision; a recipe's data say."""
+    """The model's input: audio, text or vision; set by each recipe's data."""
     unit: ClassVar[str] = "rows"
-    """What the size of a batch is counted in."""
+    """Unit of a batch's size."""
     whole: ClassVar[str | None] = None
     """Why train cannot be streamed; None where it can."""
 
@@ -235,33 +235,33 @@ class Data:
 
     @property
     def running(self) -> bool:
-        """Whether each row goes on where the one before it ends, so that rows are held out and sampled in one piece."""
+        """Whether each row continues the one before it, so that rows are held out and sampled in one piece."""
         return False
 
     @property
     def together(self) -> str | None:
-        """Column whose rows stay together in a share of train if they can: of what several rows are about."""
+        """Column of the text or recording that several rows share; these stay together in a split if possible."""
         return None
 
     @property
     def max_size(self) -> float | None:
-        """Largest padded size of a batch in `unit`s; None where the number of rows alone bounds it."""
+        """Largest padded size of a batch in `unit`s; None where only the number of rows is limited."""
         return None
 
 
 @dataclass
 class Recipe:
-    """What the configuration of every recipe has.
+    """The configuration of every recipe.
 
     Attributes:
-        mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch
-            data and model and keep what is found out of every row, so that the same command trains without a network.
-        model: hub id, with a revision as in owner/name@main, or folder of the model to start from, or small, the
-            pretrained model of this modality that comes with d2v (a folder of this name is ./small); none starts from
-            random weights. By default the demo's model where data.path is not given, else random weights.
+        mode: train and test a model, evaluate it on labelled data, predict on unlabelled data, or prepare: fetch data
+            and model and cache what is computed for every row, so that the same command trains without a network.
+        model: hub id, perhaps with a revision as in owner/name@main, or folder of the model to start from, or small,
+            the pretrained model of this modality that comes with d2v (a folder of this name is ./small); none starts
+            from random weights. By default the demo's model where data.path is not given, else random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
         freeze: part that is not trained: nothing; feature_encoder, the waveform convolutions, or the embeddings of text
-            and images; or encoder, all but the head. By default feature_encoder of a model of sound that is given,
+            and images; or encoder, everything except the head. By default feature_encoder if an audio model is given,
             else nothing.
         lora: low-rank adapters.
         data: the data.
@@ -286,7 +286,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that has begun, from `d2v.training.job.start`: what data, model and loop have in common.
+    """A run that has begun, from `d2v.training.job.start`, shared by data, model and loop.
 
     Attributes:
         config: the recipe's configuration.
@@ -294,7 +294,7 @@ class Job:
         recipe: name of the recipe, such as "asr_ctc".
         facts: what was read, see `d2v.data.facts`.
         decoded: rows that decoding had to change, counted there too.
-        shared: how many of these, the first, all processes know of.
+        shared: how many of the first of these all processes know of.
     """
 
     config: Any
@@ -326,20 +326,20 @@ class Job:
 
 
 def recipe_file(config: type) -> Path | None:
-    """The script, or the module that a notebook or test has loaded from it, whose configuration this class is."""
+    """The recipe's script that defines this configuration class, also when a notebook or test has loaded it."""
     source = getattr(sys.modules.get(config.__module__), "__file__", None)
     return Path(source) if source else None
 
 
 def demo_file(config: type) -> Path | None:
-    """`configs/<recipe>/demo.yaml` beside the recipe whose configuration this class is, where there is one."""
+    """`configs/<recipe>/demo.yaml` beside the recipe that defines this configuration class, where there is one."""
     source = recipe_file(config)
     file = source and source.parent / f"configs/{source.stem}/demo.yaml"
     return file if file and file.is_file() else None
 
 
 def named_model(model: str | None, data: Data) -> str | None:
-    """The model that the option `model` means, small being one for each modality."""
+    """The model that the option `model` names; small is another one for each modality."""
     if model is not None and not model.strip():
         raise InputError("model is empty, such as a variable that is not set; none is for random weights")
     named = {"none": None, "small": f"small/{data.modality}"}.get(model or "none", model)
@@ -355,7 +355,7 @@ def at_least(lowest: float, group: str, options: Any, names: tuple[str, ...]) ->
 
 
 def not_blank(group: str, options: Any, besides: tuple[str, ...] = ()) -> None:
-    """Raise InputError for the first of the options that is blank text, which as a path would mean this folder.
+    """Raise InputError for the first option that is blank text, which as a path would be the current folder.
 
     Args:
         group: of the options.

@@ -1,4 +1,4 @@
-"""Speech recognition with CTC: `Data2VecAudioForCTC`, word and character error rate, with a language model too.
+"""Speech recognition with CTC: `Data2VecAudioForCTC`, word and character error rate, with or without a language model.
 
     accelerate launch recipes/asr_ctc.py
     accelerate launch recipes/asr_ctc.py --config recipes/configs/asr_ctc/librispeech_100h.yaml
@@ -45,7 +45,7 @@ class SpeechData(TranscriptData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        normalizer: compute wer_normalized too, after Whisper's normaliser of English, as the Open ASR Leaderboard does.
+        normalizer: whisper adds wer_normalized, by Whisper's English normaliser, as on the Open ASR Leaderboard.
         chunk_seconds: length of the windows that longer recordings are transcribed in, in seconds; by default none.
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window.
     """
@@ -60,8 +60,8 @@ class Config(Recipe):
     """Speech recognition with CTC.
 
     Attributes:
-        lm: language model to decode the test split with as well.
-        export: formats that transcripts are also written in, of textgrid, srt, vtt and rttm; by default none.
+        lm: language model that the test split is also decoded with.
+        export: formats that transcripts are also written in, among textgrid, srt, vtt and rttm; by default none.
     """
 
     lm: Decoding = field(default_factory=Decoding)
@@ -72,7 +72,7 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, extractor, tokenizer, data, longest: float = math.inf) -> dict[str, Any]:
-    """A batch of clips; if one is longer than `longest` seconds a list of recordings, each normalised as a whole."""
+    """A batch of clips; if one exceeds `longest` seconds, a list of recordings, each normalised as a whole."""
     rows, batch = clip_batch(rows, extractor, data)
     if "reference" in rows[0]:
         batch["labels"] = pad_labels([tokenizer.labels(row["reference"]) for row in rows])

@@ -35,7 +35,7 @@ class ClassificationData(LabelData, AudioData):
 
     Attributes:
         crop_seconds: length of the random crops of longer clips in training, in seconds; by default clips stay whole.
-        speed: maximum share by which clips are played faster or slower in training, such as 0.1; 0 leaves them.
+        speed: maximum share by which clips are played faster or slower in training, such as 0.1; 0 disables it.
     """
 
     crop_seconds: float | None = None
@@ -76,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     metric_names = choose_metrics(data.metrics, labels, references)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model: a pooled encoder with one output a class
+    # Model: a pooled encoder with one output per class
     model = build(job, Data2VecAudioForSequenceClassification, **labels.head)
     settings = model.config
     rows = clip_rows(

@@ -57,7 +57,7 @@ class Config(Recipe):
 
     Attributes:
         task: diarization of at most --arch.num_labels speakers, by default two; or frames of classes that may overlap.
-        export: formats that segments are also written in, of textgrid, srt, vtt and rttm; by default none.
+        export: formats that segments are also written in, among textgrid, srt, vtt and rttm; by default none.
     """
 
     task: Literal["diarization", "frames"] = "diarization"
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     segments = read_segments(job, splits)
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model: one output a speaker or class for every frame
+    # Model: one output per speaker or class for every frame
     head = frame_head(segments["train"] if config.task == "frames" else None) if job.training else {}
     model = build(job, Data2VecAudioForAudioFrameClassification, **head)
     settings, rate, diarization = model.config, extractor.sampling_rate, model.config.frame_loss == "pit_bce"

@@ -1,4 +1,4 @@
-"""Causal language modelling: `Data2VecTextForCausalLM`, perplexity, and nats a character.
+"""Causal language modelling: `Data2VecTextForCausalLM`, perplexity, and nats per character.
 
     accelerate launch recipes/causal_lm.py
     accelerate launch recipes/causal_lm.py --config recipes/configs/causal_lm/shakespeare.yaml --data.path DIR
@@ -32,8 +32,8 @@ class CausalData(LanguageData):
     """Data with running text; without a path the embedded demo. In `--mode predict` rows are texts to continue.
 
     Attributes:
-        stride: number of tokens from one window to the next in the test, which takes longer but predicts from at least
-            `max_length - stride` tokens; by default windows do not overlap.
+        stride: number of tokens from one window's start to the next one's in the test: fewer take longer, but every
+            prediction has at least `max_length - stride` tokens of context; by default windows do not overlap.
     """
 
     stride: int | None = None
@@ -57,10 +57,10 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, tokenizer, stream) -> dict[str, Any]:
-    """A batch of windows, with the token that follows each token as its label; a stream's may end before others."""
+    """A batch of windows; each token's label is the next token. Windows of a stream may be shorter than others."""
     ids = pad_labels([cut(row.get("text", stream).ids, row, more=1) for row in rows])  # (B, T + 1)
     labels, ids = ids[:, 1:].clone(), ids.where(ids != losses.IGNORE, tokenizer.pad_token_id)
-    labels[labels == tokenizer.bos_token_id] = losses.IGNORE  # where a text begins there is nothing to predict
+    labels[labels == tokenizer.bos_token_id] = losses.IGNORE  # the first token of a text is not predicted
     for label, row in zip(labels, rows, strict=True):
         label[: row["first"] - row["start"]] = losses.IGNORE  # scored in the window before
     lengths = [labels.shape[1]] * len(rows)
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
     tokenizer = tokenizer_for(job, lambda: texts["train"])
 
     # Model: a decoder, and windows over the text
-    decoder = {"is_decoder": True}  # in evaluation too, or it would see what it predicts
+    decoder = {"is_decoder": True}  # in evaluation too, or it would attend to the tokens that it predicts
     model = build(job, Data2VecTextForCausalLM, tokenizer=tokenizer, always=decoder)
     size = min(data.max_length, model.config.max_tokens)
     rows, collates, streams = {}, {}, {}
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         scored = batch["labels"] != losses.IGNORE  # (B, T)
         logits = model(batch["input_ids"], logits_at=scored, use_cache=False).logits  # (n, C)
-        return logits[:, : len(tokenizer)], batch["labels"][scored], scored  # what is no token takes no probability
+        return logits[:, : len(tokenizer)], batch["labels"][scored], scored  # no probability for unused rows
 
     # Loss: cross-entropy of every next token
     def loss_fn(model, batch):
@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     def predict_split(model, split):
         return predict(job, model, eval_loader(job, rows[split], collates[split]), predict_fn)
 
-    # Metrics: perplexity, and nats a character
+    # Metrics: perplexity, and nats per character
     def compute_metrics(predictions, split="validation"):
         sums = ([row[key] for _, row in predictions] for key in ("loss", "tokens"))
         return language_modeling_metrics(*sums, characters=streams[split].characters)

@@ -8,7 +8,7 @@
         --data.path imagenetv2-matched-frequency-format-val --data.match number --run.out runs/v2
     accelerate launch recipes/image_classification.py --mode predict --model runs/mine/best --data.path photos
 
-Data are a hub id, parquet files, a folder with a folder of images a class (`train/<class>/x.jpg`), or WebDataset's
+Data are a hub id, parquet files, a folder with one folder of images per class (`train/<class>/x.jpg`), or WebDataset's
 archives. Without a data option it fine-tunes d2v's small model on handwritten digits, in minutes on a CPU.
 """
 
@@ -41,7 +41,7 @@ class ClassificationData(LabelData, ImageData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        real: file of ReaL labels of the test split, real.json; by default accuracy_real is not computed.
+        real: file with the ReaL labels of the test split, real.json; by default accuracy_real is not computed.
         test_flip: average the scores of an image and its mirror image in evaluation.
     """
 
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     metric_names = choose_metrics(data.metrics, labels, references, top5=True)
     ranked = labels.problem_type == "single_label"
 
-    # Model: mean-pooled patches with one output a class
+    # Model: mean-pooled patches with one output per class
     model = build(job, Data2VecVisionForImageClassification, **labels.head)
     settings, size = model.config, sides(model.config.image_size)
     processor = fit_processor(ImageProcessor.for_model(config.model), size, data.crop_ratio, settings.num_channels)
@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch["pixel_values"]).logits  # (B, C)
         return losses.classification(logits, batch["labels"], settings.problem_type, **labels.loss_options | smoothing)
 
-    # Prediction: the classes with the highest scores, five at the least
+    # Prediction: the classes with the highest scores, at least five
     listed = max(data.listed_scores, 5) if ranked and data.listed_scores and not data.submission else None
 
     def predict_fn(model, batch):

@@ -29,8 +29,8 @@ from d2v.metrics.statistics import loss_statistics
 from d2v.models.text_heads import Data2VecTextForMaskedLM
 from d2v.training import About, build, finish, fit, predict, predict_test, start
 
-EVALUATION = 0  # seeds the masks of evaluation, so that all runs, whatever their seed, predict the same tokens
-SHOWN = 3  # texts at the end
+EVALUATION = 0  # seeds the masks of evaluation, so that runs of all seeds predict the same tokens
+SHOWN = 3  # texts printed at the end
 
 
 @dataclass
@@ -39,7 +39,7 @@ class MaskedData(LanguageData):
 
     Attributes:
         mask_share: share of the words that are masked.
-        whole_words: mask all tokens of a word together; else tokens by themselves.
+        whole_words: mask all tokens of a word together; otherwise tokens are masked one by one.
     """
 
     mask_share: float = 0.15
@@ -65,7 +65,7 @@ def collate(rows: list[dict], *, tokenizer, stream, mask) -> dict[str, Any]:
     for row in rows:
         text = row.get("text", stream)
         ids, starts = (cut(values[1:-1], row) for values in (text.ids, text.starts))
-        context, ids = np.split(ids, [row["first"] - row["start"]])  # what the window before scores
+        context, ids = np.split(ids, [row["first"] - row["start"]])  # tokens that the previous window scores
         masked, hidden = mask(ids, starts[len(context) :], row.get("seed", (EVALUATION, row["first"])))
         inputs.append([tokenizer.bos_token_id, *context, *masked, tokenizer.eos_token_id])
         labels.append([losses.IGNORE] * (1 + len(context)) + [*np.where(hidden, ids, losses.IGNORE), losses.IGNORE])
@@ -97,14 +97,14 @@ def main(config: Config) -> dict[str, Any]:
     def forward(model, batch):
         masked = batch["labels"] != losses.IGNORE  # (B, T)
         logits = model(batch["input_ids"], batch["attention_mask"], logits_at=masked).logits  # (n, C)
-        return logits[:, : len(tokenizer)], batch["labels"][masked], masked  # what is no token takes no probability
+        return logits[:, : len(tokenizer)], batch["labels"][masked], masked  # no probability for unused rows
 
     # Loss: cross-entropy of the masked tokens
     def loss_fn(model, batch):
         logits, labels, _ = forward(model, batch)
         return losses.cross_entropy(logits, labels)
 
-    # Prediction: what fills the masks, with its loss
+    # Prediction: the tokens that fill the masks, with their loss
     def predict_fn(model, batch):
         logits, labels, masked = forward(model, batch)
         if job.labelled:

@@ -7,7 +7,7 @@
     accelerate launch recipes/multiple_choice.py --mode evaluate --model runs/multiple_choice/best --run.out again
     accelerate launch recipes/multiple_choice.py --mode predict --model runs/multiple_choice/best --data.path new.csv
 
-Without a data option it learns to tell how a docstring of Python's goes on, in a few minutes on a CPU.
+Without a data option it learns to choose how one of Python's docstrings continues, in a few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     splits, texts, labels = read_choices(job, splits)
     tokenizer = tokenizer_for(job, lambda: every_text(texts["train"]))
 
-    # Model: one score a choice
+    # Model: one score per choice
     model = build(job, Data2VecTextForMultipleChoice, tokenizer=tokenizer)
     longest = min(data.max_length, model.config.max_tokens)
     rows = {
@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     collate_rows = partial(collate, tokenizer=tokenizer)
 
     def forward(model, batch):
-        # Each choice goes through the model as if it were the only one, so that rows may differ in how many they have.
+        # Each choice is computed as if it were the only one, so that rows may have different numbers of choices.
         texts = [batch[name].unsqueeze(1) for name in ("input_ids", "attention_mask")]  # (B * choices, 1, T)
         logits = model(*texts).logits.float().squeeze(1).split(list(map(len, batch["choices"])))
         return pad_sequence(logits, batch_first=True, padding_value=-torch.inf)  # (B, most choices)

@@ -4,8 +4,8 @@
     accelerate launch recipes/pretrain_audio.py --config recipes/configs/pretrain_audio/base.yaml
     accelerate launch recipes/pretrain_audio.py --model facebook/data2vec-audio-base --data.path recordings
 
-What it leaves in `best/` is what the recipes for speech take as `--model`. Without a data option it hears
-synthesised narration, a few minutes on a CPU.
+The recipes for speech take its `best/` as `--model`. Without a data option it trains on synthesised narration, for
+a few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -49,8 +49,8 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, narration, inputs={"audio": data.audio_column})
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model: a student that sees masked frames, and a teacher that is its moving average and sees them all
-    always = {"mask_time_prob": config.arch.get("mask_time_prob") or 0.05}  # else it has no embedding for masked frames
+    # Model: a student, given masked frames, and a teacher, its moving average, given all frames
+    always = {"mask_time_prob": config.arch.get("mask_time_prob") or 0.05}  # else there is no mask embedding
     base = build(job, Data2VecAudioModel, PRETRAINING, always=always)
     student, teacher = student_and_teacher(job, base, auxiliary=MFCCS)
     shortest = base.config.shortest_clip
@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
         views=config.economy.views,
     )
 
-    # Loss: of the teacher's targets, see `pretrain`; and of MFCCs, where they are asked for
+    # Loss: of the teacher's targets, see `pretrain`, and of MFCCs if wanted
     def auxiliary_loss(outputs, batch):
         return losses.regression(outputs, at_masked(batch["auxiliary"], batch["auxiliary_at"]))[0]
 

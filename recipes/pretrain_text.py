@@ -4,8 +4,8 @@
     accelerate launch recipes/pretrain_text.py --config recipes/configs/pretrain_text/base.yaml
     accelerate launch recipes/pretrain_text.py --model facebook/data2vec-text-base --data.path corpus.txt
 
-What it leaves in `best/` is what the recipes for text take as `--model`. Without a data option it reads Python's
-documentation, a few minutes on a CPU.
+The recipes for text take its `best/` as `--model`. Without a data option it trains on Python's documentation, for a
+few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -55,9 +55,9 @@ def main(config: Config) -> dict[str, Any]:
     tokenizer = tokenizer_for(job, lambda: texts["train"])
     mask = text_masker(tokenizer, data, config.economy.views)
 
-    # Model: a student that sees masked tokens, and a teacher that is its moving average and sees them all
+    # Model: a student, given masked tokens, and a teacher, its moving average, given all tokens
     base = build(job, Data2VecTextModel, tokenizer=tokenizer)
-    base.pooler = None  # of which nothing is learnt
+    base.pooler = None  # it would not be trained
     if not config.model:
         begin(base)
     student, teacher = student_and_teacher(job, base, auxiliary=base.config.vocab_size)
@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
             masked_windows, tokenizer=tokenizer, stream=stream, mask=mask, views=config.economy.views
         )
 
-    # Loss: of the teacher's targets, see `pretrain`; and of the tokens, where they are asked for
+    # Loss: of the teacher's targets, see `pretrain`, and of the tokens if wanted
     def auxiliary_loss(outputs, batch):
         return losses.cross_entropy(outputs, at_masked(batch["input_ids"], batch["masked"]))[0]
 
@@ -78,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
     def tokens(rows):
         return tokenizer.pad([each.ids for each in tokenizer([row[data.text_column] for row in rows], max_length=size)])
 
-    def whole(split):  # texts, and not the windows that are learnt from
+    def whole(split):  # texts, not the training windows
         kept = with_text(job, split, data.text_column)
         return Rows(kept, kept.ids(), [1] * len(kept))
 

@@ -4,8 +4,8 @@
     accelerate launch recipes/pretrain_vision.py --config recipes/configs/pretrain_vision/base.yaml
     accelerate launch recipes/pretrain_vision.py --model facebook/data2vec-vision-base --data.path photos
 
-What it leaves in `best/` is what the recipes for images take as `--model`. Without a data option it looks at scenes
-of handwritten digits, a few minutes on a CPU.
+The recipes for images take its `best/` as `--model`. Without a data option it trains on scenes of handwritten digits,
+for a few minutes on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Config(Pretraining):
     """Pretraining on images.
 
     Attributes:
-        augment: augmentation of the images of train; student and teacher see the same.
+        augment: augmentation of the training images, the same for student and teacher.
     """
 
     teacher: Teaching = field(
@@ -67,7 +67,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = load(job, pictures, inputs={"image": data.image_column})
     rows = {name: picture_rows(job, split) for name, split in splits.items()}
 
-    # Model: a student that sees masked patches, and a teacher that is its moving average and sees them all
+    # Model: a student, given masked patches, and a teacher, its moving average, given all patches
     base = build(job, Data2VecVisionModel, always={"use_mask_token": True})  # the embedding of masked patches
     if not config.model:
         begin(base)
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
         views=config.economy.views,
     )
 
-    # Loss: of the teacher's targets, see `pretrain`; and of the patches' pixels, where they are asked for
+    # Loss: of the teacher's targets, see `pretrain`, and of the patches' pixels if wanted
     def auxiliary_loss(outputs, batch):
         return losses.regression(outputs, at_masked(patches(batch["pixel_values"], patch), batch["masked"]))[0]
 

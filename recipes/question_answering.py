@@ -40,7 +40,7 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, tokenizer) -> dict[str, Any]:
-    """A batch of windows, with the first and last token of the answer in each if answers are known."""
+    """A batch of windows, each with the first and last token of its answer if answers are known."""
     batch = token_batch(tokenizer, [row["ids"] for row in rows])
     if "answer" in rows[0]:
         batch["labels"] = torch.tensor([row["answer"] for row in rows])  # (B, 2)
@@ -48,7 +48,7 @@ def collate(rows: list[dict], *, tokenizer) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Fine-tune a reader, evaluate one or answer questions with one; returns the content of `results.json`."""
+    """Fine-tune a question answerer, evaluate one or answer with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
     # Data and processors: questions, texts and answers
@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
         ends, _ = losses.cross_entropy(output.end_logits, batch["labels"][:, 1])
         return (starts + ends) / 2, count
 
-    # Prediction: the best spans of all windows of a text
+    # Prediction: the best spans over all windows of a text
     def predict_fn(model, batch):
         output = model(batch["input_ids"], batch["attention_mask"])
         logits = output.start_logits, output.end_logits  # (B, T) each

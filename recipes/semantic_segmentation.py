@@ -49,7 +49,7 @@ class Config(Recipe):
     """Semantic segmentation.
 
     Attributes:
-        scales: factors that an image is resized by in evaluation; the probabilities of all are averaged.
+        scales: factors that an image is resized by in evaluation; the probabilities at all scales are averaged.
         flip: average with the probabilities of the mirrored image in evaluation.
     """
 
@@ -66,7 +66,7 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, data, processor, classes) -> dict[str, Any]:
-    """A batch of augmented crops in training, else of images of any size; label maps come with it if there are any."""
+    """A batch of augmented crops in training, else of images of any size, with label maps if there are any."""
     rows, images, labels, decoded = load_examples(rows, data, processor, classes)
     about = {"rows": [row["row"] for row in rows], "size": len(rows), "decoded": decoded}
     if "seed" in rows[0]:
@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
         outputs = model(batch["pixel_values"])
         return segmentation_loss(outputs.logits, outputs.auxiliary_logits, batch["labels"], settings)
 
-    # Prediction: a label map of each image, written as it comes, and its pixel counts
+    # Prediction: the label map of each image, written at once, and its pixel counts
     segment = partial(label_map, window=data.window, stride=data.stride, scales=config.scales, flip=config.flip)
 
     def predict_fn(model, batch, files=None):

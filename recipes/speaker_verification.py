@@ -8,7 +8,7 @@
     accelerate launch recipes/speaker_verification.py --mode predict --model runs/speaker_verification/best \
         --data.path recordings --data.trials trials.txt --run.out predicted
 
-Without a data option it learns synthesised voices, and tells apart others that it was not trained on.
+Without a data option it trains on synthesised voices, and verifies other voices that it was not trained on.
 """
 
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ from d2v.models.xvector import Data2VecAudioForXVector
 from d2v.processors.audio import AudioFeatureExtractor
 from d2v.training import About, build, finish, fit, predict, start, test_split, timed
 
-# As the authors of x-vectors train them: a normalisation after every ReLU, which `best/` has folded into the layers.
+# As the authors of x-vectors train them: a normalisation after every ReLU, folded into the layers in `best/`.
 FINE_TUNING = {"xvector_variant": "normalized"}
 
 
@@ -53,8 +53,8 @@ class Config(Recipe):
 
     Attributes:
         center: subtract the mean of the training speakers from each embedding of the test.
-        s_norm: number of training speakers, the most alike, that scores of the test are normalised by (adaptive
-            s-norm); 0 leaves them.
+        s_norm: number of most similar training speakers that test scores are normalised by (adaptive s-norm); 0
+            disables it.
     """
 
     center: bool = False
@@ -88,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
         splits["cohort"], speakers["cohort"] = cohort_clips(splits["train"], speakers["train"])
     extractor = AudioFeatureExtractor.for_model(config.model)
 
-    # Model: x-vectors, with one output a training speaker
+    # Model: x-vectors, with one output per training speaker
     model = build(job, Data2VecAudioForXVector, FINE_TUNING, **speaker_head(job, speakers))
     settings, rate = model.config, extractor.sampling_rate
     problem = partial(speaker_problem, column=data.speaker_column)
@@ -126,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
     if job.training:
         batches = train_loader(job, rows["train"], collate_rows)
         model = fit(job, model, batches, loss_fn, evaluate, keep=[extractor], metric="eer")
-        # The cohort: each training speaker's mean embedding, which center and s_norm relate the scores of the test to
+        # The cohort: each training speaker's mean embedding, by which center and s_norm normalise the test's scores
         cohort = verification.speaker_means(*rows["cohort"].compare(predict_split(model, "cohort")))
         if job.is_main:
             verification.write_cohort(job.out / "best", cohort)

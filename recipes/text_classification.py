@@ -1,4 +1,4 @@
-"""Text classification: `Data2VecTextForSequenceClassification`, a class, several, or a value of a text or a pair; GLUE.
+"""Text classification: `Data2VecTextForSequenceClassification`, one or several classes or a value of texts or pairs.
 
     accelerate launch recipes/text_classification.py
     accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/mnli.yaml
@@ -40,10 +40,10 @@ class ClassificationData(LabelData, TextData):
 
     Attributes:
         text_column: column of the text.
-        pair_column: column of a second text, such as a hypothesis on the first; by default there is none.
-        also: other splits to test on, by what the names of their metrics end in, such as MNLI's mm.
-        truncation: what is kept of a text longer than max_length: its head, its tail, or all of it in windows, whose
-            logits are averaged; of a pair the second text is cut into windows.
+        pair_column: column of a second text, such as a hypothesis about the first; by default there is none.
+        also: other splits to test on, by the ending of their metrics' names, such as MNLI's mm.
+        truncation: part that is kept of a text longer than max_length: its head, its tail, or all of it in windows,
+            whose logits are averaged; of a pair the second text is cut into windows.
         stride: number of tokens that a window shares with the one before it.
     """
 
@@ -119,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         model = fit(job, model, batches, loss_fn, evaluate, keep=[tokenizer], metric=metric_names[0])
         labels = choose_thresholds(job, labels, rows["validation"], partial(predict_split, model, "validation"))
 
-    # Test: the metrics of every test split, on a split that was not used to choose the checkpoint
+    # Test: the metrics of every test split, none of which was used to choose the checkpoint
     split, predictions, seconds = predict_test(rows, predict_split, model)
     metrics = compute_metrics(predictions, split) if job.labelled else {}
     statistics = label_statistics(list(metrics), labels, *rows[split].compare(predictions)) if job.labelled else None

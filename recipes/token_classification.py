@@ -49,7 +49,7 @@ class Config(Recipe):
 
 
 def collate(rows: list[dict], *, tokenizer, numbers, inside) -> dict[str, Any]:
-    """A batch of windows, with the first tokens of the words that count in each."""
+    """A batch of windows, with the first token of each word that is scored there."""
     batch = token_batch(tokenizer, [row["ids"] for row in rows])
     batch["firsts"] = [firsts(row["words"]) for row in rows]
     if "reference" in rows[0]:
@@ -63,13 +63,13 @@ def main(config: Config) -> dict[str, Any]:
     """Fine-tune a tagger of words, evaluate one or tag with one; returns the content of `results.json`."""
     job, data = start(config), config.data
 
-    # Data and processors: words, their labels, and each word encoded as it is after a space
+    # Data and processors: words, their labels, and each word encoded as after a space
     columns = {"inputs": {"tokens": data.tokens_column}, "targets": {"tags": data.tags_column}}
     splits = load(job, docs_tagging, reader=read_words, **columns)
     splits, sentences, labels, tags = tagged_rows(job, splits)
     tokenizer = tokenizer_for(job, lambda: map(" ".join, sentences["train"]), add_prefix_space=True)
 
-    # Model: one output a class for every token
+    # Model: one output per class for every token
     id2label = dict(enumerate(labels.names))
     model = build(job, Data2VecTextForTokenClassification, tokenizer=tokenizer, id2label=id2label)
     names, numbers, rows, chunks = labels.names, labels.numbers, {}, are_chunks(labels.names)

@@ -1,4 +1,4 @@
-"""Field recordings: tiers of ELAN and Praat files beside the recordings, whose intervals become rows or segments."""
+"""Field recordings: intervals in tiers of ELAN and Praat files beside the recordings, as rows or segments."""
 
 import codecs
 import io
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ENDINGS = (".eaf", ".textgrid")
-"""Of ELAN's files, and of Praat's, in small letters."""
+"""Endings of ELAN's and Praat's files, in lower case."""
 NUMBER = re.compile(r"^(\s*(?:(?:xmin|xmax|number|time) = )?)([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*$", re.MULTILINE)
-"""A time alone on its line of a TextGrid, as in 5.7e-14, which Praat writes and pympi takes for 14."""
+"""A line of a TextGrid with a time such as 5.7e-14, which Praat writes and pympi would read as 14."""
 
 
 class Interval(NamedTuple):
-    """What a tier has of a stretch of a recording, in seconds."""
+    """An interval of a tier, in seconds."""
 
     start: float
     end: float
@@ -42,11 +42,11 @@ def read_annotations(
 
     Args:
         path: of the file.
-        wanted: names of tiers, or * for all, of which `met` counts.
-        met: what is not used as it stands.
+        wanted: names of tiers, or * for all.
+        met: gets counts of what is not used as it stands.
 
     Raises:
-        InputError: the file cannot be read, or the package that does is not there.
+        InputError: the file cannot be read, or the package for it is not installed.
     """
     try:
         import pympi  # noqa: F401
@@ -56,7 +56,7 @@ def read_annotations(
     try:
         read = read_elan if path.suffix.lower() == ".eaf" else read_praat
         tiers, counts = read(path)
-    except Exception as error:  # the package raises nearly anything of a damaged file
+    except Exception as error:  # the package may raise anything for a damaged file
         raise InputError(f"{path}: not readable as {path.suffix} ({type(error).__name__}: {error})") from error
     for name, each in counts.items():
         met.update(each if "*" in wanted or name in wanted else {})
@@ -64,11 +64,11 @@ def read_annotations(
 
 
 Read = tuple[dict[str, list[Interval]], dict[str, Counter[str]]]
-"""The intervals of each tier, and how much of it is not used as it stands."""
+"""The intervals of each tier, and counts of what is not used as it stands."""
 
 
 def read_elan(path: Path) -> Read:
-    """The tiers of an ELAN file, whose time may begin later than that of the recording that it is of."""
+    """The tiers of an ELAN file, whose time origin may lie later than the recording's."""
     import pympi
 
     document = pympi.Elan.Eaf(str(path), suppress_version_warning=True)
@@ -102,7 +102,7 @@ def read_elan(path: Path) -> Read:
 
 
 def read_praat(path: Path) -> Read:
-    """The tiers of a TextGrid; those of one name are one."""
+    """The tiers of a TextGrid; tiers of the same name are joined."""
     import pympi
 
     content = path.read_bytes()
@@ -126,13 +126,13 @@ def read_praat(path: Path) -> Read:
 
 
 def with_tiers(source: Mapping[str, "Dataset"], data: Data) -> Source:
-    """The source with a row for each interval of `data.tiers`; for a recipe of segments with those of each recording.
+    """The source with one row per interval of `data.tiers`, or, for a recipe of segments, one per recording.
 
     Args:
-        source: whose splits have a column of recordings' paths.
+        source: its splits have a column of recordings' paths.
         data: with the options of `d2v.data.audio.AudioData`.
     """
-    remarks = source.remarks if isinstance(source, Source) else []  # which those that are read later add to
+    remarks = source.remarks if isinstance(source, Source) else []  # splits that are read later add to these
     return Source({name: partial(_expand, source, name, data, remarks) for name in source}, remarks)
 
 
@@ -160,7 +160,7 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
         there |= dict.fromkeys(tiers)
         wanted = list(tiers) if data.tiers == ["*"] else [name for name in data.tiers if name in tiers]
         found = sorted(interval for name in wanted for interval in tiers[name])
-        if not wanted:  # which does not say that nobody speaks
+        if not wanted:  # that does not mean that nobody speaks
             lacking.append(file)
         elif segments:
             rows.append(others | {column: path, data.segments_column: [interval._asdict() for interval in found]})
@@ -192,13 +192,13 @@ def _expand(source: Mapping[str, "Dataset"], split: str, data: Any, remarks: lis
 
 
 def annotated(folder: Path) -> dict[str, Path]:
-    """The ELAN and Praat files of a folder by what they are called without their ending; of two ELAN's."""
+    """The ELAN and Praat files of a folder by name without ending; of two with one name ELAN's."""
     files = [file for file in (folder.iterdir() if folder.is_dir() else ()) if file.suffix.lower() in ENDINGS]
     return {file.stem: file for file in sorted(files, key=lambda file: -ENDINGS.index(file.suffix.lower()))}
 
 
 def _named(row: dict[str, Any], data: Any) -> dict[str, Any]:
-    """A row with the interval's text under the name that the recipe has for texts or labels, and its speaker."""
+    """A row with the interval's text in the recipe's column of texts or labels, and its speaker."""
     named = {getattr(data, "text_column", None) or getattr(data, "label_column", None) or "text": row.pop("text")}
     named |= {getattr(data, "speaker_column", None) or "speaker": row.pop("speaker")}
     return row | named

@@ -1,4 +1,4 @@
-"""Clips: how long they are, which part of a recording they are, and which cannot be used."""
+"""Clips: their lengths, the parts of recordings that they are, and which cannot be used."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Settle = Callable[[Any, float, Any], tuple[Any, Mapping[str, int]]]
 LONGEST = 30.0
-"""Seconds of the longest clip that is learnt whole, where `data.max_seconds` does not say."""
+"""Default of `data.max_seconds` for clips that are not cropped, in seconds."""
 
 
 @dataclass
@@ -32,11 +32,10 @@ class AudioData(PartData):
     Attributes:
         audio_column: column of the sound, as `datasets` stores it, or of its paths.
         channel: number of the channel to read, from 1; by default the mean of all.
-        batch_seconds: maximum seconds of sound in a batch, padding counted.
-        max_seconds: length of the longest clip that may be in train, in seconds; by default 30, or no limit where clips
-            are cropped.
-        seconds_column: column of the seconds that each recording lasts; by default, and where columns count the samples
-            of parts, the header of each is read.
+        batch_seconds: maximum seconds of sound in a batch, padding included.
+        max_seconds: maximum length of a training clip, in seconds; by default 30, or no limit where clips are cropped.
+        seconds_column: column of each recording's duration in seconds; by default, and where columns give parts in
+            samples, headers are read instead.
     """
 
     modality: ClassVar[str] = "audio"
@@ -55,12 +54,12 @@ class AudioData(PartData):
 
     @property
     def together(self) -> str | None:
-        """The column of recordings, which rows may be parts of."""
+        """The column of recordings; rows may be parts of one recording."""
         return self.audio_column
 
     @property
     def max_size(self) -> float:
-        """Seconds of a batch."""
+        """Maximum seconds of a batch."""
         return self.batch_seconds
 
 
@@ -77,20 +76,20 @@ def clip_rows(
     cropped: Sequence[str] = ("train",),
     settle: Settle | None = None,
 ) -> dict[str, Rows]:
-    """The rows of each split that can be used, with their seconds. Headers alone are read; damage shows in decoding.
+    """The usable rows of each split, with their seconds. Only headers are read; damage shows in decoding.
 
     Args:
-        job: whose data have the options of `AudioData`.
+        job: its data have the options of `AudioData`.
         splits: from `d2v.data.load.load`.
-        rate: samples a second.
-        shortest: samples that a clip has at the least.
-        references: split -> what each row is trained on or scored against, or of a stream a function that returns
-            it of a block; none in prediction.
+        rate: samples per second.
+        shortest: minimum number of samples of a clip.
+        references: split -> each row's reference, or for a stream a function that returns those of a block; empty in
+            prediction.
         learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
-        crop_seconds: as `clip_batch` gets it; a longer clip counts as so many.
+        crop_seconds: as for `clip_batch`; longer clips count as this long.
         cropped: the splits whose clips are cropped.
-        settle: makes references fit to what is heard: `settle(reference, seconds, part)` returns another one, and what
-            was done to it how often.
+        settle: adapts references to the part that is read: `settle(reference, seconds, part)` returns a new one, and
+            counts of its changes.
 
     Raises:
         InputError: a bad row, unless `data.bad_rows` skips it, or no good one.
@@ -111,12 +110,12 @@ def clip_rows(
         most = crop_seconds if name in cropped else math.inf
         longest = data.max_seconds or (LONGEST if most == math.inf else math.inf)
         told = data.seconds_column
-        if told and has_parts(split, data):  # that a file is the part, or how many samples a second has, headers say
+        if told and has_parts(split, data):  # headers say if a file is the part, and its sampling rate
             note(job, "headers are read", f"{name}: rows are parts; headers are read, not {told}", split=name)
             told = None
         infos = told_seconds(split, told, rate) if told else read_headers(job, split)
         parts: list[Any] | None = read_parts(job, split, infos)
-        channel = None if told else data.channel  # what was not read is checked where it is decoded
+        channel = None if told else data.channel  # unread channels are checked in decoding
         seconds, reasons = check_clips(infos, parts, shortest / rate, longest if training else math.inf, channel)
         targets, done = references.get(name), []
         if targets is not None and settle is not None:
@@ -142,11 +141,11 @@ def clip_rows(
 
 
 class Headers(Sequence[AudioInfo | str]):
-    """What the header of each row's sound says, an `AudioInfo`, or what is wrong with it; (N,) arrays behind it.
+    """The header of each row's sound, an `AudioInfo`, or what is wrong with it; stored as (N,) arrays.
 
     Attributes:
-        frames, rates, channels: of each sound; 0 where it has no header that can be read.
-        mended, problems: texts by row, where there are any.
+        frames, rates, channels: of each sound; 0 if its header cannot be read.
+        mended, problems: texts by row, for rows that have one.
     """
 
     def __init__(self, table: "pa.Table"):
@@ -164,12 +163,12 @@ class Headers(Sequence[AudioInfo | str]):
 
     @property
     def seconds(self) -> np.ndarray:
-        """(N,) durations; 0 where there is none."""
+        """(N,) durations; 0 where unknown."""
         return self.frames / np.maximum(self.rates, 1)
 
 
 def texts_of(column: "pa.ChunkedArray") -> dict[int, str]:
-    """The values of a column that has few, by row."""
+    """The values of a sparse column, by row."""
     import pyarrow.compute as pc
 
     there = np.flatnonzero(pc.is_valid(column).to_numpy())
@@ -177,14 +176,14 @@ def texts_of(column: "pa.ChunkedArray") -> dict[int, str]:
 
 
 def read_headers(job: Job, split: Split) -> Headers:
-    """What the headers say, read by all cores, or from the cache; no sound is decoded, and little is read of each."""
+    """The headers of a split's sounds, read by all cores or from the cache; no sound is decoded."""
     column = job.config.data.audio_column
     found, rows = map_rows(job, split, [column], headers_of, "reading headers", files=True)
     return Headers(found.data.table.take(rows))
 
 
 def told_seconds(split: Split, column: str, rate: int) -> Headers:
-    """What a column of durations says, of sound of one channel at the model's rate, for all that is known."""
+    """Headers made from a column of durations, as if all sounds had one channel and the model's rate."""
     import pyarrow as pa
 
     if column not in split.table.column_names:
@@ -208,7 +207,7 @@ def told_seconds(split: Split, column: str, rate: int) -> Headers:
 
 
 def is_plain_list(kind: "pa.DataType") -> bool:
-    """Whether a column has lists of numbers, a channel of sound each."""
+    """Whether a column has lists of numbers, each one channel of sound."""
     import pyarrow as pa
 
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -263,9 +262,9 @@ def check_clips(
 
     Args:
         infos: from `read_headers`.
-        parts: from `read_parts`: which part of its recording each clip is; None for all of each.
-        shortest, longest: seconds that a clip may have.
-        channel: that is heard; None for all.
+        parts: from `read_parts`: the part of its recording that each clip is; None if all are whole.
+        shortest, longest: limits of a clip's seconds.
+        channel: that is read; None for all.
     """
     seconds, reasons = infos.seconds, list[str | None]([None] * len(infos))
     for i, part in enumerate(parts or ()):
@@ -282,7 +281,7 @@ def check_clips(
 
 
 def note_settled(job: Job, split: Split, done: Mapping[int, Mapping[str, int]]) -> None:
-    """Note what was done to the references of a split's rows, how often."""
+    """Note how often each kind of change was made to the references of a split's rows."""
     for fact in dict.fromkeys(fact for facts in done.values() for fact in facts):
         rows = [i for i, facts in done.items() if fact in facts]
         total, where = sum(done[i][fact] for i in rows), split.where(rows[0])
@@ -291,14 +290,14 @@ def note_settled(job: Job, split: Split, done: Mapping[int, Mapping[str, int]]) 
 
 
 def note_headers(job: Job, split: Split, infos: Headers, good: np.ndarray, rate: int) -> None:
-    """Note what is done to the sound of a split: channels mixed, sound resampled, odd headers put right.
+    """Note the changes to a split's sound: channels mixed, sound resampled, odd headers corrected.
 
     Args:
-        job: whose data have the options of `AudioData`.
+        job: its data have the options of `AudioData`.
         split: the rows.
-        infos: of all of them.
-        good: (n,) those that are used.
-        rate: samples a second that the model hears.
+        infos: of all rows.
+        good: (n,) the rows that are used.
+        rate: the model's samples per second.
     """
 
     def say(fact: str, rows: np.ndarray, values: Any, rest: str = "") -> None:
@@ -315,12 +314,12 @@ def note_headers(job: Job, split: Split, infos: Headers, good: np.ndarray, rate:
 
 
 def crop_start(length: int, samples: int, seed: tuple[int, ...]) -> int:
-    """The first of `samples` samples of a clip, where the numbers in `seed` put it; 0 for a shorter clip."""
+    """The first sample of a random crop of `samples` samples, drawn by `seed`; 0 for a shorter clip."""
     return int(np.random.default_rng(seed).integers(max(length - samples, 0) + 1))
 
 
 def random_speed(clip: np.ndarray, seed: tuple[int, ...], most: float) -> np.ndarray:
-    """A clip played up to `most` faster or slower, a share such as 0.1, as `seed` says; pitch changes too.
+    """A clip played faster or slower by a random share of at most `most`, such as 0.1; pitch changes too.
 
     Speed perturbation (Ko et al., 2015), with speeds from a range instead of three.
     """
@@ -332,7 +331,7 @@ def random_speed(clip: np.ndarray, seed: tuple[int, ...], most: float) -> np.nda
 def load_clips(
     rows: list[dict[str, Any]], data: AudioData, rate: int
 ) -> tuple[list[dict[str, Any]], list[np.ndarray], list[Decoded]]:
-    """Decode the sound of a batch, of each row the part that it means; see `d2v.data.rows.decode_rows`."""
+    """Decode the sound of a batch, only the part that each row is; see `d2v.data.rows.decode_rows`."""
     return decode_rows(rows, partial(load_clip, data=data, rate=rate), data.bad_rows)
 
 
@@ -342,7 +341,7 @@ def load_clip(row: dict[str, Any], data: AudioData, rate: int) -> np.ndarray:
 
 
 def long_recordings(batch: dict[str, Any], samples: float) -> dict[str, Any]:
-    """The batch, or if a clip of it is longer than so many samples a batch of `recordings`, each normalised as a whole.
+    """The batch, or, if one of its clips exceeds `samples`, a batch of `recordings`, each normalised as a whole.
 
     See `d2v.decode.windows`; a list of arrays stays on the host.
     """
@@ -365,14 +364,13 @@ def clip_batch(
     Args:
         rows: of a split.
         extractor: of the model.
-        data: where the sound is, and what to do with damaged clips.
+        data: says where the sound is, and what to do with damaged clips.
         change: `change(clip, seed)` augments a clip of train.
         crop_seconds: length of the random crops of longer clips of train.
 
     Returns:
-        Rows, and `input_values` (B, S), `attention_mask` (B, S), the clips' `lengths` in samples, known on the host,
-        with `crop_seconds` their `starts`, the first samples of the crops, `rows`, `size`, and `decoded`, what was left
-        out.
+        Rows, and `input_values` (B, S), `attention_mask` (B, S), the clips' `lengths` in samples, on the host, with
+        `crop_seconds` their `starts`, the first samples of the crops, `rows`, `size`, and `decoded`, the rows left out.
     """
     rate = extractor.sampling_rate
     rows, clips, decoded = load_clips(rows, data, rate)

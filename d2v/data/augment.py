@@ -23,14 +23,14 @@ from d2v.processors.image import ImageProcessor
 class Augment:
     """Augmentation of the images of train; 0 leaves a step out.
 
-    The defaults are BEiT's (`run_class_finetuning.py`), and of mixup and cutmix data2vec's (`beit/README.md` there).
+    The defaults are BEiT's (`run_class_finetuning.py`), for mixup and cutmix data2vec's (`beit/README.md` there).
 
     Attributes:
         crop: smallest and largest share of an image that a random crop has; it is resized to the model's size.
         flip: share of the images that are mirrored.
-        rand_augment: magnitude of RandAugment's two operations, 1 to 10; 0 leaves it out. Each is done to half of the
-            images, as in timm; they are torchvision's, which has no inversion, and their magnitude does not vary.
-        color_jitter: maximum change of brightness, contrast and saturation. timm, and so BEiT, has it only without
+        rand_augment: magnitude of RandAugment's two operations, 1 to 10; 0 leaves it out. Each is applied to half of
+            the images, as in timm; they are torchvision's, without inversion and with a constant magnitude.
+        color_jitter: maximum change of brightness, contrast and saturation. timm, and so BEiT, uses it only without
             RandAugment.
         erasing: share of the images that have a rectangle replaced by noise.
         mixup: alpha of MixUp, such as 0.8; 0 leaves it out.
@@ -64,12 +64,12 @@ def augmenter(
     """A function of an image and its seed: (channels, H, W) float32, augmented, normalised as the processor does it.
 
     Args:
-        augment: what is done.
-        processor: rescales and normalises; what it does to an image's size is the crop's business here.
+        augment: the options.
+        processor: rescales and normalises; the random crop replaces its resizing.
         size: height and width in pixels.
 
     Raises:
-        InputError: colours are to be changed of images that are neither grey nor RGB.
+        InputError: colours are to be changed in images that are neither grey nor RGB.
     """
     from torchvision.transforms import v2
 
@@ -84,9 +84,9 @@ def augmenter(
     ]
     if augment.rand_augment:
         fill = [128] * processor.channels
-        # Bin m of 11 is m / 10 of an operation's range, as timm counts; grey fills what a rotation uncovers.
+        # Bin m of 11 is m / 10 of an operation's range, as in timm; grey fills the corners after a rotation.
         operation = v2.RandAugment(1, augment.rand_augment, 11, v2.InterpolationMode.BILINEAR, fill=fill)
-        steps += [v2.RandomApply([operation], 0.5)] * 2  # timm's chance (rand_augment_transform), which BEiT has
+        steps += [v2.RandomApply([operation], 0.5)] * 2  # timm's probability (rand_augment_transform), as in BEiT
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
     erase = v2.RandomErasing(augment.erasing, scale=(0.02, 1 / 3), value="random")  # timm's sizes
@@ -96,8 +96,8 @@ def augmenter(
 def augment_image(
     image: Image.Image, seed: tuple[int, ...], *, before: Callable, plain: ImageProcessor, after: Callable
 ) -> Tensor:
-    """(channels, H, W), augmented before and after the processor, seeded."""
-    several = image.mode not in ("L", "RGB")  # Pillow would weigh colours by the fourth channel
+    """An image as (channels, H, W), augmented before and after the processor, seeded."""
+    several = image.mode not in ("L", "RGB")  # Pillow would weight colours by the fourth channel
     with seeded(seed):
         if several:
             changed = before(torch.from_numpy(np.array(image)).permute(2, 0, 1))
@@ -110,10 +110,10 @@ def augment_image(
 def mixer(augment: Augment, labels: Labels) -> Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
     """A function of a batch's pixels (B, 3, H, W), labels (B,) and seed: mixed pixels and labels (B, C).
 
-    Without MixUp and CutMix both stay as they are. They mix the rows that a process computes at once.
+    Without MixUp and CutMix both stay as they are. Only rows that a process computes at once are mixed.
 
     Raises:
-        InputError: there is something to mix, but a row has not one class.
+        InputError: there is something to mix, but rows do not have one class each.
     """
     from torchvision.transforms import v2
 
@@ -127,7 +127,7 @@ def mixer(augment: Augment, labels: Labels) -> Callable[[Tensor, Tensor, tuple[i
 
 
 def mix_images(pixels: Tensor, labels: Tensor, seed: tuple[int, ...], *, mix: Callable | None) -> tuple[Tensor, Tensor]:
-    """Pixels and labels of a batch, mixed, seeded by the seed of one of its rows."""
+    """The mixed pixels and labels of a batch, seeded by one of its rows."""
     if mix is None:
         return pixels, labels
     with seeded((*seed, 1)):  # not the numbers that the row of this seed was augmented with

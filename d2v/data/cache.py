@@ -1,6 +1,6 @@
-"""What was found out by reading every row, kept by fingerprint, so that a second start, and other processes, read it.
+"""Results of reading every row, cached by fingerprint, for other processes and the next start.
 
-Kept in the cache of `datasets`, in a folder of its own; whoever deletes it loses time and nothing else.
+They are kept in a folder of their own in the cache of `datasets`; deleting it costs only time.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WORTH = 10_000
-"""Rows from which reading them all again takes longer than to read what is kept of them."""
+"""Number of rows from which the cache is faster than reading them all again."""
 FORMAT = 3
-"""To be raised when a function that is mapped finds out something else."""
+"""To be raised when the results of a mapped function change."""
 NETWORK_READS = 32
-"""Files that are looked at at once: on network disks each takes a millisecond or more of waiting."""
+"""Files that are checked at once: on network disks each takes a millisecond or more of waiting."""
 
 
 def cache_folder() -> Path:
-    """The folder of what is kept, made if need be."""
+    """The cache's folder, made if needed."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "d2v"
@@ -44,7 +44,7 @@ def first_on_its_node(job: Job, line: str | None) -> Iterator[None]:
 
     Args:
         job: from `d2v.training.job.start`.
-        line: what it does, which is printed; None where nothing is left to do.
+        line: description of the work, which is printed; None if nothing is left to do.
     """
     with job.accelerator.local_main_process_first():
         if line and job.is_main:
@@ -62,20 +62,20 @@ def map_rows(
     files: bool = False,
     parallel: bool = True,
 ) -> tuple[Any, np.ndarray]:
-    """What a function makes of each row, read from the cache where that was found out before.
+    """A function's result for each row, read from the cache if it was computed before.
 
     Args:
         job: from `d2v.training.job.start`.
-        split: the rows; where they are most of a table's, all of the table is read, so that another share of it, or
-            another seed, finds it.
-        columns: that the function looks at.
+        split: the rows; if they are most of a table, the whole table is read, so that other shares of it, or other
+            seeds, use the same cache.
+        columns: that the function uses.
         function: of a table with these columns, to one of as many rows; it has to pickle, alike in every process.
-        what: it finds out, for people.
-        files: columns may be paths, whose files are looked at too.
-        parallel: on all cores; not for what uses them anyway.
+        what: name of the result, for people.
+        files: whether columns may be paths, whose files belong to the fingerprint too.
+        parallel: whether to use all cores; not for functions that use them anyway.
 
     Returns:
-        A `datasets.Dataset`, its files mapped into memory, and (N,) the rows of it that are the split's.
+        A `datasets.Dataset`, its files mapped into memory, and (N,) its rows that are the split's.
     """
     whole = 2 * len(split) >= len(split.table)
     table = split.table.select_columns(list(columns))
@@ -93,7 +93,7 @@ def map_table(
     files: bool = False,
     parallel: bool = True,
 ) -> Any:
-    """What a function makes of each row of a pyarrow table, or of a `datasets.Dataset`, see `map_rows`; a Dataset."""
+    """A Dataset of a function's result for each row of a pyarrow table or a `datasets.Dataset`, see `map_rows`."""
     import datasets
     import pyarrow as pa
 
@@ -124,7 +124,7 @@ def arrays(column: "pa.ChunkedArray") -> list[np.ndarray]:
 
 
 def agree(job: Job, find_out: Callable[[], str]) -> str:
-    """What the first process finds out, on all."""
+    """The first process's result, on all processes."""
     if job.accelerator.num_processes == 1:
         return find_out()
     from accelerate.utils import broadcast_object_list
@@ -134,12 +134,12 @@ def agree(job: Job, find_out: Callable[[], str]) -> str:
 
 
 def digest(table: Any, *others: Any, files: bool = False) -> str:
-    """What tells whether a table, and whatever else counts, are those of another time.
+    """Fingerprint of a table and other values.
 
     Args:
-        table: a `datasets.Dataset`; of one that lies in files these are what tells, of another its contents.
-        *others: whatever pickles.
-        files: the contents may be paths, whose sizes and times count too.
+        table: a `datasets.Dataset`; one in files is identified by these, another one by its contents.
+        *others: anything that pickles.
+        files: whether the contents may be paths, whose sizes and times are included too.
     """
     from datasets.fingerprint import Hasher
 
@@ -157,7 +157,7 @@ def digest(table: Any, *others: Any, files: bool = False) -> str:
 
 
 def contents(table: "pa.Table") -> bytes:
-    """The bytes of a table, however it is cut."""
+    """The bytes of a table, however it is chunked."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
@@ -167,7 +167,7 @@ def contents(table: "pa.Table") -> bytes:
 
 
 def paths_of(table: "pa.Table") -> list[str]:
-    """The values of a table that may be paths of files."""
+    """The values of a table that may be paths to files."""
     import pyarrow as pa
 
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Columns of labels as class names, whatever form they have: text, numbers, lists, zeros and ones."""
+"""Columns of labels in any form (text, numbers, lists, zeros and ones) as class names."""
 
 import ast
 import math
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\]]+""")
 ARRAY = re.compile(rf"\[\s*(?:{ITEM.pattern})(?:\s+(?:{ITEM.pattern}))+\s*\]")
-"""What NumPy writes, and so pandas of arrays into a CSV file: items with white space between them, ['a' 'b']."""
+"""An array as NumPy prints it, and as pandas writes it to a CSV file: items separated by white space, ['a' 'b']."""
 
 
 UNSEEN = dict.fromkeys(map(ord, INVISIBLE))
@@ -54,10 +54,10 @@ class Named:
     """The labels of a split by name.
 
     Attributes:
-        labels: of each row a name, or a list of them; what cannot be named stays.
+        labels: a name, or a list of names, for each row; values that cannot be named stay.
         classes: of the whole table, in order.
-        numbered: they are known by number alone: rows have a 0 or 1 for each.
-        tidied: what `name_of` changed in texts, as written -> name.
+        numbered: whether classes are known only by number: rows have a 0 or 1 for each.
+        tidied: texts that `name_of` changed, as written -> name.
     """
 
     labels: list[Any]
@@ -70,10 +70,10 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     """Labels as text; the classes are those that the column's type lists, else those that occur.
 
     Args:
-        split: whose rows are wanted.
+        split: the wanted rows.
         column: of the labels.
         values: of the whole table: labels or lists of them.
-        ignored: labels that stand for none.
+        ignored: labels that mean no label.
 
     Raises:
         InputError: some labels are text, others numbers.
@@ -84,7 +84,7 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     def name(value: Any) -> Any:
         if isinstance(value, list):
             return [name(label) for label in value]
-        value = float(value) if isinstance(value, Decimal) else value  # as databases write numbers
+        value = float(value) if isinstance(value, Decimal) else value  # databases' numbers
         if not isinstance(value, str | int | float):
             return value
         if (key := (type(value), value)) not in names:
@@ -106,7 +106,7 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
 
 
 def read_indicators(split: Split, columns: Sequence[str]) -> Named:
-    """The labels of rows with a column of 0 and 1 for each class; a row with something else has None."""
+    """The labels of rows with one column of 0 and 1 per class; None for a row with another value."""
     there = split.table.column_names
     if missing := [column for column in columns if column not in there]:
         raise InputError(f"{split.name}: no column {missing[0]!r} (data.label_columns); there are {', '.join(there)}")
@@ -118,7 +118,7 @@ def read_indicators(split: Split, columns: Sequence[str]) -> Named:
 
 
 def as_list(value: Any, separator: str | None) -> Any:
-    """The labels of a row: of a text with a separator its parts, of "['a', 'b']" or "['a' 'b']" what it lists."""
+    """The labels of a row: the parts of a text with a separator, or the items of "['a', 'b']" or "['a' 'b']"."""
     if not isinstance(value, str):
         return value
     if separator is not None:
@@ -129,7 +129,7 @@ def as_list(value: Any, separator: str | None) -> Any:
         try:
             if ARRAY.fullmatch(value.strip()):
                 items = [ast.literal_eval(item) for item in ITEM.findall(value.strip()[1:-1])]
-                return value if ... in items else items  # an array is not written whole if it is long
+                return value if ... in items else items  # long arrays are written abridged
             return list(ast.literal_eval(value.strip()))
         except (ValueError, SyntaxError):
             return value
@@ -139,7 +139,7 @@ def as_list(value: Any, separator: str | None) -> Any:
 def vector_width(rows: Sequence[Any]) -> int:
     """The length of rows that have a 0 or 1 for each class; 0 if they are lists of classes, which do not repeat.
 
-    Rows that are no list or an empty one are not looked at: they are no such vectors, whatever the others are.
+    Rows that are no list or an empty one are ignored: they are no such vectors, whatever the others are.
     """
     vectors = [row for row in rows if isinstance(row, list) and row]
     lengths = {len(row) for row in vectors}
@@ -149,7 +149,7 @@ def vector_width(rows: Sequence[Any]) -> int:
 
 
 def as_number(value: Any) -> Any:
-    """A value that a text, as of a CSV file, says; others stay."""
+    """The value written in a text, such as of a CSV file; other values stay."""
     if not isinstance(value, str):
         return str(value) if isinstance(value, bool) else float(value) if isinstance(value, Decimal) else value
     try:
@@ -165,24 +165,24 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def listed_names(table: "Dataset", column: str) -> list[str] | None:
-    """The names that a column's type lists, if it does; for a column of lists, those of the items."""
+    """The names that a column's type lists, if any; for a column of lists, those of the items."""
     feature = table.features[column]
     names = getattr(getattr(feature, "feature", feature), "names", None)
     return None if names is None else distinct(names)
 
 
 def name_of(value: Any, listed: Sequence[str] | None) -> Any:
-    """The name of a label: text, or a whole number; others stay, None if there is none.
+    """The name of a label: text, or a whole number; other values stay, None if there is no label.
 
-    Of text accents are composed, and what nobody sees is dropped: characters without width, white space around it.
+    Text gets composed accents, and loses invisible characters: those without width, and white space around it.
 
     Args:
         value: the label.
-        listed: the names of numbered classes; there a negative number stands for no label, as in the hub's tests.
+        listed: the names of numbered classes; with these a negative number means no label, as in the hub's tests.
     """
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).translate(UNSEEN).strip() or None
-    if isinstance(value, float) and value.is_integer():  # as pandas makes whole numbers where one is missing
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of whole numbers if one is missing
         value = int(value)
     if isinstance(value, bool) or (isinstance(value, int) and listed is None):
         return str(value)
@@ -192,13 +192,13 @@ def name_of(value: Any, listed: Sequence[str] | None) -> Any:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """The names, with their number after those that come twice: ImageNet's 134 and 517 are both "crane" on the hub."""
+    """The names, repeated ones followed by their number: ImageNet's 134 and 517 are both "crane" on the hub."""
     counts = Counter(names := list(names))
     return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def renamed(label: Any, names: Mapping[str, str]) -> Any:
-    """A label of the data as the model calls it; others stay, to be named as a problem."""
+    """A label of the data by the model's name; unknown labels stay, to be reported as a problem."""
     if isinstance(label, list):
         return [renamed(each, names) for each in label]
     return names.get(label, label) if isinstance(label, str) else label
@@ -215,7 +215,7 @@ def name_reader(read: Callable[[Split], Named], named: Named, classes: Sequence[
     Args:
         read: names the labels of a block.
         named: of the stream, from `with_stream`.
-        classes: what the model calls the classes of the stream.
+        classes: the model's names of the stream's classes.
     """
     names = dict(zip(named.classes, (each[0] if isinstance(each, list) else each for each in classes), strict=True))
     return lambda split: [renamed(label, names) for label in read(split).labels]
@@ -224,14 +224,14 @@ def name_reader(read: Callable[[Split], Named], named: Named, classes: Sequence[
 def with_stream(
     job: Job, splits: Mapping[str, Split], columns: Mapping[str, Named], column: str, *, several: bool
 ) -> dict[str, Named]:
-    """The labels of each split, of which a stream has a label of each of its classes, which are noted.
+    """The labels of each split; a stream gets one label of each of its classes, and these are noted.
 
     Args:
         job: from `d2v.training.job.start`.
-        splits: of which train may be a stream.
-        columns: the labels of each, of a stream those of its beginning.
-        column: where they are.
-        several: rows have lists of labels.
+        splits: train may be a stream.
+        columns: the labels of each split, for a stream those of its beginning.
+        column: of the labels.
+        several: whether rows have lists of labels.
     """
     if not job.training or splits["train"].stream is None:
         return dict(columns)
@@ -246,7 +246,7 @@ def with_stream(
 
 
 def note_absent(job: Job, train: Named, column: str) -> None:
-    """Note the classes of which train has no row: they fell into another share, or the column only lists them."""
+    """Note the classes without a row in train: their rows are in another split, or the column only lists them."""
     found = (name for label in train.labels for name in (label if isinstance(label, list) else [label]))
     there = {name for name in found if isinstance(name, str)}
     if absent := [name for name in train.classes if name not in there]:
@@ -255,7 +255,7 @@ def note_absent(job: Job, train: Named, column: str) -> None:
 
 
 def note_tidied(job: Job, columns: Mapping[str, Named], column: str) -> None:
-    """Note of each split which texts `name_of` changed, and which of its classes may be meant to be one."""
+    """Note for each split the texts that `name_of` changed, and classes that may be meant to be the same."""
     for split, named in columns.items():
         if named.tidied:
             shown = shorten((f"{written!a} is {name!r}" for written, name in named.tidied.items()), 4)
@@ -281,12 +281,12 @@ def check_classes(names: list[str], column: str) -> list[str]:
 
 
 def plain_text(name: str) -> str:
-    """A name in small letters, accents composed, without what nobody sees."""
+    """A name in lower case, with composed accents and without invisible characters."""
     return unicodedata.normalize("NFC", name).translate(UNSEEN).casefold()
 
 
 def plain_number(name: str) -> str:
-    """A number as such, however it is written; of LABEL_0 the 0; other names in small letters."""
+    """A number in one form, however it is written; 0 for LABEL_0; other names in lower case."""
     name = name.casefold()
     number = name.removeprefix("label_")
     if not re.fullmatch(r"[+-]?\d+(\.\d+)?", number, re.ASCII):

@@ -1,4 +1,4 @@
-"""Columns: what data sets call those of tables, and text files that have nothing but columns, such as RTTM."""
+"""Columns: the usual names of tables' columns, and text files that consist of columns, such as RTTM."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -31,11 +31,11 @@ KNOWN = {
     "answers": "answers answer",
     "segments": "turns segments",
 }
-"""What data sets call the columns that recipes need; the same in other cases too."""
+"""Usual names, in any case, of the columns that recipes need."""
 
 
 def read_columns(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
-    """The fields of each line that is not blank, after `<file>, line <number>` for messages.
+    """The fields of each line that is not blank, preceded by `<file>, line <number>` for messages.
 
     Raises:
         InputError: no such file, not text, or only blank lines.
@@ -52,15 +52,15 @@ def read_columns(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
 
 
 def known_columns(job: Job, table: "Dataset", columns: Mapping[str, str]) -> "Dataset":
-    """The table with the columns that a recipe needs under the names that it looks for, and a line for each other name.
+    """The table with the recipe's columns renamed to the names that it looks for; each renamed column is noted.
 
-    Where a recipe's own name is missing, and nobody gave another, the one column is used that data sets often call so,
-    or else the only one of a fitting type.
+    If a recipe's default name is missing, and the user gave no other, the column with another usual name is used, or
+    else the only column of a fitting type.
 
     Args:
-        job: whose data say the names.
+        job: its data say the names.
         table: of the source.
-        columns: what a column is for -> its name.
+        columns: purpose -> column.
 
     Raises:
         InputError: several columns fit.
@@ -75,7 +75,7 @@ def known_columns(job: Job, table: "Dataset", columns: Mapping[str, str]) -> "Da
         found = [name for name in there if name.lower().strip() in names]
         found = [name for name in found if name.lower() == column] or found
         found = found or [name for name in there if fits(table.features[name], purpose)]
-        if purpose == "tokens" and not job.labelled and not found:  # sentences as they are, of words with spaces
+        if purpose == "tokens" and not job.labelled and not found:  # plain sentences, words separated by spaces
             found = [name for name in there if name.lower().strip() in KNOWN["text"].split()]
         if len(found) > 1:
             where = data.path or "demo"
@@ -88,7 +88,7 @@ def known_columns(job: Job, table: "Dataset", columns: Mapping[str, str]) -> "Da
 
 
 def fits(feature: Any, purpose: str) -> bool:
-    """Whether a column's type alone says that it may serve a purpose."""
+    """Whether a column may serve a purpose, judged only by its type."""
     import datasets
 
     inner = getattr(feature, "feature", None)
@@ -106,7 +106,7 @@ def unlabelled(split: Split, columns: Mapping[str, str]) -> str | None:
 
     Args:
         split: rows.
-        columns: what a column of labels is for -> its name.
+        columns: purpose -> column of labels.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -119,7 +119,7 @@ def unlabelled(split: Split, columns: Mapping[str, str]) -> str | None:
         while (listed := any(check(values.type) for check in lists)) or pa.types.is_struct(values.type):
             if listed:
                 values = pc.list_flatten(values)
-            elif values.type.get_field_index("text") >= 0:  # SQuAD's answers, of which a hidden test has none
+            elif values.type.get_field_index("text") >= 0:  # SQuAD's answers, which a hidden test lacks
                 values = pc.struct_field(values, "text")
             else:
                 break

@@ -1,4 +1,4 @@
-"""Words and their labels in columns, a word a line and a blank line between sentences: CoNLL's files and CoNLL-U."""
+"""Words and labels in columns, one word per line and a blank line between sentences: CoNLL's files and CoNLL-U."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ENDINGS = {".conll", ".conllu", ".conll03", ".bio", ".iob", ".iob2", ".train", ".testa", ".testb"}
-"""What the names of such files end in; `eng.testa` is CoNLL 2003's validation."""
+"""Endings of such files; `eng.testa` is CoNLL 2003's validation."""
 TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
 def read_words(data: Any) -> Mapping[str, "Dataset"]:
-    """All splits of a source; files of columns too, which have words as the first and labels as the last column.
+    """All splits of a source; also files of columns, with words in the first and labels in the last column.
 
-    Of CoNLL-U words are the second column and labels the fourth, `UPOS`. A `.txt` is such a file if all of its labels
-    are those of chunks, as `B-ORG`, or `O`.
+    In CoNLL-U words are the second column and labels the fourth, `UPOS`. A `.txt` is such a file if all of its labels
+    are chunk labels such as `B-ORG`, or `O`.
 
     Args:
-        data: whose `tokens_column` and `tags_column` the columns are called.
+        data: its `tokens_column` and `tags_column` name the columns.
     """
     path = Path(data.path or "")
     files = [path] if path.is_file() else sorted(path.iterdir()) if data.path and path.is_dir() else []
     files = [each for each in files if each.is_file() and wanted(each.name)]
     found = [each for each in files if has_columns(each)]
-    if any(each.suffix.lower() == ".txt" for each in found):  # so is one that has nothing but O in its first lines
+    if any(each.suffix.lower() == ".txt" for each in found):  # so are files with only O in their first lines
         found = [each for each in files if has_columns(each, one_label=True)]
     if not found:
         return read(data)
@@ -45,9 +45,9 @@ def read_words(data: Any) -> Mapping[str, "Dataset"]:
 
 
 def split_of(file: Path) -> str:
-    """The split of a file: its name where that is a usual one, else what a word of it stands for, else its name.
+    """The split of a file: its name if that is a usual one, else the split that a word of it means, else its name.
 
-    Files with the same word, as Universal Dependencies has of large treebanks, are of one split.
+    Files with the same word, such as parts of large treebanks in Universal Dependencies, form one split.
     """
     words = re.split(r"[^a-z]+", file.name.lower())
     own = "validation" if "testa" in words else "test" if "testb" in words else usual_file(file.name)
@@ -56,7 +56,7 @@ def split_of(file: Path) -> str:
 
 
 def has_columns(file: Path, *, one_label: bool = False) -> bool:
-    """Whether a file has words and labels in columns, in a text of two labels at least unless one will do."""
+    """Whether a file has words and labels in columns; a `.txt` needs two different labels, unless `one_label`."""
     if file.suffix.lower() in ENDINGS:
         return True
     if file.suffix.lower() != ".txt":
@@ -69,7 +69,7 @@ def has_columns(file: Path, *, one_label: bool = False) -> bool:
 
 
 def sentences_of(data: Any, files: list[Path]) -> "Dataset":
-    """The sentences of a split's files, with labels unless there is one column."""
+    """The sentences of a split's files, with labels unless there is only one column."""
     import datasets
 
     rows = [row for file in files for row in sentences(file)]
@@ -80,20 +80,20 @@ def sentences_of(data: Any, files: list[Path]) -> "Dataset":
 
 
 def columns_of(line: str) -> list[str]:
-    """The columns of a line, with spaces or tabs between; a no-break space is a sign of a word."""
+    """The columns of a line, separated by spaces or tabs; a no-break space belongs to a word."""
     return re.findall(r"[^ \t\r]+", line)
 
 
 def at_tabs(line: str) -> list[str]:
-    """The columns of a line with tabs between."""
+    """The columns of a line, separated by tabs."""
     return line.rstrip("\r").split("\t")
 
 
 def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The words and the labels of each sentence.
 
-    Comments, `-DOCSTART-`, and of CoNLL-U words that are several or none (1-2, 1.1) are passed over. A comment begins
-    with # and, but in CoNLL-U, has not the columns of the file's words, of which one may be a #.
+    Comments, `-DOCSTART-`, and CoNLL-U's multiword and empty tokens (1-2, 1.1) are skipped. A comment begins with #
+    and, except in CoNLL-U, does not have the columns of the file's words, since a word may be a #.
 
     Raises:
         InputError: it is not UTF-8, or a line has more or fewer columns than those before it.
@@ -102,7 +102,7 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     words: list[str] = []
     tags: list[str] = []
     try:
-        lines = file.read_text("utf-8-sig").split("\n")  # a word may have other signs that end a line
+        lines = file.read_text("utf-8-sig").split("\n")  # words may contain other line separators
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
     plain = [line for line in lines if line.strip() and not line.startswith(("#", "-DOCSTART-"))]

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and the control groups that say so."""
+"""The number of cores that this process may use, and the control groups that limit it."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ GROUPS, TABLE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def granted_cores() -> int:
-    """Cores that this process may use: by its affinity mask, its container's quota, and its Slurm task."""
+    """Number of cores that this process may use, by its affinity mask, its container's quota, and its Slurm task."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = [int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK",) if os.environ.get(name, "").isdigit()]
     return max(1, min([cores, *given, *quotas()]))
@@ -32,8 +32,8 @@ def control_groups(root: Path | None, table: Path | None) -> Iterator[Path]:
     """The folders of the control groups that this process is in; none where there are none, as on other systems.
 
     Args:
-        root: where they are mounted.
-        table: says which they are.
+        root: folder where they are mounted.
+        table: file that lists them.
     """
     root, table = root or GROUPS, table or TABLE
     try:
@@ -41,6 +41,6 @@ def control_groups(root: Path | None, table: Path | None) -> Iterator[Path]:
     except OSError:
         lines = []
     for _, kinds, name in (line for line in lines if len(line) == 3):
-        top = root / kinds if kinds else root  # version 2 has one tree, version 1 one a kind
+        top = root / kinds if kinds else root  # version 2 has one tree, version 1 one per kind
         group = top / name.lstrip("/")
         yield from (top, *(each for each in (group, *group.parents) if top in each.parents))

@@ -21,7 +21,7 @@ from d2v.processors.audio import AudioFeatureExtractor
 from d2v.processors.ctc import CTCTokenizer
 
 RARE = 10
-"""A character that the transcripts of train have less often is hardly learnt."""
+"""A character that occurs less often in train's transcripts is hardly learnt."""
 
 
 @dataclass
@@ -30,14 +30,14 @@ class TranscriptData(AudioData):
 
     Attributes:
         text_column: column of the transcripts.
-        vocabulary: characters that are written: those of the model if it has any; those and what else train's
-            transcripts have (extend); or those of train's transcripts alone (train).
-        case: case of the vocabulary and the references; by default the model's, or as they are.
-        remove: characters to delete from transcripts; by default what the model was trained without.
-        replace: texts to replace in transcripts, such as '{"--": " "}'; by default what the model was trained with.
-        form: Unicode's normalisation form of transcripts; NFKC also makes of ligatures, raised letters and full-width
-            signs the plain ones. By default the model's, or NFC.
-        ignore_references: transcripts that do not count, such as ignore_time_segment_in_scoring; their rows are left
+        vocabulary: characters of the output: the model's if it has any; the model's and further ones in train's
+            transcripts (extend); or only those in train's transcripts (train).
+        case: case of the vocabulary and the references; by default the model's, or unchanged.
+        remove: characters to delete from transcripts; by default those that the model was trained without.
+        replace: texts to replace in transcripts, such as '{"--": " "}'; by default as the model was trained.
+        form: Unicode's normalisation form of transcripts; NFKC also replaces ligatures, raised letters and full-width
+            signs by plain ones. By default the model's, or NFC.
+        ignore_references: transcripts that are ignored, such as ignore_time_segment_in_scoring; their rows are left
             out and counted.
     """
 
@@ -51,10 +51,10 @@ class TranscriptData(AudioData):
 
 
 def ctc_tokenizer(job: Job, splits: Mapping[str, Split]) -> CTCTokenizer:
-    """The tokenizer of the run's model, with what the options change, or in training one of the characters of train.
+    """The tokenizer of the run's model, changed as the options say, or in training a new one of train's characters.
 
     Raises:
-        InputError: the model has no vocabulary, and is not trained.
+        InputError: the model has no vocabulary, and there is no training.
     """
     data, model = job.config.data, job.config.model
     given = {name: getattr(data, name) for name in ("case", "remove", "replace", "form")}
@@ -79,7 +79,7 @@ def ctc_tokenizer(job: Job, splits: Mapping[str, Split]) -> CTCTokenizer:
 
 
 def note_vocabulary(job: Job, tokenizer: CTCTokenizer, texts: Iterable[str]) -> None:
-    """Note how many characters a new vocabulary has, and which are rare."""
+    """Note the number of characters in a new vocabulary, and the rare ones."""
     counts = Counter(chain.from_iterable(map(tokenizer.normalize, texts)))
     counts.pop(" ", None)
     rare = sorted(character for character, count in counts.items() if count < RARE)
@@ -91,7 +91,7 @@ def note_vocabulary(job: Job, tokenizer: CTCTokenizer, texts: Iterable[str]) -> 
 
 
 def count_references(job: Job, split: Split) -> Split:
-    """The rows whose transcripts count, of which the empty ones are noted."""
+    """The rows whose transcripts are not ignored; empty transcripts are noted."""
     data = job.config.data
     texts = [text.strip() if isinstance(text, str) else text for text in split.column(data.text_column)]
     ignored = np.array([text in data.ignore_references if isinstance(text, str) else False for text in texts], bool)
@@ -103,7 +103,7 @@ def count_references(job: Job, split: Split) -> Split:
         line = f"{split.name}: transcripts have no spaces, so a word error is one of the whole line; --run.metric cer"
         note(job, "no spaces", f"{line} chooses by characters", split=split.name)
     empty = texts.count("")
-    if empty and split.name != "train":  # where an empty one is refused
+    if empty and split.name != "train":  # train refuses empty ones
         line = f"{split.name}: {empty} of {len(split)} transcripts are empty: every word recognised there is an error"
         note(job, "empty transcripts", line, split=split.name, rows=empty, of=len(split))
     return split.select(np.flatnonzero(~ignored))
@@ -116,13 +116,13 @@ def speech_rows(
     tokenizer: CTCTokenizer,
     settings: Data2VecAudioConfig,
 ) -> dict[str, Rows]:
-    """The clips of each split that can be used, with their transcripts, normalised, as references.
+    """The usable clips of each split, with their normalised transcripts as references.
 
     Args:
-        job: whose data have the options of `TranscriptData`.
+        job: its data have the options of `TranscriptData`.
         splits: from `d2v.data.load.load`.
         extractor, tokenizer: of the model.
-        settings: the model's configuration, which says how many frames a clip has.
+        settings: the model's configuration, which decides the number of frames of a clip.
     """
     if any(split.stream is not None for split in splits.values()):
 
@@ -138,7 +138,7 @@ def speech_rows(
         if marked := sum(mark in text for text in split.column(column) if isinstance(text, str)):
             line = f"{name}: {marked} of {len(split)} transcripts have a {mark!r}, which is read as a space"
             note(job, "delimiters", line, split=name, rows=marked, of=len(split))
-        # What is no text stays, to be named as a problem.
+        # Values that are no text are kept, to be reported as a problem.
         texts[name] = [tokenizer.normalize(text) if isinstance(text, str) else text for text in split.column(column)]
     return clip_rows(
         job,
@@ -152,7 +152,7 @@ def speech_rows(
 
 
 def speech_records(job: Job, rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Predictions as they are written down, see `Rows.records`, with `seconds` and `transcript` as it was brought."""
+    """Predictions as they are written, see `Rows.records`, with `seconds` and the original `transcript`."""
     records = rows.records(predictions)
     records = [it | {"seconds": round(rows.lengths[row], 3)} for it, (row, _) in zip(records, predictions, strict=True)]
     if not job.labelled:
@@ -167,7 +167,7 @@ def text_problem(text: Any) -> str | None:
 
 
 def transcript_problem(text: Any, tokenizer: CTCTokenizer, frames: int) -> str | None:
-    """Why CTC cannot learn from a transcript, normalised, of so many frames, or None."""
+    """Why CTC cannot learn from a normalised transcript of a clip with `frames` frames, or None."""
     if reason := text_problem(text):
         return reason
     labels = tokenizer.labels(text)

@@ -1,4 +1,4 @@
-"""Who speaks when, or which sounds occur when: segments from rows and RTTM files, and the frames that a model learns.
+"""Who speaks when, or which sounds occur when: segments from rows and RTTM files, and a model's frame labels.
 
 A segment is (start, end, speaker), in seconds; in place of the speaker there may be another label. Shapes: B batch, T
 frames, C speakers.
@@ -34,9 +34,9 @@ from d2v.models.audio import Data2VecAudioConfig
 from d2v.processors.audio import Part
 
 TOLERANCE = 0.01
-"""Seconds that annotated times may be off: many corpora round them to 10 ms, onset and duration each."""
+"""Tolerance of annotated times in seconds: many corpora round both onset and duration to 10 ms."""
 UNNAMED = "speech"
-"""The class of segments that do not say what they are."""
+"""The class of segments without a label."""
 
 
 @dataclass
@@ -46,14 +46,14 @@ class SegmentData(AudioData):
     Attributes:
         segments_column: column of the segments, lists of objects with start and end in seconds and a label.
         label_key: key of a segment's label, such as speaker; null where all segments are of one kind.
-        match: how the labels of segments are a given model's classes: by name; by number; or by order, the first of the
-            labels in order being the model's first. Speakers have no order.
-        rttm: RTTM file, or folder of such files, of the segments of all splits' recordings; by default
+        match: how segments' labels are matched with a given model's classes: by name; by number; or by order, the first
+            of the sorted labels being the model's first. Speakers have no order.
+        rttm: RTTM file, or folder of such files, with the segments of all splits' recordings; by default
             segments_column has them, or the RTTM files in a folder that has sounds and no table.
         crop_seconds: length of the random crops of longer recordings in training, in seconds; other splits stay whole.
         chunk_seconds: length of the windows that longer recordings are computed in, in seconds; by default none.
         stride_seconds: context at either end of a window, in seconds; by default a sixth of the window. Speakers are
-            matched over the time that two windows share, which is twice as long, so that it should not be 0.
+            matched over the time that two windows share, twice the context, so it should not be 0.
     """
 
     whole: ClassVar[str | None] = "recordings are cut into windows before training"
@@ -75,12 +75,12 @@ class SegmentData(AudioData):
 
 
 def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[Segment] | str]]:
-    """The segments of each row of each split; in place of those that cannot be read, what is wrong with them.
+    """The segments of each row of each split; for a row that cannot be read, a text that says why.
 
-    `segment_problem` looks at their times.
+    `segment_problem` checks their times.
 
     Args:
-        job: whose data have the options of `SegmentData`.
+        job: its data have the options of `SegmentData`.
         splits: from `d2v.data.load.load`.
 
     Raises:
@@ -98,7 +98,7 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
     recordings, segments = read_rttm_folders(data.rttm, job, data.channel), {}
     called = {name: split.ids(data.audio_column) for name, split in splits.items()}
     unheard = sorted(recordings.keys() - {recording_name(clip) for clips in called.values() for clip in clips})
-    of: dict[tuple[str, str], dict[str, None]] = {}  # name and folder of its segments -> recordings that it means
+    of: dict[tuple[str, str], dict[str, None]] = {}  # name and folder of segments -> their recordings
     for name, split in splits.items():
         clips = called[name]
         files = [file or clip for file, clip in zip(split.files(data.audio_column), clips, strict=True)]
@@ -107,7 +107,7 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
                 of.setdefault((recording_name(clip), str(folder)), {})[file] = None
         rows = list(zip(clips, files, strict=True))
         silent = [i for i, clip in enumerate(clips) if recording_name(clip) not in recordings]
-        if len(silent) == len(clips):  # silence alone is less likely than names that differ
+        if len(silent) == len(clips):  # more likely names differ than that all are silent
             segments[name] = [segments_of(recordings, clip, file, key) for clip, file in rows]
             continue
         segments[name] = [segments_of(recordings, clip, file, key, silence=True) for clip, file in rows]
@@ -133,7 +133,7 @@ def read_segments(job: Job, splits: Mapping[str, Split]) -> dict[str, list[list[
 
 
 def names_of(split: Split, column: str, label_key: str | None) -> list[str] | None:
-    """The names of numbered labels that the type of a column of segments lists, if it does."""
+    """The names of numbered labels, if the type of a column of segments lists them."""
     kind = split.table.features[column]
     keys = getattr(kind, "feature", kind)
     label = keys.get(label_key) if isinstance(keys, dict) else None
@@ -143,17 +143,17 @@ def names_of(split: Split, column: str, label_key: str | None) -> list[str] | No
 def parse_segments(
     value: Any, column: str, label_key: str | None, names: Sequence[str] | None = None
 ) -> list[Segment] | str:
-    """The segments that a column has of a row, or what is wrong with them.
+    """A row's segments from a column, or what is wrong with them.
 
     Args:
         value: dicts of `start`, `end` and `label_key`.
-        column: where it is from.
-        label_key: what says who or what it is, for us a single word; None calls all segments `UNNAMED`.
+        column: of the value.
+        label_key: key of the label, which becomes a single word; None labels all segments `UNNAMED`.
         names: of labels that are numbers.
     """
     keys = ["start", "end", *([label_key] if label_key else [])]
     lists = list(value.values()) if isinstance(value, dict) else []
-    if lists and all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):  # as Sequence has it
+    if lists and all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):  # a Sequence's form
         value = [dict(zip(value, each, strict=True)) for each in zip(*lists, strict=True)]
     if not isinstance(value, list):
         return f"{column} is {value!r:.40}; should be a list of segments with {', '.join(keys)}"
@@ -173,14 +173,14 @@ def parse_segments(
 def segments_of(
     recordings: Recordings, clip: str, file: str | None, label_key: str | None, *, silence: bool = False
 ) -> list[Segment] | str:
-    """The segments of a clip, from the file nearest to it, or that none has any of it, or several have.
+    """The segments of a clip, from the RTTM file nearest to it; or a text if no file, or more than one, has them.
 
     Args:
         recordings: from `read_rttm_folders`.
         clip: its id or file.
         file: of the sound.
-        label_key: None calls all segments `UNNAMED`.
-        silence: a clip that the file does not have is one without segments.
+        label_key: None labels all segments `UNNAMED`.
+        silence: whether a clip that is missing in the file has no segments.
     """
     name = recording_name(clip)
     if silence and name not in recordings:
@@ -194,10 +194,10 @@ def segments_of(
 
 
 def frame_head(segments: Iterable[list[Segment] | str] | None = None) -> dict[str, Any]:
-    """The fields of a model's configuration that give it a head: for the classes of these segments, or for speakers.
+    """The fields of a model's configuration for a head with the classes of these segments, or with speakers.
 
     Args:
-        segments: of train, from `read_segments`; None for diarization, of as many speakers as `num_labels` says.
+        segments: of train, from `read_segments`; None for diarization, with `num_labels` speakers.
     """
     if segments is None:
         return {"frame_loss": "pit_bce"}
@@ -211,13 +211,13 @@ def segment_rows(
     settings: Data2VecAudioConfig,
     segments: Mapping[str, Sequence[list[Segment] | str]],
 ) -> dict[str, Rows]:
-    """The recordings of each split that can be used, with their segments as references.
+    """The usable recordings of each split, with their segments as references.
 
     Args:
-        job: whose data have the options of `SegmentData`.
+        job: its data have the options of `SegmentData`.
         splits: from `d2v.data.load.load`.
-        rate: samples a second.
-        settings: the model's configuration, whose `frame_loss` says whether it tells speakers or classes.
+        rate: samples per second.
+        settings: the model's configuration; its `frame_loss` says whether outputs are speakers or classes.
         segments: from `read_segments`.
     """
     diarization = settings.frame_loss == "pit_bce"
@@ -236,13 +236,13 @@ def segment_rows(
 def segment_problem(
     segments: list[Segment] | str, seconds: float, classes: Mapping[str, int] | None = None, most: int | None = None
 ) -> str | None:
-    """Why a recording's segments cannot be learnt from or scored against, or None.
+    """Why a recording's segments cannot be used for training or scoring, or None.
 
     Args:
         segments: from `read_segments`.
-        seconds: that the recording lasts.
-        classes: what segments may be; None if their labels are speakers.
-        most: speakers that there may be.
+        seconds: the recording's duration.
+        classes: allowed labels; None if labels are speakers.
+        most: maximum number of speakers.
     """
     if isinstance(segments, str):
         return segments
@@ -259,15 +259,15 @@ def segment_problem(
 def settle_segments(
     segments: list[Segment] | str, seconds: float, part: Part | None, *, merge: bool
 ) -> tuple[list[Segment] | str, dict[str, int]]:
-    """Segments as they fit to what is heard of a recording, and what was done to them, how often.
+    """Segments adapted to the part of a recording that is read, and counts of the changes.
 
-    Those that end after the recording are cut there. Of a part of a recording those in it remain, from its beginning.
+    Segments are cut at the end of the recording. A part of a recording keeps those in it, with times from its start.
 
     Args:
         segments: from `read_segments`.
-        seconds: that the recording, or the part of it, lasts.
-        part: which part is heard; None for all.
-        merge: make one of a label's segments that overlap, as a speaker cannot talk twice at once.
+        seconds: duration of the recording, or of its part.
+        part: the part that is read; None for all.
+        merge: join a label's overlapping segments, as a speaker cannot talk twice at once.
     """
     if isinstance(segments, str) or any(not is_time(time) for segment in segments for time in segment[:2]):
         return segments, {}
@@ -276,7 +276,7 @@ def settle_segments(
     settled: list[Segment] = []
     for start, end, label in segments:
         if start > end:
-            return segments, {}  # which `check_segments` names
+            return segments, {}  # `check_segments` reports it
         if part and start < end:
             start, end = max(round(start - begin, 6), 0.0), min(round(end - begin, 6), seconds)
             if start >= end:
@@ -290,7 +290,7 @@ def settle_segments(
         settled.append((start, end, label))
     if not merge:
         return settled, done
-    last: dict[str, int] = {}  # label -> its segment before
+    last: dict[str, int] = {}  # label -> its previous segment
     merged: list[Segment] = []
     for start, end, label in sorted(settled):
         before = last.get(label)
@@ -304,23 +304,23 @@ def settle_segments(
 
 
 def is_time(value: Any) -> bool:
-    """Whether a value is a number of seconds from 0 on."""
+    """Whether a value is a number of seconds, at least 0."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def check_segments(segments: Sequence[Segment], seconds: float) -> str | None:
-    """Why a recording's reference cannot be learnt from or scored against, or None.
+    """Why a recording's reference cannot be used for training or scoring, or None.
 
     Args:
         segments: of one recording.
-        seconds: that it lasts.
+        seconds: its duration.
     """
     for start, end, _ in segments:
         if not (isinstance(start, Real) and isinstance(end, Real) and 0 <= start < end):
             return f"a segment from {start} to {end} s; should begin at 0 or later, and end after that"
         if end > seconds + TOLERANCE:
             return f"a segment from {start:g} to {end:g} s; the clip ends at {seconds:g} s"
-    last: dict[str, float] = {}  # speaker -> the end of the segment before
+    last: dict[str, float] = {}  # speaker -> the end of the previous segment
     for start, end, speaker in sorted(segments):
         if start < last.get(speaker, 0) - TOLERANCE:
             return f"two segments of speaker {speaker} overlap at {start:g} s; they should be one"
@@ -335,23 +335,23 @@ def frame_labels(
     config: Data2VecAudioConfig,
     rate: int,
 ) -> Tensor:
-    """What a model learns of parts of recordings, (B, T, C) float32: zeros, ones, and `IGNORE` where a part has ended.
+    """The labels of parts of recordings, (B, T, C) float32: zeros, ones, and `IGNORE` after the end of a part.
 
-    Where speakers have no order, `frame_loss` "pit_bce", they come in that in which they first speak in the recording;
-    who is left of the model's speakers is silent. A recording of more speakers than the model has is ignored whole.
+    With `frame_loss` "pit_bce" speakers have no order, and come in the order in which they first speak in the
+    recording; the model's other speakers are silent. A recording with more speakers than the model has is ignored.
 
     Args:
-        rows: B rows, whose `reference` are the segments of the whole recording.
-        lengths, starts: samples of the parts, and where in the recordings they begin.
+        rows: B rows, whose `reference` is the whole recording's segments.
+        lengths, starts: number of samples of the parts, and their first samples in the recordings.
         config: the model's.
-        rate: samples a second.
+        rate: samples per second.
     """
     hop, labels = config.inputs_to_logits_ratio / rate, []
     for row, length, start in zip(rows, lengths, starts, strict=True):
         segments, columns = sorted(row["reference"]), list(config.id2label.values())
         if config.frame_loss == "pit_bce":
             speakers = dict.fromkeys(speaker for *_, speaker in segments)
-            if len(speakers) > len(columns):  # which can be scored
+            if len(speakers) > len(columns):  # it can still be scored
                 labels.append(torch.full((config.frames(length), len(columns)), float(IGNORE)))
                 continue
             columns = [*speakers, *[""] * (len(columns) - len(speakers))]
@@ -366,17 +366,17 @@ def segments_to_frames(
     """Who speaks in each frame. Frame t is the time from begin + t * hop to begin + (t + 1) * hop; its centre decides.
 
     Args:
-        segments: of one recording, in any order; what lies beyond the frames is cut off.
-        speakers: what the columns stand for.
-        frames: how many there are.
+        segments: of one recording, in any order; parts beyond the frames are cut off.
+        speakers: of the columns.
+        frames: number of frames.
         hop: seconds from frame to frame.
-        begin: seconds at which the first begins.
+        begin: time in seconds at which the first frame begins.
 
     Returns:
         (T, C) float32 of zeros and ones.
 
     Raises:
-        InputError: a segment of somebody else.
+        InputError: a segment of another speaker.
     """
 
     def first_frame(seconds: float) -> int:
@@ -392,7 +392,7 @@ def segments_to_frames(
 
 
 def recording_name(clip: str) -> str:
-    """What RTTM and other files call a clip: a single word, without folder and without the ending of a sound file."""
+    """A clip's name in RTTM and other files: a single word, without folder and without a sound file's ending."""
     path = Path(clip)
     return one_word(path.stem if path.suffix.lower() in AUDIO else path.name)
 

@@ -1,7 +1,7 @@
-"""The report of what was read: a line a fact on the terminal, and all of them in `data.json` of the run's folder.
+"""The report on the data: one line per fact on the terminal, and all facts in `data.json` of the run's folder.
 
-A fact is noted where something was chosen (which files, which split for what) or not used as it stands (rows left out,
-labels renamed, sound resampled). Silence means that nothing happened.
+A fact is noted where something was chosen (files, splits) or not used as it stands (rows left out, labels renamed,
+sound resampled). No line means that nothing was changed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,15 @@ from d2v.config import Job
 from d2v.hub import write_json
 
 Decoded = tuple[str, str, str] | tuple[str, str, str, int]
-"""What decoding a row met: the split, what happened, such as "channels mixed", and where, such as "train, row 3: 2"; of
-a stream's block with the number of rows of which this is the first."""
+"""A fact from decoding a row: the split, the kind, such as "channels mixed", and the place, such as "train, row 3: 2";
+for a stream's block also the number of rows of which this is the first."""
 
 COLLECTED: ContextVar[list[dict[str, Any]] | None] = ContextVar("collected", default=None)
-"""Where facts go instead, see `collecting`."""
+"""The list that gets the facts instead, see `collecting`."""
 
 
 def shorten(names: Iterable[str], most: int = 10) -> str:
-    """The first names, and how many others there are."""
+    """The first names, and the number of others."""
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
@@ -32,7 +32,7 @@ def note(job: Job, fact: str, line: str, **values: Any) -> None:
 
     Args:
         job: from `d2v.training.job.start`; its main process prints and writes.
-        fact: what kind it is, such as "rows left out".
+        fact: its kind, such as "rows left out".
         line: the fact, for people.
         **values: the same for programs, such as `split`, `rows`, `of` and `first`.
     """
@@ -51,7 +51,7 @@ def note(job: Job, fact: str, line: str, **values: Any) -> None:
 
 @contextmanager
 def collecting() -> Iterator[list[dict[str, Any]]]:
-    """Within, facts are only collected: what is done is only tried, or of a part of the rows, which count together."""
+    """Within, facts are only collected: for a trial, or for a part of the rows, whose facts are noted together."""
     facts: list[dict[str, Any]] = []
     token = COLLECTED.set(facts)
     try:
@@ -61,11 +61,11 @@ def collecting() -> Iterator[list[dict[str, Any]]]:
 
 
 def note_decoded(job: Job, decoded: Iterable[Decoded]) -> None:
-    """Note what decoding met, counted by split and kind; a row counts once, however often it was decoded.
+    """Note facts from decoding, counted by split and kind; a row counts once, however often it was decoded.
 
     Args:
         job: from `d2v.training.job.start`.
-        decoded: of batches, whose collate functions give it as `decoded`.
+        decoded: of batches, where collate functions put it as `decoded`.
     """
     for split, fact, where, *rows in decoded:
         job.decoded.setdefault((split, fact), dict[str, int]()).setdefault(where, rows[0] if rows else 1)
@@ -79,7 +79,7 @@ def everyones(job: Job, value: Any) -> list[Any]:
 
 
 def say_decoded(job: Job) -> None:
-    """Print and keep what was counted by `note_decoded` since the last time, on all processes, which call this."""
+    """Print and keep the counts of `note_decoded` since the last time; all processes call this."""
     new = {kind: dict(islice(places.items(), job.shared.get(kind, 0), None)) for kind, places in job.decoded.items()}
     for decoded in everyones(job, new):
         for kind, places in decoded.items():

@@ -26,10 +26,10 @@ AUDIO = {
     ".rf64",
     ".voc",
 }
-"""Endings of the sound files that libsndfile reads; what is in them decides."""
+"""Endings of the sound files that libsndfile reads; their content decides."""
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
 PICTURES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
-"""Endings of the pictures that are read, see `d2v.processors.image.FORMATS`; what is in them decides."""
+"""Endings of the images that are read, see `d2v.processors.image.FORMATS`; their content decides."""
 OTHERS = {
     ".m4a",
     ".aac",
@@ -52,11 +52,11 @@ OTHERS = {
     ".dcm",
 }
 OTHERS |= {".avif", ".jxl", ".tga", ".psd", ".ico", ".exr", ".hdr", ".pcx", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
-"""Endings of sounds and pictures that are not read, which are counted."""
+"""Endings of sounds and images that are not read, only counted."""
 
 UNREAD = {".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather", ".xlsx", ".xls", ".ods"}
 UNREAD |= {".pkl", ".pickle", ".h5", ".hdf5", ".npz", ".npy", ".sqlite", ".db", ".orc", ".avro", ".tfrecord"}
-"""Endings of what may hold tables and is not read beside those that are, which is counted."""
+"""Endings of files that may hold tables, but are not read, only counted."""
 
 JUNK = {
     "__macosx",
@@ -72,14 +72,14 @@ WORDS = {
     "validation": ("validation", "valid", "val", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
-"""What splits are called, in any case. `eval` is the test, as for `datasets`, unless there is another one."""
+"""Usual names of splits, in any case. `eval` is the test, as for `datasets`, unless there is another test."""
 WORD = {word: split for split, words in WORDS.items() for word in words}
 
 
 def walk(folder: Path) -> list[PurePath]:
-    """The files below a folder, relative to it and in order, without hidden ones and what systems and runs leave.
+    """The files below a folder, relative to it and sorted, without hidden files and those of systems and runs.
 
-    Links are followed, but for those to a folder that they are in themselves.
+    Links are followed, except to a folder that contains the link.
     """
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
@@ -92,12 +92,12 @@ def walk(folder: Path) -> list[PurePath]:
 
 
 def leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it is in, whose files would come again and again."""
+    """Whether a folder is a link to a folder that contains it, which would repeat without end."""
     return folder.is_symlink() and any(map(folder.samefile, folder.absolute().parents))
 
 
 def of_run(names: Iterable[str]) -> bool:
-    """Whether a folder with files of these names is a run's, which is no data."""
+    """Whether a folder with files of these names is a run's, not data."""
     return {"config.yaml", "environment.json"} <= set(names)
 
 
@@ -107,15 +107,15 @@ def wanted(name: str) -> bool:
 
 
 def usual(name: str) -> str | None:
-    """The split that a name stands for: train, validation or test; None for other names.
+    """The split that a name means: train, validation or test; None for other names.
 
-    `split=train` is what Spark and pandas call a folder that has a part of a table.
+    Spark and pandas write parts of a table to folders such as `split=train`.
     """
     return WORD.get(name.lower().removeprefix("split="))
 
 
 def usual_place(name: str) -> int:
-    """Where a split stands among others: train, validation, test, those of other names."""
+    """The order of splits: train, validation, test, those of other names."""
     split = usual(name) or usual_folder(name) or usual_file(name)
     return list(WORDS).index(split) if split else len(WORDS)
 
@@ -127,16 +127,16 @@ def usual_folder(name: str) -> str | None:
 
 
 def usual_file(stem: str) -> str | None:
-    """As `usual`, for files whose names have such a word, such as `en_ewt-ud-dev`, and no second one."""
+    """As `usual`, for files with exactly one such word in their names, such as `en_ewt-ud-dev`."""
     splits = {WORD[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in WORD}
     return splits.pop() if len(splits) == 1 else None
 
 
 def fitting(wanted: str, names: Iterable[str]) -> list[str]:
-    """The names that a split may be meant by: that very one, else one that stands for the same.
+    """The names that may mean a split: the same name, else those that mean the same.
 
-    `val` and `Validation` are found for "validation", of several the one that is nothing but the word. `eval` is the
-    validation where there is another test, else the test.
+    `val` and `Validation` are found for "validation"; of several names the one that is only this word. `eval` is the
+    validation if there is another test, else the test.
     """
     names = list(names)
     for same in (str, str.lower):
@@ -156,15 +156,15 @@ def fitting(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def split_level(files: Sequence[PurePath], asked: Iterable[str] = (), *, classes: bool = False) -> int | None:
-    """Which of their folders, from the outermost at 0, says the split of files; None if none does.
+    """The level of the folders, from 0 for the outermost, that are splits; None if none are.
 
-    At the outermost level all folders are splits if one is called so; where folders may be classes, which may be called
-    `train` too, if another one is called so, or `train` has folders itself. Further in, all have to be called so.
+    At the outermost level all folders are splits if one has a split's name; if folders may be classes, and a class may
+    be called `train`, a second one needs such a name, or `train` subfolders. Further in, all need such names.
 
     Args:
         files: relative paths.
         asked: names of splits that were asked for, which may be any.
-        classes: folders may be classes.
+        classes: whether folders may be classes.
     """
     for level in range(3):
         folders = {path.parts[level] for path in files if len(path.parts) > level + 1}
@@ -183,9 +183,9 @@ def split_level(files: Sequence[PurePath], asked: Iterable[str] = (), *, classes
 
 
 def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[str, list[PurePath]]:
-    """Tables by split: by their folders, else by their own names; if these say nothing all are train.
+    """Tables by split: by their folders, else by their own names; if neither names a split all are train.
 
-    Those of the same name in several folders are splits of their own, such as `fold0/train`.
+    Tables of the same name in several folders are separate splits, such as `fold0/train`.
 
     Args:
         files: relative paths.
@@ -198,7 +198,7 @@ def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[s
         inside = level is not None and len(path.parts) > level + 1
         name = path.parts[level] if inside else split_name(path)  # type: ignore[index]
         if not inside and usual_file(name) and counts[path.name.lower()] > 1:
-            name = (path.parent / name).as_posix()  # a fold, a language or a copy: not the same split unasked
+            name = (path.parent / name).as_posix()  # a fold, language or copy: a split of its own
         splits.setdefault(name, []).append(path)
     named = level is not None or set(asked) & splits.keys()
     if named or any(usual(name) or usual_file(name) for name in splits):
@@ -207,7 +207,7 @@ def table_splits(files: Sequence[PurePath], asked: Iterable[str] = ()) -> dict[s
 
 
 def split_name(path: PurePath) -> str:
-    """What a file's name calls its split: `train-00000-of-00001.parquet` and `train_2.csv` are of "train"."""
+    """The split in a file's name: "train" for `train-00000-of-00001.parquet` and `train_2.csv`."""
     stem = path.name.removesuffix("".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix)
     stem = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$", "", stem)
     short = re.sub(r"[-_.]?\d+$", "", stem)
@@ -215,7 +215,7 @@ def split_name(path: PurePath) -> str:
 
 
 def counted(files: Iterable[PurePath]) -> str:
-    """Files by their endings, such as "3 .m4a, 1 .mp4"."""
+    """Counts of files by ending, such as "3 .m4a, 1 .mp4"."""
     return ", ".join(f"{count} {suffix}" for suffix, count in Counter(path.suffix.lower() for path in files).items())
 
 

@@ -1,4 +1,4 @@
-"""Folders of sounds or images: their classes, texts and splits, and the tables that name their files."""
+"""Folders of sounds or images: their classes, texts and splits, and tables that name their files."""
 
 import os
 import re
@@ -24,14 +24,14 @@ Reader = Callable[[], "Dataset"]
 
 @dataclass(frozen=True)
 class Media:
-    """The sounds or images of a folder, and what the recipe calls the columns that are made of them.
+    """The sounds or images of a folder, and the recipe's names of the columns made of them.
 
     Attributes:
         root: the folder.
         files: relative to it.
         column: of the files.
-        label_column: of the folders that they are in.
-        text_column: of the texts beside them.
+        label_column: of the folders that the files are in.
+        text_column: of the texts beside the files.
     """
 
     root: Path
@@ -42,12 +42,12 @@ class Media:
 
     @property
     def samples(self) -> list[PurePath]:
-        """A file of each folder and ending."""
+        """One file per folder and ending."""
         return list({(path.parent, path.suffix): path for path in self.files}.values())
 
 
 def media_of(root: Path, files: Sequence[PurePath], data: Data) -> Media | None:
-    """The sounds of a folder for a recipe that hears, its images for one that sees; None if it has none."""
+    """The sounds of a folder for a speech recipe, its images for a vision recipe; None if it has none."""
     columns = {kind: getattr(data, f"{kind}_column", None) for kind in ("audio", "image")}
     kinds = [kind for kind in columns if columns[kind]] or ([] if hasattr(data, "max_length") else ["audio", "image"])
     for kind in kinds:
@@ -70,15 +70,15 @@ def read_media(
 ) -> dict[str, Reader]:
     """Splits of a folder without tables.
 
-    Where most files of a split lie in folders of classes, the others, such as a cover, have none.
+    If most files of a split lie in folders of classes, the others, such as a cover, have no class.
 
     Args:
         media: its files.
         texts: text of a file, by its path without ending.
         asked: names of splits that were asked for.
         listed: files of splits that lists name; the others are train.
-        remarks: gets which files are of no class.
-        classes: folders may be classes.
+        remarks: gets the files without a class.
+        classes: whether folders may be classes.
     """
     level = None if listed else split_level(media.files, asked, classes=classes)
     split_of = {path: name for name, paths in (listed or {}).items() for path in paths}
@@ -96,8 +96,8 @@ def read_media(
         if remarks is not None and None in (labels[name] or []):
             others = [path for path, label in zip(paths, labels[name] or [], strict=True) if label is None]
             _, line, values = left_out(media.root, others, f"of no class: {{}} of {name}, in no folder of one")
-            remarks.append(("no class", line, values))  # they are there, for prediction
-        # One folder that is no class of train, such as test/unknown, only holds files that have none.
+            remarks.append(("no class", line, values))  # they are kept, for prediction
+        # A single folder that is no class of train, such as test/unknown, holds files without a class.
         one = len(set(labels[name] or []) - {None}) < 2 and (bool(own) or len(names) < 2)
         columns: dict[str, list] = {media.column: [str(media.root / path) for path in paths]}
         if texts:
@@ -107,7 +107,7 @@ def read_media(
 
 
 def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:
-    """The remark that files of a folder are not read; `{}` in `why` stands for how many of which kinds."""
+    """The remark that files of a folder are not read; `{}` in `why` is replaced by their numbers by kind."""
     line = f"{folder}: {why.format(counted(others))}; the first is {others[0]}"
     return "files left out", line, {"files": len(others), "first": str(others[0])}
 
@@ -115,9 +115,9 @@ def left_out(folder: Path, others: Sequence[PurePath], why: str) -> Remark:
 def read_documents(
     root: Path, files: Sequence[PurePath], data: Data, remarks: list[Remark]
 ) -> dict[str, Reader] | None:
-    """Splits of texts in folders of classes, a document a file, as IMDB's reviews come; None if folders say no class.
+    """Splits of texts in folders of classes, one document per file, such as IMDB's reviews; None without class folders.
 
-    Texts elsewhere are left out, as those are that have no class.
+    Texts elsewhere, and texts without a class, are left out.
 
     Args:
         root: the folder.
@@ -128,7 +128,7 @@ def read_documents(
     inside = [path for path in files if len(path.parts) > (1 if level is None else level + 2)]
     if not hasattr(data, "label_column") or len(inside) < len(files) / 2:
         return None
-    inside = [path for path in inside if path.parent.name != "unsup"]  # as IMDB calls its reviews without a class
+    inside = [path for path in inside if path.parent.name != "unsup"]  # IMDB's reviews without a class
     used = set(inside)
     if others := [path for path in files if path not in used]:
         remarks.append(left_out(root, others, f"not read: {len(others)} texts in no folder of a class"))
@@ -138,7 +138,7 @@ def read_documents(
 
 
 def with_texts(reader: Reader, column: str) -> "Dataset":
-    """The table, with the texts of files in place of their paths."""
+    """The table with the texts of files instead of their paths."""
     table = reader()
     texts = [read_text(Path(path)) for path in table[column][:]]
     return table.rename_column(column, "id").add_column(column, texts)
@@ -147,7 +147,7 @@ def with_texts(reader: Reader, column: str) -> "Dataset":
 def make_table(
     columns: dict[str, list], label_column: str, labels: Sequence[str | None] | None, names: list[str]
 ) -> "Dataset":
-    """The data set of these columns, with one of classes if there are `labels`, of which `names` has all."""
+    """The data set of these columns, with a column of classes if there are `labels`; `names` are all classes."""
     import datasets
 
     table = datasets.Dataset.from_dict(columns)
@@ -160,22 +160,22 @@ def make_table(
 
 
 def folder_labels(files: Sequence[PurePath], level: int | None) -> list[str | None] | None:
-    """The outermost folder of each file but the one that says its split; None where most files lie in none."""
+    """The outermost folder of each file below its split's; None if most files lie in none."""
     folders = []
     for path in files:
         parts = [part for i, part in enumerate(path.parts[:-1]) if i != level]
         folders.append(parts)
     while folders and all(folders) and len({parts[0] for parts in folders}) == 1 and all(len(x) > 1 for x in folders):
-        folders = [parts[1:] for parts in folders]  # what all files lie in says nothing
+        folders = [parts[1:] for parts in folders]  # a folder of all files is no class
     return [parts[0] if parts else None for parts in folders] if 2 * sum(map(bool, folders)) > len(folders) else None
 
 
 def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[PurePath]) -> dict[str, str]:
-    """The text of each sound, by its path without ending: of LibriSpeech's `*.trans.txt`, or of a `.txt` beside it."""
+    """The text of each sound, by path without ending: from LibriSpeech's `*.trans.txt`, or a `.txt` beside it."""
     texts = {}
     for path in files:
         if path.name.endswith(".trans.txt"):
-            lines = map(str.strip, read_text(root / path).split("\n"))  # a text may have other signs that end a line
+            lines = map(str.strip, read_text(root / path).split("\n"))  # texts may contain other line separators
             for line in filter(None, lines):
                 name, *text = line.split(maxsplit=1)
                 texts[(path.parent / name).as_posix()] = " ".join(text)
@@ -192,14 +192,14 @@ def listed_files(
 ) -> dict[str, list[PurePath]]:
     """The files of splits that text files name, such as `testing_list.txt` and `ImageSets/Segmentation/val.txt`.
 
-    A name is a whole line if such a file is there, else what comes before its first space.
+    A name is a whole line if such a file exists, else the part before its first space.
 
     Args:
         root: the folder.
-        files: all of it, relative to it.
-        media: those that may be named, with their endings and all of their folders or without.
-        remarks: gets which lists are used, and what they name that is not there.
-        first: a folder whose lists count before others.
+        files: all of its files, relative to it.
+        media: those that may be named, with or without their endings and some of their folders.
+        remarks: gets the lists that are used, and the files in them that do not exist.
+        first: a folder whose lists have priority.
     """
     stems = [path.with_suffix("") for path in media]
     counts, beside = Counter(stem.name for stem in stems), set(stems)
@@ -241,7 +241,7 @@ def read_text(file: Path) -> str:
     """The text of a file in UTF-8.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not UTF-8.
     """
     try:
         return file.read_text("utf-8-sig")
@@ -258,20 +258,20 @@ def name_files(
     remarks: list[Remark],
     files: Sequence[Path] = (),
 ) -> "Dataset":
-    """The table of a file, with a column of paths made of the names of files in it, and these as `id` if it has none.
+    """The table of a file, with its names of files turned into paths, and the names as `id` if it has none.
 
-    Names are relative to the table first; then to the folders beside it, with or without an ending, and last to where
-    the command runs.
+    Names are relative to the table first; then to the folders beside it, with or without an ending, and last to the
+    working directory.
 
     Args:
         table: any; one without names of files stays as it is.
-        column: what the recipe calls them. Where the table has no such column it is the one whose files are there.
+        column: of the names in the recipe. If the table lacks it, the column whose files exist is used.
         folder: of the table.
         split: name of the split.
         known: files that may be meant.
-        remarks: gets what is worth saying.
-        files: all of them, for names that several folders have; none where they are to have the same names, as images
-            and masks.
+        remarks: gets facts to note.
+        files: all of them, for names that occur in several folders; empty where the same names are expected, as of
+            images and masks.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -295,8 +295,8 @@ def name_files(
         return table
     (name,) = likely
     place, end, form = found[name]
-    written = table.select_columns([name]).with_format("arrow")[:][name].cast(pa.string())  # pandas 3 writes larger
-    slashed = pc.replace_substring(written, "\\", "/")  # names that Windows wrote
+    written = table.select_columns([name]).with_format("arrow")[:][name].cast(pa.string())  # pandas 3 has large_string
+    slashed = pc.replace_substring(written, "\\", "/")  # names written on Windows
     slashed = pc.utf8_normalize(slashed, form) if form else slashed
     whole = pc.match_substring_regex(written, r"^$|^(/|\\\\|[A-Za-z]:[/\\]|\w+://)")
     paths = pc.binary_join_element_wise(pa.scalar(str(place)), slashed, os.sep)
@@ -316,7 +316,7 @@ def name_files(
         line = f"column {name!r}: files are in {place}{more}" + (f" and end in {end}" if end else "")
         remarks.append(("files", line, {"column": name, "folder": str(place), "ending": end}))
     ids = written
-    if elsewhere:  # names that several rows have
+    if elsewhere:  # names that occur in several rows
         ids = pa.array([os.path.relpath(it, folder) if it else it for it in paths.to_pylist()], pa.string())
     made = table if "id" in kinds else table.add_column("id", ids)
     made = made.remove_columns([name]) if name == column else made
@@ -326,20 +326,20 @@ def name_files(
 def other_places(
     table: "Dataset", names: Sequence[str | None], folder: Path, place: Path, files: Sequence[Path]
 ) -> dict[int, str]:
-    """The files of rows that are not where most are, of names that several folders have, by row.
+    """By row, the files that are not in the folder of most files, for names that occur in several folders.
 
-    A column of the table says which folder is meant, such as that of classes, speakers or splits, if it does so for
-    every such row; else all stay where most are.
+    A column of the table, such as of classes, speakers or splits, gives the folder if it does so for every such row;
+    else all are taken from the folder of most files.
 
     Args:
-        table: whose other columns may have names of folders.
-        names: of a file a row, or None.
-        folder: of the table, whose own files are those that it names.
-        place: where most of the files are.
+        table: its other columns may have names of folders.
+        names: of each row's file, or None.
+        folder: of the table; its own files come first.
+        place: the folder of most files.
         files: that may be meant.
 
     Raises:
-        InputError: the table names every one of several folders' files, and no column says which is which.
+        InputError: the table names all files of several folders, and no column tells them apart.
     """
     folders: dict[str, list[Path]] = {}
     for file in files:
@@ -367,7 +367,7 @@ def other_places(
 
 
 def words_of(table: "Dataset", column: str, rows: Sequence[int]) -> list[str] | None:
-    """The texts or classes of some rows; None where a column has neither, or a row has none."""
+    """The texts or classes of some rows; None if the column has neither, or a row has none."""
     feature: Any = table.features[column]
     if not hasattr(feature, "dtype"):
         return None
@@ -380,14 +380,14 @@ def words_of(table: "Dataset", column: str, rows: Sequence[int]) -> list[str] | 
 def place_files(
     values: Sequence[str], folder: Path, split: str = "", known: Sequence[Path] = ()
 ) -> tuple[Path, str, str] | None:
-    """The folder and the ending that most of a table's names of files lack; None if none is there with any.
+    """The folder and the ending that most of a table's names of files lack; None if no file is found.
 
-    The third value is the form of Unicode, NFC or NFD, that the files' names have and the table's have not: macOS and
-    archives made there write an accent as a character of its own. It is empty where the names are found as written.
+    The third value is the Unicode form, NFC or NFD, of the files' names if the table's differ: macOS and archives made
+    there write an accent as a character of its own. It is empty if the names are found as written.
 
     Args:
         values: some of the names.
-        folder: of the table; it comes first, then those in it, that of the split before others, and last its own.
+        folder: of the table; it comes first, then its subfolders, the split's before others, and last its parent.
         split: name of the split.
         known: files that may be meant.
     """
@@ -407,7 +407,7 @@ def place_files(
     for form, place, end in product(forms, dict.fromkeys([folder, *near, folder.parent]), endings):
         names = [(unicodedata.normalize(form, value) if form else value).replace("\\", "/") + end for value in values]
         if not ((place / names[0]).is_file() or (place / names[-1]).is_file()):
-            continue  # a column of words is looked for in many places, perhaps over a network
+            continue  # else words would be looked up in many places, perhaps over a network
         hits = sum((place / name).is_file() for name in names)
         if hits > most:
             best, most = (place, end, form), hits

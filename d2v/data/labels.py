@@ -1,4 +1,4 @@
-"""Labels: the classes or values of a data set's rows, as the model's numbers and back.
+"""Labels: the classes or values of a data set's rows, to the model's numbers and back.
 
 Shapes: B batch, C classes.
 """
@@ -46,7 +46,7 @@ from d2v.models.configuration import numbered_names
 ProblemType = Literal["single_label", "multi_label", "regression"]
 THRESHOLDS = "thresholds.json"
 """File beside a model with the scores above which classes are predicted."""
-# As a model's config.json calls them; of older checkpoints the number of outputs says it.
+# Their names in a model's config.json; older checkpoints lack them, so the number of outputs decides.
 MODEL_TYPES: dict[ProblemType, str] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -61,15 +61,15 @@ class LabelData(ClassOptions):
     Attributes:
         label_column: column of the labels: class names or numbers, in multi_label lists of them or of a 0 or 1 for each
             class, in regression values.
-        label_columns: instead of it, in multi_label, columns of 0 and 1, one for each class.
-        label_separator: text between the labels of a row, such as ";", where multi_label has them in one text.
-        problem_type: what is predicted of a row: single_label, one class; multi_label, any number of classes;
-            regression, a value. By default a given model's, which training does not look at, or single_label.
+        label_columns: in multi_label, columns of 0 and 1, one per class, instead of label_column.
+        label_separator: text between the labels of a row, such as ";", if multi_label data have them in one text.
+        problem_type: prediction for a row: single_label, one class; multi_label, any number of classes; regression, a
+            value. By default the given model's, or single_label; training ignores the model's.
         positive_class: the class of two whose F1 is `f1`; by default the second.
         threshold: score above which multi_label predicts a class; best chooses one for each class by F1 on validation.
             By default those in the model's thresholds.json, or 0.5.
         metrics: names of the metrics, the first of which chooses the best checkpoint; by default the usual ones.
-        listed_scores: number of classes, the likeliest, whose scores predictions.jsonl lists; 0 lists all.
+        listed_scores: number of likeliest classes whose scores predictions.jsonl lists; 0 lists all.
     """
 
     label_column: str = "label"
@@ -90,21 +90,21 @@ class LabelData(ClassOptions):
 
     @property
     def targets(self) -> dict[str, str | None]:
-        """The column of labels that `d2v.data.load.load` has to find; those of `label_columns` are looked for later."""
+        """The column of labels that `d2v.data.load.load` has to find; `label_columns` are checked later."""
         return {"label": None if self.label_columns else self.label_column}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a model predicts of a row.
+    """The classes or value that a model predicts.
 
     Attributes:
         names: (C,) of the classes, in the order of the model's outputs; one in regression.
         problem_type: single_label, multi_label or regression.
-        column: where the labels of the data are.
-        data_names: what the data call the classes, where that differs.
+        column: of the labels in the data.
+        data_names: the data's names of the classes, where they differ.
         positive: the class of two whose F1 is computed.
-        thresholds: scores above which multi_label predicts a class, by name; others have a half.
+        thresholds: scores above which multi_label predicts a class, by name; by default 0.5.
         weights: (C,) of the classes in the loss; None if all have 1.
         smoothing: share of the probability that is spread over all classes.
     """
@@ -125,28 +125,28 @@ class Labels:
 
     @property
     def unnamed(self) -> bool:
-        """Whether the names only say the classes' numbers, as LABEL_0 does."""
+        """Whether the names are only numbers, such as LABEL_0."""
         return self.names == [f"LABEL_{i}" for i in range(len(self.names))]
 
     @property
     def head(self) -> dict[str, Any]:
-        """The fields of a model's configuration that give it a head for these labels."""
+        """The fields of a model's configuration for a head with these labels."""
         classes = {"num_labels": 1} if self.problem_type == "regression" else {"id2label": dict(enumerate(self.names))}
         return classes | {"problem_type": MODEL_TYPES[self.problem_type]}
 
     @property
     def loss_options(self) -> dict[str, Any]:
-        """What `d2v.losses.classification` takes besides."""
+        """The options of `d2v.losses.classification`."""
         weight = None if self.weights is None else torch.tensor(self.weights)
         return {"weight": weight, "label_smoothing": self.smoothing}
 
     @property
     def positive_last(self) -> list[str]:
-        """The names with the positive class, if one was named, at the end."""
+        """The names, with the positive class last if one was named."""
         return sorted(self.names, key=lambda name: name == self.positive)
 
     def notes(self, metrics: Iterable[str]) -> dict[str, Any] | None:
-        """What the results say besides: with `f1` whose it is."""
+        """Further entries of the results: with `f1` the positive class."""
         return {"positive_class": self.positive_last[-1]} if "f1" in metrics else None
 
     def limits(self) -> list[float]:
@@ -180,11 +180,11 @@ class Labels:
         return logits.sigmoid() if self.problem_type == "multi_label" else logits.softmax(-1)
 
     def decode(self, scores: Sequence[float], most: int | None = None) -> dict[str, Any]:
-        """What a row's scores say: `label`, with multi_label all `labels` above the threshold, else the `value`.
+        """The prediction of a row's scores: a `label`, with multi_label all `labels` above the threshold, or a `value`.
 
         Args:
             scores: (C,) of `scores`.
-            most: list the scores of so many classes, the likeliest first; by default of all, in order.
+            most: number of likeliest classes whose scores are listed, in order; by default all, in the model's order.
         """
         if self.problem_type == "regression":
             return {"value": scores[0]}
@@ -198,16 +198,15 @@ class Labels:
 
 
 def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, Any]]:
-    """What the model predicts, and the label of each row of each split: names of the model's classes, or values.
+    """The model's labels, and the label of each row of each split: names of the model's classes, or values.
 
-    Of a stream it is a function that returns those of a block; its classes are those that the column's type lists, else
-    those of validation.
-
-    In training the classes are those of all rows of train's files, whatever was held out or sampled; in the order of
-    the checkpoint where this has the same ones. Else they are the checkpoint's, to which `data.match` maps the data's.
+    For a stream a function returns the labels of a block; its classes are those that the column's type lists, else
+    those of validation. In training the classes are those of all rows of train's files, whatever was held out or
+    sampled; in the checkpoint's order if it has the same ones. Else they are the checkpoint's, to which `data.match`
+    maps the data's.
 
     Args:
-        job: whose data have the options of `LabelData`.
+        job: its data have the options of `LabelData`.
         splits: from `d2v.data.load.load`.
 
     Raises:
@@ -231,7 +230,7 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
         values = {name: read_values(split) if split.stream is None else read_values for name, split in splits.items()}
         return (Labels(["LABEL_0"], "regression", column) if job.training else labels), values
     columns: dict[str, Named] = {}
-    for name, split in splits.items():  # of which train, the first, says whether rows are zeros and ones
+    for name, split in splits.items():  # train comes first and decides whether rows are zeros and ones
         columns[name] = read_names(split, data, labels.problem_type, columns.get("train"))
     columns = with_stream(job, splits, columns, column, several=labels.problem_type == "multi_label")
     labels, named = settle_classes(job, labels, columns, data.match)
@@ -247,11 +246,11 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
 def settle_classes(
     job: Job, labels: Labels, columns: Mapping[str, Named], match: Match
 ) -> tuple[Labels, dict[str, list[Any]]]:
-    """What the model predicts, and the labels of each split by the names of its classes; what was matched is noted.
+    """The model's labels, and those of each split by the names of its classes; matches are noted.
 
     Args:
         job: in training the classes are those of train, else the checkpoint's.
-        labels: of the checkpoint, without names if there is none.
+        labels: of the checkpoint, without names if there is no checkpoint.
         columns: the labels of each split.
         match: see `LabelData`.
     """
@@ -275,12 +274,12 @@ def settle_classes(
 
 
 def weighted(labels: Labels, data: Any, train: Iterable[Any] | None) -> Labels:
-    """The labels with what `data.class_weights` and `data.label_smoothing` say of the loss.
+    """The labels with the loss options `data.class_weights` and `data.label_smoothing`.
 
     Args:
         labels: single_label or multi_label.
         data: has these options.
-        train: the labels of train's rows, names or lists of them; None without training.
+        train: labels of train's rows, names or lists of them; None without training.
     """
     if train is None:
         return labels
@@ -321,10 +320,10 @@ def thresholds(job: Job, labels: Labels) -> dict[str, float]:
 def matched(
     job: Job, labels: Labels, classes: Sequence[str], known: Mapping[str, int], named: Mapping[str, list[Any]]
 ) -> tuple[Labels, dict[str, list[Any]]]:
-    """The labels of the data as the checkpoint calls them, and what the model predicts then; a change is noted.
+    """The model's labels, and the data's labels by the checkpoint's names; changes are noted.
 
     Args:
-        job: in training a class that the checkpoint lacks is new, and one that the data lack is dropped.
+        job: in training classes that the checkpoint lacks are added, and classes that the data lack are dropped.
         labels: of the checkpoint.
         classes: of the data.
         known: the checkpoint's number of each class, from `match_classes`.
@@ -344,7 +343,7 @@ def matched(
 
 
 def checkpoint_labels(source: str, column: str = "label") -> Labels:
-    """What a checkpoint predicts."""
+    """The labels of a checkpoint."""
     config = load_config(source)
     names = list(numbered_names(config, f"{source}: config.json").values())
     kinds = {theirs: ours for ours, theirs in MODEL_TYPES.items()}
@@ -353,7 +352,7 @@ def checkpoint_labels(source: str, column: str = "label") -> Labels:
 
 
 def given_type(job: Job, known: Labels) -> ProblemType:
-    """What a model predicts that is not trained: what its config says, else `data.problem_type`, else its outputs.
+    """The problem type of a model that is not trained, from its config, else `data.problem_type`, else its outputs.
 
     Raises:
         InputError: they contradict one another.
@@ -368,7 +367,7 @@ def given_type(job: Job, known: Labels) -> ProblemType:
 
 
 def read_names(split: Split, data: LabelData, problem_type: ProblemType, like: Named | None = None) -> Named:
-    """The labels of a split as text, and the classes; of a block of a stream in the form of the others.
+    """The labels of a split as text, and the classes; a stream's block is read in the same form as the others.
 
     Raises:
         InputError: some labels are text, others numbers, or a column is missing.
@@ -397,9 +396,9 @@ def label_problem(
     Args:
         value: the label, or with `multi_label` a list of labels.
         known: the model's classes.
-        column: where the value is from.
-        shown: what the message calls the classes, by default as the model does.
-        multi_label: a row may have any number of labels.
+        column: of the value.
+        shown: names of the classes in the message, by default the model's.
+        multi_label: whether a row may have any number of labels.
     """
     if isinstance(value, list) != multi_label:
         wanted = "a list of labels (data.label_separator splits a text)" if multi_label else "a single label"
@@ -418,18 +417,18 @@ def label_problem(
 
 
 def match_classes(match: Match, names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """What each label of the data is among a model's classes; labels that are none are left out.
+    """The number of each of the data's labels among a model's classes; labels without a class are left out.
 
-    By name, case need not be the same, numbers are the same however they are written, and LABEL_0 is called 0 too; but
-    only where this tells all classes apart.
+    By name, case is ignored, numbers are compared by value, and LABEL_0 equals 0; but only if all classes stay
+    distinct.
 
     Args:
-        match: labels are the names of the model's classes, their numbers, or classes in the same order.
+        match: whether labels are the names of the model's classes, their numbers, or classes in the same order.
         names: of the model's classes.
         classes: of the data.
 
     Raises:
-        InputError: by order there have to be as many of both.
+        InputError: match is order, and the numbers of classes differ.
     """
     if match == "order" and len(classes) != len(names):
         raise InputError(f"data.match order: the data have {len(classes)} classes, the model has {len(names)}")

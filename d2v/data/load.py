@@ -1,4 +1,4 @@
-"""Any source that `datasets` reads, and folders as people have them, as splits with the columns a recipe needs."""
+"""Any source that `datasets` reads, and the usual layouts of folders, as splits with the columns of a recipe."""
 
 import re
 from collections import Counter
@@ -43,8 +43,8 @@ def load(
     Args:
         job: from `d2v.training.job.start`.
         demo: makes all splits of the demo.
-        inputs: purpose -> column of what the model reads; purposes whose column is None are not needed.
-        targets: likewise of the labels, which are needed in all modes but predict.
+        inputs: purpose -> column of the model's inputs; purposes whose column is None are not needed.
+        targets: likewise for labels, which every mode except predict needs.
         reader: reads all splits of a source, by default `read`.
     """
     data = job.config.data
@@ -65,14 +65,14 @@ def load(
 
 
 def load_also(job: Job, demo: Callable[[], Any], **columns: Any) -> dict[str, Split]:
-    """The splits of `data.also`, which are tested besides, by what the names of their metrics end in.
+    """The further test splits in `data.also`, by the ending of their metrics' names.
 
     Args:
         job: from `d2v.training.job.start`; there are none without labels.
         demo, columns: as in `load`.
 
     Raises:
-        InputError: one would take the place of a split of the run.
+        InputError: one has the name of a split of the run.
     """
     also = job.config.data.also if job.labelled else {}
     found: dict[str, Split] = {}
@@ -91,20 +91,20 @@ def choose_splits(
     targets: Mapping[str, str | None] | None = None,
     streams: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Split]:
-    """The splits a run works on, and a line that says which of the source's are used for what.
+    """The splits that a run uses; a line says which of the source's splits is used for what.
 
     Args:
-        job: from `d2v.training.job.start`, whose data say what the splits are called and how much of them to use.
+        job: from `d2v.training.job.start`; its data say how the splits are named and how much of them to use.
         source: all splits of the source, from `read` or the demo.
-        inputs: what a column is for -> its name; a missing one is an error.
-        targets: likewise of the labels.
-        streams: from `train_shards`, where train is to be streamed.
+        inputs: purpose -> column; a missing one is an error.
+        targets: likewise for labels.
+        streams: from `train_shards`, if train is to be streamed.
 
     Returns:
-        `train`, `validation` and `test`, as far as they were asked for and are there. While training there always are
-        the first two; without a validation split, validation is a share of train. A test without labels is left out
-        there, so that validation is scored. Otherwise a source of a single split, such as a file, is the test whatever
-        the split is called. With `data.fold` the test is a part of train.
+        `train`, `validation` and `test`, as far as they are wanted and exist. In training the first two always exist;
+        without a validation split, validation is a share of train, and a test without labels is left out, so that
+        validation is scored. In other modes a source with a single split, such as a file, is the test, whatever the
+        split is called. With `data.fold` the test is a part of train.
 
     Raises:
         InputError: a split or a column is missing, or a split is empty.
@@ -145,7 +145,7 @@ def choose_splits(
         splits[name] = check_split(split, data, columns)
     how = {}
     if data.fold:
-        splits, how["test"] = fold(job, splits, known)  # by class in all modes, for the parts to be the same
+        splits, how["test"] = fold(job, splits, known)  # by class in all modes, so that the parts are the same
         if training and data.test_split is None:
             del splits["test"]  # left for later, and not trained on
     if streams is not None and "validation" not in splits:
@@ -183,7 +183,7 @@ def choose_splits(
 
 
 def sample_ids(job: Job, table: "Dataset") -> "Dataset":
-    """The table with those ids that a sample submission has, where a column is called as the sample's first is."""
+    """The table with the sample submission's ids, if one of its columns has the name of the sample's first column."""
     if not (sample := job.config.data.submission) or job.labelled:
         return table
     wanted = read_sample(Path(sample))[0][0].strip().casefold()
@@ -206,12 +206,12 @@ def sample_ids(job: Job, table: "Dataset") -> "Dataset":
 
 
 def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, training: bool) -> list[str]:
-    """The names that a source gives to the splits which are used as train, validation or test; none if it has none.
+    """A source's names of the splits to use as train, validation or test; empty if it has none.
 
-    In training those of a test that nobody named may be several.
+    In training a test that nobody named may have several names.
 
     Raises:
-        InputError: a split that was asked for is not there, or several may be meant.
+        InputError: a split that was asked for does not exist, or the name is ambiguous.
     """
     wanted = getattr(data, f"{name}_split")
     if wanted is None:
@@ -230,7 +230,7 @@ def source_splits(source: Mapping[str, "Dataset"], data: Data, name: str, *, tra
                 f"{data.path or 'demo'}: {several} may be meant by {part!r}; name one (data.{name}_split), or {both}"
             )
         if not names:
-            # The usual names need not be there; a name that somebody gave has to be.
+            # Splits of the usual names may be missing; a split that the user named must exist.
             if not asked and training and name != "train":
                 return []
             if not asked and not training and len(source) == 1:
@@ -254,10 +254,10 @@ def check_split(split: Split, data: Data, columns: Mapping[str, str]) -> Split:
 
 
 def traits(job: Job, split: Split, labels: Mapping[str, str]) -> tuple[list[Any] | None, list[Any] | None]:
-    """The class of each row, if it has one, and its group, if there are any: named ones, or rows to keep together."""
+    """The class of each row, if it has one, and its group, if any: of `group_column`, or of rows to keep together."""
     data = job.config.data
     kind = getattr(data, "problem_type", "")
-    if kind is None and not job.training and job.config.model:  # as it was trained, for folds to be the same
+    if kind is None and not job.training and job.config.model:  # as in training, so that folds are the same
         kind = given_type(job, checkpoint_labels(job.config.model))
     single = "label" in labels and kind in (None, "single_label")
     classes = split.column(labels["label"]) if single else None
@@ -279,7 +279,7 @@ def fold(job: Job, splits: dict[str, Split], labels: Mapping[str, str]) -> tuple
         raise InputError(f"data.fold {data.fold}: train has {len(whole)} rows")
     columns = {name: each for name, each in labels.items() if each in whole.table.features}
     classes, groups = traits(job, whole, columns)
-    counts = Counter(groups or ())  # of rows that nobody named, in parts that should be about as large
+    counts = Counter(groups or ())  # of groups that nobody named; parts should be of about equal size
     unfit = not whole.group and (len(counts) < several or max(counts.values()) > 2 * len(whole) / several)
     part = parts(len(whole), several, seed, classes, None if unfit else groups, running=data.running)
     remark = on_both_sides(groups, part == number - 1, data) if groups and not whole.group else ""
@@ -290,7 +290,7 @@ def fold(job: Job, splits: dict[str, Split], labels: Mapping[str, str]) -> tuple
 
 
 def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split], how: Mapping[str, str]) -> None:
-    """Note which splits were found, and which is used for what."""
+    """Note which splits were found, and what each is used for."""
     purposes = PURPOSE if job.labelled else {"test": "predict"}
     if not job.training:
         splits = {"test": splits["test"]}
@@ -310,7 +310,7 @@ def say_splits(job: Job, source: Mapping[str, Any], splits: Mapping[str, Split],
 
 
 def join(parts: list["Dataset"], where: str) -> "Dataset":
-    """One data set of several, classes by their names where the parts number them otherwise."""
+    """Several data sets joined, with class names instead of numbers if the parts number their classes differently."""
     import datasets
 
     if len(parts) == 1:

@@ -26,8 +26,8 @@ from d2v.losses import IGNORE
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 """Makes a batch of rows: a dict of tensors, with its `size` in the unit of the data.
 
-Rows have their number as `row`, and in training a `seed`. It has to pickle, so that workers need not be forked: a
-function of a module, or a `partial` of one.
+Rows have their number as `row`, and in training a `seed`. The function has to pickle, so that workers need not be
+forked: a module's function, or a `partial` of one.
 """
 
 
@@ -39,8 +39,8 @@ def pad_labels(labels: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
 class NumberedRows(Dataset[dict[str, Any]]):
     """Rows by number, which they get as `row`; by (number, epoch) also with the `seed` of their augmentation.
 
-    A row comes once an epoch, so no two seeds are equal; and whoever makes the batch, and whether the run was stopped
-    before, changes nothing.
+    A row comes once per epoch, so no two seeds are equal; they depend neither on the process that makes the batch nor
+    on interruptions.
     """
 
     def __init__(self, rows: Rows, seed: int):
@@ -50,7 +50,7 @@ class NumberedRows(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int] | dict[str, Any]) -> dict[str, Any]:
-        if isinstance(key, dict):  # of a stream, whose rows are sent along
+        if isinstance(key, dict):  # a stream sends its rows along
             return key
         row, *epoch = key if isinstance(key, tuple) else (key,)
         numbered = self.rows[row] | {"row": row}
@@ -60,8 +60,8 @@ class NumberedRows(Dataset[dict[str, Any]]):
 class NumberedBatches:
     """A collate function whose batches have the `rows` they are made of.
 
-    A collate function that leaves rows out says which it kept. Where that is none, the batch has no `rows`; in training
-    it is another row then, which does not count, since all processes compute every piece of an update.
+    A collate function that leaves rows out says which it kept. If it kept none, the batch has no `rows`; in training it
+    then has another row, which is not counted, since all processes compute every piece of an update.
     """
 
     def __init__(self, collate: Collate, source: NumberedRows):
@@ -78,7 +78,7 @@ class NumberedBatches:
             return batch | {"rows": [], "decoded": nothing.decoded}
 
     def stand_in(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A batch of the next row that can be decoded; of a stream, from its first block."""
+        """A batch of the next row that can be decoded; for a stream, from its first block."""
         count, epoch = len(self.source), row["seed"][1]
         for step in range(1, count + 1):
             try:
@@ -89,9 +89,9 @@ class NumberedBatches:
 
 
 def outlive_signals(worker: int) -> None:
-    """Let a worker serve on when its whole process group is asked to stop, so that the run can save first.
+    """Let a worker continue when its whole process group is told to stop, so that the run can save first.
 
-    SIGTERM ends it half a minute later, should nobody else; the death of the run's own process ends it in any case.
+    SIGTERM ends it half a minute later, if nothing else does; the death of the run's own process ends it in any case.
     """
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
@@ -111,15 +111,15 @@ def loader(job: Job, rows: Rows, collate: Collate, batches: Any) -> DataLoader:
         persistent_workers=job.config.data.workers > 0,
         worker_init_fn=outlive_signals,
         pin_memory=on_cuda(),
-        generator=torch.Generator(),  # iterators draw a seed for workers: not from the numbers that a resumed run needs
+        generator=torch.Generator(),  # iterators draw a seed for workers: not from the generator that a run restores
     )
 
 
 class Planned:
-    """Batches of row numbers that are planned while the loader makes them: those of an epoch are many.
+    """Batches of row numbers that are planned while the loader makes them, as an epoch has many.
 
     Attributes:
-        batches: begins with them.
+        batches: the planned batches that come next.
     """
 
     def __init__(self) -> None:
@@ -132,24 +132,24 @@ class Planned:
 def plan(
     sampler: LengthBatches, deal_out: Callable, rank: int, counts: deque[list[bool]], epoch: int, done: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """This process's batches of what is left of an epoch; `counts` gets whether each counts, update by update.
+    """This process's batches of the rest of an epoch; `counts` gets whether each is counted, update by update.
 
-    It does not know the loader, whose iterator holds it: workers of an iterator that is in a cycle are not told to end,
-    since the garbage collector closes their queues first, and torch waits ten seconds for them.
+    It must not refer to the loader, whose iterator holds it: in a reference cycle the garbage collector closes the
+    workers' queues before they are told to end, and torch waits ten seconds for them.
     """
     for batches in sampler.updates(epoch, done):
         pieces = deal_out(batches)
         counts.append([bool(piece[rank]) for piece in pieces])
         for piece in pieces:
-            # Who has no row of a piece computes one that does not count: all processes take part in every piece.
+            # A process without a row of a piece computes one that is not counted: all take part in every piece.
             yield [(row, epoch) for row in piece[rank] or piece[0][:1]]
 
 
 class Updates:
-    """Update after update, epoch after epoch, without an end: this process's batches of each.
+    """An endless iterable of updates, epoch after epoch, each as this process's batches.
 
-    Its state is where it is. Another source of updates, such as a stream, iterates alike, has the same two methods, and
-    needs no length where `run.max_steps` is given.
+    Its state is its position. Another source of updates, such as a stream, iterates likewise, has the same two methods,
+    and needs no length if `run.max_steps` is given.
     """
 
     def __init__(self, job: Job, rows: Rows, collate: Collate):
@@ -193,11 +193,11 @@ class Updates:
             self.epoch, self.done = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the updates are: those of the epoch that were given out are done."""
+        """The position: the epoch, and the number of its updates given out so far."""
         return {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
+        """Continue from this position."""
         self.epoch, self.done = state["epoch"], state["done"]
 
 
@@ -216,7 +216,7 @@ def train_loader(job: Job, rows: Rows | StreamRows, collate: Collate) -> Updates
 
 
 def eval_loader(job: Job, rows: Rows, collate: Collate) -> DataLoader:
-    """Batches of this process's share of the rows, the longest first, for `d2v.training.prediction.predict`.
+    """Batches of this process's share of the rows, longest first, for `d2v.training.prediction.predict`.
 
     Args:
         job: from `d2v.training.job.start`.

@@ -1,4 +1,4 @@
-"""Rows: which of a data set's a run uses, where they stand in the user's own files, and what is known of each.
+"""Rows: which rows of a data set a run uses, their places in the user's files, and what is known of each.
 
 Nothing is copied: a split is a table and the numbers of its rows, so that images and sounds stay where they are.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 CHUNK = 1000
-"""Rows that are read at once: enough to make a call cheap, few enough to be held in memory with their sounds."""
+"""Rows that are read at once: enough to make a call cheap, few enough to hold in memory with their sounds."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Split:
     """Some rows of a table, in order.
 
     Attributes:
-        name: what the rows are used for: train, validation or test.
+        name: use of the rows: train, validation or test.
         table: all rows of one or more splits of the source, sound and images undecoded.
         index: (N,) the table's rows that are used, in order.
         parts: the source's splits that the table joins, by name, with their numbers of rows.
         group: the column of the rows' groups, such as speakers, where there is one.
-        stream: of `d2v.data.streams`, where train is read while it is trained on; the table is the beginning of it.
-        offset: of a block of a stream, how many rows of its shard come before it.
-        epoch: of a block, in which pass over the stream it is read.
+        stream: of `d2v.data.streams`, if train is read during training; the table is its beginning.
+        offset: for a block of a stream, the number of rows before it in its shard.
+        epoch: for a block, the pass over the stream in which it is read.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Split:
         return self.table[int(self.index[i])]
 
     def select(self, rows: Sequence[int] | np.ndarray, name: str | None = None) -> "Split":
-        """The split with these of its rows only, in this order."""
+        """The split with only these of its rows, in this order."""
         return replace(self, index=self.index[np.asarray(rows, dtype=np.int64)], name=name or self.name)
 
     def number(self, i: int) -> int:
@@ -75,15 +75,15 @@ class Split:
         return self.parts[int(part)][0], int(row)
 
     def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each row of the table is in, and its number there."""
+        """The part that each row of the table is in, and its number there."""
         starts = np.array([0, *accumulate(rows for _, rows in self.parts)])
         part = np.searchsorted(starts, rows, side="right") - 1
         return part, rows - starts[part] + (self.offset or 0)
 
     def column(self, name: str, field: str | None = None) -> list[Any]:
-        """The values of a column, read at once; of a column of objects one field, and no other is read.
+        """The values of a column, read at once; for a column of objects only one field is read.
 
-        Of a stream those of its first rows.
+        For a stream those of its first rows.
 
         Args:
             name: of the column.
@@ -104,7 +104,7 @@ class Split:
     def groups(self, column: str | None = None) -> list[str | None]:
         """The group of each row as text, by default of `group`; None where a row has none.
 
-        Of files these are their paths, and none of those whose bytes the table has, which may be called anything.
+        The group of a file is its path, but None if the table holds its bytes, whose paths mean nothing.
         """
         import pyarrow as pa
 
@@ -114,7 +114,7 @@ class Split:
             if name != self.group and (
                 pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
             ):
-                return [None] * len(self)  # samples or bytes, which are not read to be compared
+                return [None] * len(self)  # samples or bytes are not compared
             return list(map(group_name, self.column(name)))
         paths = paths_outside(self.table.select_columns([name]).with_format("arrow")[:][name])
         return list(map(group_name, paths.take(self.index).to_pylist()))
@@ -128,12 +128,12 @@ class Split:
                 yield dict(zip(part, values, strict=True))
 
     def ids(self, files: str | None = None) -> list[str]:
-        """What to call each row in predictions: its `id`, or else its file or GLUE's `idx`, or else its number.
+        """The name of each row in predictions: its `id`, or else its file or GLUE's `idx`, or else its number.
 
-        Files of one name in several folders are called by the column `file`, if there is one, as in SUPERB's data set.
+        If files in several folders have one name, the column `file` is used if there is one, as in SUPERB's data set.
 
         Args:
-            files: the column of files, as paths or as `datasets` stores them, where there is one.
+            files: the column of files, as paths or as `datasets` stores them, if there is one.
         """
         numbers = self._named([str(number) for number in self.numbers().tolist()])
         for column in ("id",) if files else ("id", "idx"):
@@ -150,7 +150,7 @@ class Split:
         return [str(path or number) for path, number in zip(paths, numbers, strict=True)]
 
     def _named(self, names: list[str]) -> list[str]:
-        """The names, where they repeat in splits that were joined with that of the split before them."""
+        """The names, with their split's name before them if names repeat in joined splits."""
         if len(self.parts) == 1 or len(set(names)) == len(names):
             return names
         parts = self._places(self.index)[0]
@@ -177,7 +177,7 @@ def has_paths(kind: "pa.DataType") -> bool:
 
 
 def paths_outside(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
-    """The paths of files, of a column that has them; none of those whose bytes the table has."""
+    """The paths of a column of files; null for files whose bytes the table holds."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -188,28 +188,28 @@ def paths_outside(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
 
 
 def group_name(value: Any) -> str | None:
-    """A group as text, that numbers, dates and text of one and the same have alike; None where there is none."""
-    if value is None or value != value:  # NaN, as pandas has it
+    """A group as text, the same whether it is written as number, date or text; None where there is none."""
+    if value is None or value != value:  # pandas' NaN
         return None
-    if isinstance(value, float) and value.is_integer():  # as pandas makes whole numbers where one is missing
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of whole numbers if one is missing
         value = int(value)
     return unicodedata.normalize("NFC", str(value)).strip() or None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split that can be used, and what is known of each.
+    """The usable rows of a split, and what is known of each.
 
-    `rows[i]` is what a collate function gets: an item, or the table's row and `where` it is for messages, with its
-    `reference` where there is one.
+    `rows[i]` is the input of a collate function: an item, or the table's row with its place `where` for messages, and
+    its `reference` if there is one.
 
     Attributes:
         split: the rows in the user's data.
-        ids: (N,) what predictions call them.
+        ids: (N,) their names in predictions.
         lengths: (N,) in the unit of `d2v.config.Data.unit`.
-        references: (N,) what they are trained on or scored against; None without labels.
-        items: (N,) dicts of what was made of them, such as tokens; by default the table's rows.
-        parts: (N,) of recordings, start and end in seconds of what is heard of each; None for all of it.
+        references: (N,) targets of training or scoring; None without labels.
+        items: (N,) dicts made of the rows, such as tokens; by default the table's rows.
+        parts: (N,) for recordings, start and end in seconds of the part that is read; None for all of it.
     """
 
     split: Split
@@ -234,7 +234,7 @@ class Rows:
         return [self.references[row] for row, _ in predictions], [prediction for _, prediction in predictions]
 
     def sources(self) -> Sequence[int] | None:
-        """The row of the split that each row, or window of a row, is of; None where windows are of more than one."""
+        """The split's row that each row or window comes from; None where windows come from more than one."""
         if self.items is not None and len(self) and "source" in self.items[0]:
             return [item["source"] for item in self.items]
         return range(len(self)) if len(self.split) == len(self) else None
@@ -249,14 +249,14 @@ class Rows:
         return first
 
     def records(self, predictions: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Predictions as they are written down: the row's id, its group if any, what was predicted, its reference."""
+        """Predictions as they are written: the row's id, its group if any, the prediction, and the reference."""
         first = self.named()
         last = [{}] * len(self) if self.references is None else [{"reference": each} for each in self.references]
         return [first[row] | prediction | last[row] for row, prediction in predictions]
 
 
 def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndarray:
-    """The numbers of the rows that can be used; of the others `data.bad_rows` says whether they are left out.
+    """The numbers of the usable rows; `data.bad_rows` says whether the others are left out.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -264,7 +264,7 @@ def check_rows(job: Job, split: Split, reasons: Sequence[str | None]) -> np.ndar
         reasons: what is wrong with each, or None.
 
     Raises:
-        InputError: a bad row while refusing, or no good one; the message names the first and counts them.
+        InputError: a bad row if they are refused, or no good one; the message names the first and counts them.
     """
     bad = [i for i, reason in enumerate(reasons) if reason]
     if bad:
@@ -283,7 +283,7 @@ class NoneDecodedError(InputError):
     """No row of a batch could be decoded, and such rows are left out.
 
     Attributes:
-        decoded: which rows, and why.
+        decoded: the rows, and why.
     """
 
     def __init__(self, message: str, decoded: Sequence[Decoded] = ()):
@@ -294,18 +294,18 @@ class NoneDecodedError(InputError):
 def decode_rows(
     rows: Sequence[dict[str, Any]], decode: Callable[[dict[str, Any]], Value], bad_rows: Literal["refuse", "skip"]
 ) -> tuple[list[dict[str, Any]], list[Value], list[Decoded]]:
-    """Decode the rows of a batch; whatever goes wrong with a row is its fault, and named.
+    """Decode the rows of a batch; any error is reported with its row.
 
     Args:
         rows: of a split.
-        decode: makes what is needed of a row.
+        decode: decodes a row.
         bad_rows: of the data.
 
     Returns:
-        The rows that could be decoded, what was made of them, and which others were left out, for `decoded` of a batch.
+        The rows that could be decoded, their decoded values, and the rows left out, for `decoded` of a batch.
 
     Raises:
-        InputError: a row cannot be decoded and is not to be left out, or none can be.
+        InputError: a row cannot be decoded and is not to be left out, or no row can be.
     """
     good, values, left_out = [], [], list[Decoded]()
     for row in rows:

@@ -1,7 +1,7 @@
 """Which rows make which update: rows of similar length together, in an order that only the seed and the epoch decide.
 
-An update is a set of rows. How they are dealt to processes and cut into pieces that fit in memory is another matter,
-and changes nothing but speed, since losses are sums and counts.
+An update is a set of rows. Dealing them to processes and cutting them into pieces that fit in memory changes only the
+speed, since losses are sums and counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ from d2v.errors import InputError
 
 
 class LengthBatches:
-    """Batches bounded in rows and in padded length, and the updates that they make.
+    """Batches with limits on rows and padded length, and the updates that they make.
 
     Rows are sorted by length into buckets once. Every epoch shuffles the rows of each bucket, cuts them into batches
     and shuffles these. Within a batch the shortest come first: neighbours of one length share a call of attention, see
-    `d2v.models.packing`. The number of updates does not change from epoch to epoch, every row comes once an epoch, and
-    the order is a pure function of (seed, epoch), so that a run can go on in the middle of an epoch. Only where all
-    batches are single rows, and their number is not one of whole updates, the last few rows of an epoch are left out.
+    `d2v.models.packing`. Every epoch has the same number of updates and every row once, and the order is a pure
+    function of (seed, epoch), so that a run can be resumed in the middle of an epoch. The last few rows of an epoch are
+    left out only if all batches are single rows, and these do not make a whole number of updates.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class LengthBatches:
 
         Args:
             lengths: of each row, in any unit.
-            max_rows: most rows in a batch.
-            max_length: most padded length of a batch: rows times the longest, in the same unit. A longer row is a
+            max_rows: maximum number of rows in a batch.
+            max_length: maximum padded length of a batch: rows times the longest, in the same unit. A longer row is a
                 batch of its own.
             seed: of the order.
-            batches: how many make an update.
+            batches: number of batches that make an update.
 
         Raises:
             InputError: fewer rows than batches for one update.
@@ -50,7 +50,7 @@ class LengthBatches:
             raise InputError(f"{len(lengths)} rows to train on are too few for updates of optim.batches {batches}")
         order = np.argsort(self.lengths, kind="stable")
         ordered = self.lengths[order]
-        # Twenty buckets at the most, of eight usual batches at least: lengths differ little, much is left to shuffle.
+        # At most twenty buckets, each of at least eight typical batches: similar lengths, but much left to shuffle.
         usual = max_rows if max_length is None else min(max_rows, max_length * len(order) / float(self.lengths.sum()))
         count = max(1, min(20, int(len(order) / (8 * max(usual, 1)))))
         if ordered[0] == ordered[-1]:  # buckets would only keep neighbours, often of one class, together
@@ -63,7 +63,7 @@ class LengthBatches:
             sizes = np.full(-(-(end - start) // rows), rows)
             sizes[-1] -= sizes.sum() - (end - start)
             self.sizes.append(sizes)
-        # All updates have their full number of batches: halve the largest.
+        # All updates have their full number of batches: the largest batches are halved.
         while sum(map(len, self.sizes)) % batches and max(map(np.max, self.sizes)) > 1:
             bucket = int(np.argmax([sizes.max() for sizes in self.sizes]))
             sizes = self.sizes[bucket]
@@ -75,13 +75,13 @@ class LengthBatches:
         return sum(map(len, self.sizes)) // self.batches
 
     def updates(self, epoch: int, first: int = 0) -> Iterator[list[list[int]]]:
-        """The updates of an epoch, in order, from the first on that is wanted: the rows of each of their batches."""
+        """The updates of an epoch, in order, from number `first` on: the rows of each of their batches."""
         # A large prime between seeds, so that no two runs share an epoch's order.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shuffled = [bucket[torch.randperm(len(bucket), generator=generator)] for bucket in self.buckets]
         rows, sizes = torch.cat(shuffled).numpy(), np.concatenate(self.sizes)
         order = torch.randperm(len(sizes), generator=generator).numpy()
-        starts = (np.cumsum(sizes) - sizes)[order]  # of the batches, as the epoch has them
+        starts = (np.cumsum(sizes) - sizes)[order]  # of the batches, in the epoch's order
         sizes = sizes[order]
         ends = np.cumsum(sizes)
         rows = rows[np.arange(len(rows)) + np.repeat(starts - (ends - sizes), sizes)]
@@ -102,22 +102,22 @@ def deal(
 ) -> list[list[list[int]]]:
     """An update's rows as pieces, and each piece as the rows of every process.
 
-    All processes compute the same number of pieces, of like lengths: neighbours in the order of length go to different
-    ones. A process may have no row of a piece, where there are fewer rows than processes.
+    All processes compute the same number of pieces, of similar lengths: neighbours in the order of length go to
+    different processes. A process may have no row of a piece if there are fewer rows than processes.
 
     Args:
         batches: the rows of the update's batches.
         lengths: of all rows of the data.
-        max_rows, max_length: bounds of a batch, as for `LengthBatches`, and so of what one process computes at once.
-        processes: how many share the update.
-        pieces: a process's share of a batch is computed in so many pieces.
+        max_rows, max_length: limits as for `LengthBatches`, and so of the rows that one process computes at once.
+        processes: number of processes that share the update.
+        pieces: number of pieces that a process's share of a batch is computed in.
     """
     rows = sorted((row for batch in batches for row in batch), key=lengths.__getitem__)
     most_rows, longest = max(1, max_rows // pieces), None if max_length is None else max_length / pieces
     cut: list[list[int]] = []
     for row in rows:
         last = cut[-1] if cut else []
-        share = -(-(len(last) + 1) // processes)  # rows of the process that has most of them
+        share = -(-(len(last) + 1) // processes)  # rows of the process with most rows
         fits = share <= most_rows and (longest is None or share * lengths[row] <= longest or share == 1)
         if last and fits:
             last.append(row)

@@ -1,9 +1,9 @@
-"""Streams: rows that are read while they are trained on, shard by shard, and the updates that are made of them.
+"""Streams: rows that are read during training, shard by shard, and the updates that are made of them.
 
 A process reads some rows of its own shards, a buffer, makes updates of them by length as of a small data set, and reads
-the next ones meanwhile. So the state of a stream is where the buffer begins and how many of its updates are done: who
-goes on reads the buffer again, from the middle of a few shards, and decodes nothing of what is done. What each process
-has read is told to all, once a buffer, so that all plan the same updates: one row of each process of like length.
+the next ones meanwhile. So the state of a stream is the beginning of the buffer and the number of its updates done: a
+resumed run reads the buffer again, from the middle of a few shards, and decodes no row of the updates done. Once per
+buffer all processes exchange the lengths read, so that they plan the same updates: similar lengths on all processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from d2v.data.shards import BLOCK, Shards
 from d2v.errors import InputError
 
 OPEN = 4
-"""Shards that a process reads a row of in turn, so that neighbours in one shard are not neighbours in a buffer."""
+"""Number of shards that a process reads rows from in turn, so that a shard's neighbours are apart in a buffer."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class StreamRows:
 
     Attributes:
         stream: the shards.
-        make: makes of a block of rows those that can be used.
-        beginning: those of the first block that has any.
+        make: makes the usable rows of a block.
+        beginning: the rows of the first block that has any.
     """
 
     stream: Shards
@@ -42,10 +42,10 @@ class StreamRows:
 
 
 def rows_of(split: Split, make: Callable[[Split], Rows]) -> Any:
-    """`make(split)`; of a stream `StreamRows`, which are made of each block as it is read."""
+    """`make(split)`; for a stream `StreamRows`, made of each block as it is read."""
     if split.stream is None:
         return make(split)
-    with collecting():  # they count when they are read
+    with collecting():  # facts are noted when rows are read
         stream = split.stream
         for shard in range(len(stream.shards)):
             for table in islice(stream.tables(shard), 1):
@@ -56,15 +56,15 @@ def rows_of(split: Split, make: Callable[[Split], Rows]) -> Any:
 
 
 class Reader:
-    """A process's rows of a stream, epoch after epoch, without an end.
+    """A process's rows of a stream, epoch after epoch, without end.
 
-    An epoch has all rows once, its shards in an order of its own. Where the shards cannot be dealt to the processes
-    evenly, each reads all of them and keeps its share of the rows.
+    An epoch has all rows once, its shards in an order of its own. If the shards cannot be dealt evenly to the
+    processes, each reads all of them and keeps its share of the rows.
 
     Attributes:
-        at: where it is, plain values: the epoch; the next shard in its order; which of the open shards comes next; and
-            of these each its place in the order, the number of its block, and that of the row in what is made of it.
-        facts: what the blocks read since it was last emptied met.
+        at: the position, in plain values: the epoch; the next shard in its order; the open shard whose turn it is; and
+            for each open shard its place in the order, the number of its block, and that of the next row made of it.
+        facts: noted for the blocks read since it was last emptied.
     """
 
     def __init__(self, rows: StreamRows, seed: int, rank: int = 0, processes: int = 1, at: Any = None):
@@ -80,7 +80,7 @@ class Reader:
         return order[self.rank :: self.processes].tolist() if self.even else order.tolist()
 
     def block(self, place: int, shard: int, number: int) -> Rows | None:
-        """What is made of a block of the shard at a place in the order; None after its last."""
+        """The rows made of a block of the shard at a place in the order; None after its last block."""
         stream = self.rows.stream
         tables, now, rows = self.blocks.get(place, (None, -1, None))
         if now != number:
@@ -101,8 +101,8 @@ class Reader:
         """The next rows, with their number as `row` and the `seed` of their augmentation, and their lengths.
 
         Args:
-            count: how many.
-            one_epoch: only as many as are left of this epoch.
+            count: number of rows.
+            one_epoch: return at most the rows left in this epoch.
 
         Raises:
             InputError: a shard or a row cannot be used, or no row can.
@@ -143,7 +143,7 @@ class Reader:
 
 
 class Ahead(Thread):
-    """Takes rows while others are trained on. An executor's thread would not end before it had a whole buffer."""
+    """Reads rows during training. An executor's thread would not end before it had a whole buffer."""
 
     def __init__(self, reader: Reader, count: int):
         """See `Reader.take`."""
@@ -152,10 +152,10 @@ class Ahead(Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """What the thread does."""
+        """The thread's work."""
         try:
             self.taken = self.reader.take(self.count)
-        except BaseException as error:  # for whoever waits
+        except BaseException as error:  # raised in the thread that waits
             self.error = error
 
     def rows(self) -> tuple[list[dict[str, Any]], list[float]]:
@@ -167,7 +167,7 @@ class Ahead(Thread):
 
 
 def evenly(max_rows: int, batches: int, processes: int, least: float) -> tuple[int, int]:
-    """How many batches an update has in which each process has a row or more, and how many it has of one at most.
+    """The number of batches in an update, each with at least one row per process, and a process's most rows in one.
 
     Args:
         max_rows: of a batch.
@@ -179,7 +179,7 @@ def evenly(max_rows: int, batches: int, processes: int, least: float) -> tuple[i
         return batches, max_rows
     most = {count: max(1, round(max_rows * batches / count / processes)) for count in range(1, batches + 1)}
     fitting = range(1, max(1, int(batches // max(least, 1))) + 1)
-    # As many rows an update as were asked for, or nearly; and batches that are small, and so of like lengths.
+    # An update has nearly the wanted number of rows; batches are small, and so of similar lengths.
     count = min(fitting, key=lambda count: (abs(count * most[count] * processes - max_rows * batches), -count))
     return count, most[count]
 
@@ -194,10 +194,10 @@ def plan(
     seed: int,
     epoch: int,
 ) -> tuple[list[list[list[int]]], list[list[int]]]:
-    """The updates of a buffer, the same on all processes, of each of which they take one row of like length.
+    """The updates of a buffer, planned alike on all processes, in groups of one row of similar length per process.
 
     Args:
-        lengths: of the rows of each process, of all equally many.
+        lengths: of each process's rows, equally many on all.
         max_rows, max_length, batches, seed: as for `LengthBatches`.
         pieces: as for `deal`.
         epoch: number of the buffer.
@@ -208,7 +208,7 @@ def plan(
     processes = len(lengths)
     orders = [sorted(range(len(each)), key=each.__getitem__) for each in lengths]
     groups = [max(each[order[i]] for each, order in zip(lengths, orders, strict=True)) for i in range(len(orders[0]))]
-    # Where a batch has not a row for each process, several are one; an update stays as large.
+    # If a batch has fewer rows than processes, several are joined; an update stays as large.
     least = max(processes / max_rows, processes * max(groups) / max_length if max_length else 0)
     count, most = evenly(max_rows, batches, processes, least)
     longest = None if max_length is None else max_length * batches / count / processes
@@ -218,9 +218,9 @@ def plan(
 
 
 class StreamUpdates:
-    """Update after update of a stream, without an end: this process's batches of each; see `d2v.data.loaders.Updates`.
+    """An endless iterable of a stream's updates, each as this process's batches; see `d2v.data.loaders.Updates`.
 
-    Its state is that of all processes, which have to be as many when a run goes on.
+    Its state is that of all processes, whose number has to be the same when a run is resumed.
     """
 
     def __init__(self, job: Job, rows: StreamRows, planned: list[Any], loader: Any):
@@ -229,7 +229,7 @@ class StreamUpdates:
         Args:
             job: from `d2v.training.job.start`.
             rows: to train on.
-            planned: gets the rows of the batches that the loader is to make next.
+            planned: gets the rows of the batches that the loader makes next.
             loader: iterates over these batches.
         """
         data, accelerator = job.config.data, job.accelerator
@@ -257,7 +257,7 @@ class StreamUpdates:
         taken, lengths = reader.take(self.size or share, one_epoch=self.size is None)
         start = self.starts[self.rank] or Reader(self.rows, 0).at
         while True:
-            if self.size is None:  # what is less than a buffer is read again and again
+            if self.size is None:  # a stream shorter than a buffer is read again and again
                 self.size = max(everyones(self.job, len(taken)))
                 more = reader.take(self.size - len(taken))
                 taken, lengths = taken + more[0], lengths + more[1]
@@ -288,7 +288,7 @@ class StreamUpdates:
             self.buffer, self.done = self.buffer + 1, 0
 
     def note_facts(self, reader: Reader) -> list[Decoded]:
-        """What a reader met, as `decoded` of a batch; what is no matter of rows is noted."""
+        """The facts of a reader about rows, as `decoded` of a batch; other facts are noted."""
         facts, reader.facts = reader.facts, []
         for each in facts:
             if "rows" not in each:
@@ -296,11 +296,11 @@ class StreamUpdates:
         return [("train", each["fact"], each["first"], each["rows"]) for each in facts if "rows" in each]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each process's buffer begins, and how many of its updates were given out."""
+        """The beginning of each process's buffer, and the number of its updates given out."""
         return {"starts": self.starts, "size": self.size, "buffer": self.buffer, "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; InputError if the processes are not as many as they were."""
+        """Continue from this position; InputError if the number of processes has changed."""
         if len(state["starts"]) != self.processes:
             raise InputError(
                 f"the stream was read by {len(state['starts'])} processes, not {self.processes}; use as many to resume"

@@ -34,12 +34,13 @@ class TokenData(ClassOptions, TextData):
     """The data; without a path the embedded demo.
 
     Attributes:
-        tokens_column: column of lists of words, or of text whose words have spaces between.
-        tags_column: column of lists of the words' labels, names or numbers, or of text with spaces between; null, -1
-            and -100 do not count, nor do negative numbers where the column's type names the classes.
-        label_all_pieces: train on the labels of all tokens of a word; by default on that of its first.
+        tokens_column: column of lists of words, or of text with words separated by spaces.
+        tags_column: column of lists of the words' labels, names or numbers, or of text separated by spaces; null, -1
+            and -100 are ignored, as are negative numbers if the column's type names the classes.
+        label_all_pieces: train on the labels of all tokens of a word; by default on its first token's.
         max_length: maximum number of tokens of a window; a longer sentence takes several.
-        stride: number of tokens that a window shares with the one before it; a word counts where it has more around it.
+        stride: number of tokens that a window shares with the one before it; a shared word is scored where it has more
+            context.
     """
 
     tokens_column: str = "tokens"
@@ -49,19 +50,19 @@ class TokenData(ClassOptions, TextData):
 
 
 NO_TAGS = (-100, -1, "-100", "-1", "")
-"""Labels of words that do not count, as other programs write them; null is another."""
+"""Ignored labels of words, as other programs write them; null is ignored too."""
 
 
 def tagged_rows(
     job: Job, splits: Mapping[str, Split]
 ) -> tuple[dict[str, Split], dict[str, list[list[str]]], Labels, dict[str, Any]]:
-    """The rows of each split that can be used, their words, what the model predicts, and the labels of the words.
+    """The usable rows of each split, their words, the model's labels, and the labels of the words.
 
-    A word whose label is None does not count. Of a stream, the words are those of its first rows, for a new tokenizer,
+    A word whose label is None is ignored. For a stream, the words are those of its first rows, for a new tokenizer,
     and the labels are a function that returns those of a block.
 
     Args:
-        job: whose data have the options of `TokenData`; in prediction there are no labels.
+        job: its data have the options of `TokenData`; in prediction there are no labels.
         splits: from `d2v.data.load.load`.
 
     Raises:
@@ -84,7 +85,7 @@ def tagged_rows(
 def usable_rows(
     job: Job, split: Split, labels: Labels, tags: Sequence[Any] | None
 ) -> tuple[Split, list[list[str]], list[Any] | None]:
-    """The rows of a split that can be used, their words, and the labels of these, see `tagged_rows`."""
+    """The usable rows of a split, their words, and the words' labels, see `tagged_rows`."""
     data: TokenData = job.config.data
     words = [as_words(row, job) for row in split.column(data.tokens_column)]
     reasons = [words_problem(each, data.tokens_column) for each in words]
@@ -116,9 +117,9 @@ def word_rows(
 
 
 def as_words(value: Any, job: Job) -> Any:
-    """The words or labels of a row, a list of them as such or as text, or text with spaces between; others stay.
+    """The words or labels of a row: a list, a list written as text, or text separated by spaces; other values stay.
 
-    Where there are labels, text in brackets that is no list stays: an array that was cut when it was written.
+    In labelled data, text in brackets that is no list stays: an array that was cut when it was written.
     """
     found = as_list(value, None)
     return found.split() if isinstance(found, str) and not (job.labelled and found.startswith("[")) else found
@@ -135,7 +136,7 @@ def words_problem(words: Any, column: str) -> str | None:
 
 
 def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, Any]]:
-    """What the model predicts of a word, and of each row the names of its words' labels; see `tagged_rows`."""
+    """The model's labels of a word, and the names of the labels of each row's words; see `tagged_rows`."""
     data: TokenData = job.config.data
     labels = Labels(["LABEL_0"], "single_label", data.tags_column)
     if job.config.model:
@@ -158,7 +159,7 @@ def read_tags(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str, 
 
 
 def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenData) -> str | None:
-    """Why a row's labels cannot be used, or None: there is one of the model's, or None, for each word."""
+    """Why a row's labels cannot be used, or None; each word needs one of the model's labels, or None."""
     shown = labels.data_names or labels.names
     counting = [tag for tag in tags if tag is not None] if isinstance(tags, list) else tags
     reason = label_problem(counting, labels.numbers, data.tags_column, shown, multi_label=True)
@@ -171,18 +172,18 @@ def tags_problem(words: Sequence[str], labels: Labels, tags: Any, data: TokenDat
 def word_windows(
     job: Job, split: Split, sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
 ) -> list[dict[str, Any]]:
-    """Sentences as tokens, one too long in windows, so that every word counts in exactly one.
+    """Sentences as tokens, long ones in windows, so that every word is scored in exactly one window.
 
     Args:
-        job: whose data have the `stride`, most tokens that a window shares with the one before it.
-        split: that they are of.
+        job: its data have the `stride`, the maximum number of tokens that a window shares with the one before it.
+        split: of the sentences.
         sentences: the words of each.
         tokenizer: of the model, with `add_prefix_space`.
-        max_length: most tokens of a window.
+        max_length: maximum number of tokens of a window.
 
     Returns:
         For each window `source`, the number of its sentence, `tokens`, all words of that, `ids` (T,) int32, and `words`
-        (T,) int32: the number of the word that a token belongs to, or -1 if it belongs to none that counts here.
+        (T,) int32: the number of the word that a token belongs to, or -1 if it belongs to no word scored here.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -199,7 +200,7 @@ def word_windows(
 
 
 def encode_words(table: "pa.Table", *, tokenizer: Tokenizer, max_length: int, stride: int) -> "pa.Table":
-    """Of a table of words the `ids` of windows, in a row, and their `words`, see `word_windows`."""
+    """The `ids` of the windows of each row of a table of words, and their `words`, see `word_windows`."""
     import pyarrow as pa
 
     if (room := max_length - 2) < 1:
@@ -224,13 +225,13 @@ def cut_words(pieces: Sequence[int], room: int, stride: int) -> Iterator[tuple[i
     """Windows over a sentence, of whole words.
 
     Args:
-        pieces: tokens of each word; of more than `room` the first are taken.
-        room: most tokens of a window.
-        stride: most tokens that a window shares with the one before it.
+        pieces: number of tokens of each word; of more than `room` only the first are used.
+        room: maximum number of tokens of a window.
+        stride: maximum number of tokens that a window shares with the one before it.
 
     Yields:
-        The words that a window has, from `begin` to before `end`, and those that count in it, from `first` to before
-        `last`: each word once, where it is farther from the window's edge.
+        The words of a window, from `begin` to before `end`, and those scored in it, from `first` to before `last`: each
+        word once, where it is farther from the window's edge.
     """
     ends = [0, *accumulate(min(count, room) for count in pieces)]
     begin = first = 0
@@ -243,7 +244,7 @@ def cut_words(pieces: Sequence[int], room: int, stride: int) -> Iterator[tuple[i
 
 
 def firsts(words: np.ndarray) -> np.ndarray:
-    """(T,) bool: whether a token is the first of a word that counts, for `words` of `word_windows`."""
+    """(T,) bool: whether a token is the first of a word scored here, for `words` of `word_windows`."""
     return (np.diff(words, prepend=-1) != 0) & (words >= 0)
 
 
@@ -252,7 +253,7 @@ def piece_labels(words: np.ndarray, labels: np.ndarray, inside: np.ndarray | Non
 
     Args:
         words: (T,) from `word_windows`.
-        labels: numbers of the labels of all the sentence's words, `IGNORE` where one does not count.
+        labels: numbers of the labels of all the sentence's words, `IGNORE` for ignored ones.
         inside: class -> class of a word's tokens after its first, from `inside_classes`; None gives these no label.
     """
     own = labels[words]
@@ -261,6 +262,6 @@ def piece_labels(words: np.ndarray, labels: np.ndarray, inside: np.ndarray | Non
 
 
 def inside_classes(numbers: Mapping[str, int]) -> np.ndarray:
-    """(C,) the class that goes on with each: of B, with or without a type, the I of its type, of others the same."""
+    """(C,) the class that continues each class: for B, with or without a type, the I of its type, else the same."""
     begins = re.compile(r"B(?=[-_]|$)")
     return np.array([numbers.get(begins.sub("I", name), i) for name, i in numbers.items()])

@@ -1,1 +1,1 @@
-"""From outputs to answers: what a model's logits say of each example, one file a task."""
+"""From a model's outputs to predictions, one file per task."""

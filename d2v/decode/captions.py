@@ -1,4 +1,4 @@
-"""Transcripts and segments as other programs read them: Praat's TextGrid, subtitles as SRT and WebVTT, RTTM.
+"""Transcripts and segments in other programs' formats: Praat's TextGrid, subtitles as SRT and WebVTT, RTTM.
 
 An interval is (start, end, text), in seconds of its recording.
 """
@@ -25,9 +25,9 @@ def write_intervals(folder: Path, recordings: Recordings, formats: Iterable[Form
     """Write each recording's intervals to `<recording>.TextGrid`, `.srt` and `.vtt`, and all of them to `all.rttm`.
 
     Args:
-        folder: is made.
-        recordings: name -> tiers -> intervals. TextGrids have all tiers, the other formats all but `words`.
-        formats: which to write.
+        folder: made if needed.
+        recordings: name -> tiers -> intervals. TextGrids have all tiers, the other formats all except `words`.
+        formats: to write.
     """
     for kind in dict.fromkeys(formats):
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_intervals(folder: Path, recordings: Recordings, formats: Iterable[Form
 
 
 def apart(tiers: Tiers) -> Tiers:
-    """The tiers without that of words, whose texts another has."""
+    """The tiers without `words`, whose texts another tier has."""
     return {name: rows for name, rows in tiers.items() if name != "words"}
 
 
@@ -72,18 +72,18 @@ def text_grid(tiers: Tiers) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text between quotation marks, as Praat has it."""
+    """A text between quotation marks, in Praat's form."""
     return '"' + text.replace('"', '""') + '"'
 
 
 def subtitles(tiers: Tiers, *, web: bool) -> str:
-    """SRT, or WebVTT; of several tiers each cue begins with its tier's name, such as the speaker's."""
+    """SRT, or WebVTT; with several tiers each cue begins with its tier's name, such as the speaker's."""
     rows = sorted((*row, name) for name, each in tiers.items() for row in each)
     blocks = ["WEBVTT\n"] if web else []
     for number, (start, end, text, name) in enumerate((row for row in rows if row[2]), 1):
         said = " ".join(text.replace("-->", "->").split())
         said = f"{name}: {said}" if len(tiers) > 1 and said != name else said
-        said = escape(said, quote=False) if web else said  # where <unk> would be a tag, which nobody sees
+        said = escape(said, quote=False) if web else said  # there <unk> would be an invisible tag
         blocks.append(f"{number}\n{clock(start, web=web)} --> {clock(end, web=web)}\n{said}\n")
     return "\n".join(blocks)
 
@@ -97,7 +97,7 @@ def clock(seconds: float, *, web: bool) -> str:
 
 
 def cues(words: Sequence[Interval]) -> list[Interval]:
-    """Words as subtitles: a cue ends at a pause, or before it is too long to be read."""
+    """Words as subtitles: a cue ends at a pause, or before it becomes too long to read."""
     made: list[Interval] = []
     for start, end, text in words:
         if made:
@@ -114,11 +114,11 @@ def transcript_tiers(rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]
     """The tiers `text` and `words` of each recording, from transcripts with the times of words.
 
     Args:
-        rows: that were transcribed; those that are parts of one recording come together.
+        rows: the transcribed rows; parts of one recording are joined.
         predictions: of rows, from `d2v.decode.ctc.transcribe`.
         audio_column: of the recordings.
     """
-    tiers: dict[str | int, dict[str, list[Interval]]] = {}  # by file, or by the row that is the whole of one
+    tiers: dict[str | int, dict[str, list[Interval]]] = {}  # by file, or by row if it is a whole recording
     called: list[str] = []
     files = rows.split.files(audio_column) if rows.parts else []
     for row, prediction in predictions:
@@ -138,7 +138,7 @@ def transcript_tiers(rows: Rows, predictions: Sequence[tuple[int, dict[str, Any]
 
 
 def segment_tiers(recordings: Mapping[str, Sequence[Segment]]) -> Recordings:
-    """A tier for each speaker or class of each recording's segments."""
+    """One tier per speaker or class of each recording's segments."""
     tiers: dict[str, dict[str, list[Interval]]] = {}
     for name, segments in recordings.items():
         each = tiers.setdefault(name, {})
@@ -148,6 +148,6 @@ def segment_tiers(recordings: Mapping[str, Sequence[Segment]]) -> Recordings:
 
 
 def export(job: Job, recordings: Recordings) -> None:
-    """Write intervals to `annotations/` of the run in the formats of its option `export`."""
+    """Write intervals to the run's `annotations/`, in the formats of its option `export`."""
     if job.is_main:
         write_intervals(job.out / "annotations", recordings, job.config.export)

@@ -27,12 +27,12 @@ class Sampling:
 
     Attributes:
         prompts: beginnings of the samples; an empty one lets the model begin.
-        max_new_tokens: maximum number of new tokens, at most half as many as the model has positions.
-        temperature: divisor of the logits: below 1 for likelier texts, above 1 for stranger ones; 0 does not sample but
-            takes the likeliest token each time.
-        top_k: number of likeliest tokens that are sampled from; 0 for all.
-        top_p: probability that the likeliest tokens, which are sampled from, have together; 0 for the likeliest.
-        repetition_penalty: divisor of the logits of tokens that the text has already, such as 1.2; 1 changes nothing.
+        max_new_tokens: maximum number of new tokens, at most half the model's number of positions.
+        temperature: divisor of the logits: below 1 for likelier texts, above 1 for more varied ones; 0 takes the
+            likeliest token each time instead of sampling.
+        top_k: number of likeliest tokens to sample from; 0 for all.
+        top_p: total probability of the likeliest tokens to sample from; 0 for the single likeliest.
+        repetition_penalty: divisor of the logits of tokens already in the text, such as 1.2; 1 changes nothing.
     """
 
     prompts: list[str] = field(default_factory=lambda: [""])
@@ -51,18 +51,18 @@ class Sampling:
             raise InputError(f"sampling.repetition_penalty should be above 0, not {self.repetition_penalty:g}")
 
     def bounds(self, config: Data2VecTextConfig) -> tuple[int, int]:
-        """How many tokens of a prompt are read, and how many follow: together the model's positions, at most."""
+        """Maximum numbers of prompt tokens and of new tokens: together at most the model's positions."""
         new = min(self.max_new_tokens, config.max_tokens // 2)
         return config.max_tokens - new + 1, new
 
 
 def window_losses(logits: Tensor, labels: Tensor, counts: Sequence[int], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each window the `text` that was predicted, its number of `tokens`, and their summed `loss`.
+    """For each window the scored `text`, its number of `tokens`, and their summed `loss`.
 
     Args:
         logits: (n, C) of all windows.
         labels: (n,).
-        counts: (B,) of tokens in each.
+        counts: (B,) tokens of each window.
         tokenizer: of the model.
     """
     if not counts:
@@ -78,12 +78,12 @@ def window_losses(logits: Tensor, labels: Tensor, counts: Sequence[int], tokeniz
 def continue_texts(
     model: Data2VecTextForCausalLM, batch: dict[str, Tensor], tokenizer: Tokenizer, sampling: Sampling, seed: int
 ) -> list[str]:
-    """What follows on each text.
+    """The continuation of each text.
 
     Args:
         model: in evaluation mode.
         batch: `input_ids` (B, T) and `attention_mask` (B, T) of prompts, from `encode_prompts`, and perhaps their
-            numbers, `rows` (B,): a text follows from its number and the seed, whatever stands beside it.
+            numbers, `rows` (B,): a continuation depends on its number and the seed, not on the rest of the batch.
         tokenizer: of the model.
         sampling: how tokens are chosen.
         seed: of the samples.
@@ -99,8 +99,8 @@ def continue_texts(
 
 
 def show_samples(model: Data2VecTextForCausalLM, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
-    """Write `sampling.prompts` and what follows on them to the terminal, above a progress bar."""
-    if is_sharded(model):  # no process can compute alone
+    """Write `sampling.prompts` and their continuations to the terminal, above a progress bar."""
+    if is_sharded(model):  # no process can compute by itself
         tqdm.write("no samples while the model is sharded; --mode evaluate shows some")
         return
     room, _ = sampling.bounds(model.config)

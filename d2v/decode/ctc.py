@@ -1,4 +1,4 @@
-"""From CTC logits to text. With a language model: `d2v.decode.ctc_lm`.
+"""From CTC logits to text; `d2v.decode.ctc_lm` does so with a language model.
 
 Shapes: B batch, T frames, C vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v.processors.ctc import CTCTokenizer
 
-NEVER = -1e4  # a log probability far below all others, but finite: hypotheses that have it still differ by the rest
+NEVER = -1e4  # a log probability far below all others, but finite: hypotheses with it still differ otherwise
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
@@ -20,7 +20,7 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
     Args:
         logits: (B, T, C).
-        lengths: (B,) real frames; what lies behind them is not decoded.
+        lengths: (B,) real frames; frames after them are not decoded.
     """
     best = logits.argmax(dim=-1).cpu()  # (B, T), at once
     return [row[:length].tolist() for row, length in zip(best, lengths.tolist(), strict=True)]
@@ -31,7 +31,7 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
 
     Args:
         frames: best class of every frame.
-        tokenizer: whose ids they are.
+        tokenizer: of the ids.
         seconds_per_frame: 0.02 in the released models.
     """
     words: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def words_with_times(frames: list[int], tokenizer: CTCTokenizer, seconds_per_fra
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
     """Logits (B, T, C) for the tokens of a vocabulary, (B, T, size).
 
-    A row of the head that has no token is never written, and neither is a token that has no row.
+    A row of the head without a token is never output, and neither is a token without a row.
     """
     return F.pad(logits[..., :size], (0, max(size - logits.shape[-1], 0)), value=NEVER)
 
@@ -67,7 +67,7 @@ def transcribe(
     hop: float,
     search: Callable[[Tensor, Tensor], list[str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """What greedy search makes of each row: its `text`, and its `words` with their times.
+    """The result of greedy search for each row: its `text`, and its `words` with their times.
 
     Args:
         logits: (B, T, C).

@@ -32,8 +32,8 @@ class Decoding:
 
     Attributes:
         path: the model, as ARPA text or KenLM's binary; without it there is no search. A model with the word delimiter
-            among its words is one of characters, and writes any word; every other is one of words.
-        lexicon: the words that may be written, a line each with its characters: `the t h e |`. By default all that an
+            among its words is a character model, and can output any word; all others are word models.
+        lexicon: file of the allowed words, one per line with its characters: `the t h e |`. By default all that an
             ARPA file lists.
         weight: weight of the language model's log10 probability beside the frames' natural-log probability.
         word_score: score added for each word; unused with a language model of characters.
@@ -52,18 +52,18 @@ class Decoding:
 
 
 def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor, Tensor], list[str]]:
-    """A decoder. Of a text's alignments the best one counts, not their sum, as in fairseq.
+    """A decoder. A text is scored by its best alignment, not by their sum, as in fairseq.
 
     Args:
         tokenizer: of the logits.
-        options: the language model and how it counts.
+        options: the language model and its weight.
 
     Returns:
-        A function of logits (B, T, C) and lengths (B,), the real frames. It returns each row's text, normalised as the
-        tokenizer normalises.
+        A function of logits (B, T, C) and lengths (B,), the real frames. It returns each row's text, normalised by the
+        tokenizer.
 
     Raises:
-        InputError: flashlight is not installed, a file cannot be read, or the language model cannot serve.
+        InputError: flashlight is not installed, a file cannot be read, or the language model is unsuitable.
     """
     try:
         from flashlight.lib.text import decoder as flashlight
@@ -79,7 +79,7 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
     else:
         entries = list(dict.fromkeys(word for word, _ in lexicon))
     try:
-        lm = KenLM(options.path, Dictionary([*entries, "\n"]))  # a line feed is no model's word: it scores as unknown
+        lm = KenLM(options.path, Dictionary([*entries, "\n"]))  # a line feed is in no model: it scores as unknown
     except RuntimeError as error:
         raise InputError(f"{options.path}: KenLM cannot read it ({str(error).splitlines()[-1]})") from error
     start = lm.start(False)
@@ -109,19 +109,19 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
         trie.smear(flashlight.SmearingMode.MAX)
         settings = flashlight.LexiconDecoderOptions(word_score=options.word_score, unk_score=-math.inf, **settings)
         decoder = flashlight.LexiconDecoder(settings, trie, lm, delimiter, blank, len(entries), [], False)
-        # A word ends with its delimiter, but the last word of a clip need not: one more frame, of a delimiter alone.
+        # A word ends with its delimiter, but a clip's last word need not: a frame with only a delimiter is added.
         ending = torch.full((1, len(tokenizer)), NEVER).index_fill(1, torch.tensor(delimiter), 0.0)
 
     def write(best) -> str:
         if lexicon is None:
-            return tokenizer.decode(best.tokens[1:-1])  # a token a frame, between two delimiters
+            return tokenizer.decode(best.tokens[1:-1])  # one token per frame, between two delimiters
         return tokenizer.normalize(" ".join(entries[i] for i in best.words if i >= 0))
 
     def search(logits: Tensor, lengths: Tensor) -> list[str]:
         log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).cpu()  # (B, T, C)
         texts = []
         for row, length in zip(log_probs, lengths.tolist(), strict=True):
-            frames = torch.cat((row[:length], ending))  # contiguous, since the decoder gets no more than its address
+            frames = torch.cat((row[:length], ending))  # contiguous, since the decoder gets only its address
             found = decoder.decode(frames.data_ptr(), *frames.shape)
             texts.append(write(found[0]) if found else "")
         return texts
@@ -130,7 +130,7 @@ def beam_search(tokenizer: CTCTokenizer, options: Decoding) -> Callable[[Tensor,
 
 
 def find_lexicon(options: Decoding, tokenizer: CTCTokenizer) -> Lexicon | None:
-    """The words that may be written; None if the language model is one of characters."""
+    """The words that may be output; None for a character model."""
     path = Path(options.path or "")
     if not path.is_file():
         raise InputError(f"{path}: no such file (lm.path); a language model is ARPA text or KenLM's binary")

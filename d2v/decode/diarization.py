@@ -19,11 +19,11 @@ from d2v.hub import fetch_file, read_json
 from d2v.models.audio import Data2VecAudioConfig
 
 DECISION = "diarization.json"
-"""File beside a model that has its `threshold` and the `filter` of `decode_segments`, chosen on validation."""
+"""File beside a model with the `threshold` and the `filter` of `decode_segments`, chosen on validation."""
 
 
 def segment_windows(data: SegmentData, config: Data2VecAudioConfig, rate: int) -> Windowed | None:
-    """Computes recordings longer than `data.chunk_seconds` in windows, whose speakers are matched; None without it."""
+    """A function for recordings longer than `data.chunk_seconds`, in windows with matched speakers; None without it."""
     if data.chunk_seconds is None:
         return None
     align = match_speakers if config.frame_loss == "pit_bce" else None
@@ -31,7 +31,7 @@ def segment_windows(data: SegmentData, config: Data2VecAudioConfig, rate: int) -
 
 
 def match_speakers(before: Tensor, after: Tensor) -> Tensor:
-    """The order of the columns of `after` in which speakers are those of `before`, (C,).
+    """The order of the columns of `after`, (C,), that matches its speakers with those of `before`.
 
     Args:
         before, after: logits (T, C) of the same frames, from two windows that each have their own order of speakers.
@@ -49,7 +49,7 @@ def frames_to_segments(activity: np.ndarray, hop: float, names: Sequence[str]) -
     Args:
         activity: (T, C), true where the speaker talks.
         hop: seconds from frame to frame.
-        names: what to call the C speakers.
+        names: of the C speakers.
     """
     segments = []
     for name, active in zip(names, np.asarray(activity, bool).T, strict=True):
@@ -59,7 +59,7 @@ def frames_to_segments(activity: np.ndarray, hop: float, names: Sequence[str]) -
 
 
 def median_filter(activity: np.ndarray, size: int) -> np.ndarray:
-    """Each frame becomes what most of the `size` frames around it are; outside the recording nobody speaks.
+    """Each frame gets the majority value of the `size` frames around it; outside the recording nobody speaks.
 
     Args:
         activity: (T, C) of zeros and ones, or booleans.
@@ -85,7 +85,7 @@ def decode_segments(
 
     Args:
         probabilities: recording -> (T, C).
-        names, hop, threshold, filter_size: as there.
+        names, hop, threshold, filter_size: as for these.
     """
     return {
         recording: frames_to_segments(binarise(values, threshold, filter_size), hop, names)
@@ -94,7 +94,7 @@ def decode_segments(
 
 
 def read_decision(source: str | os.PathLike) -> dict[str, Any]:
-    """The threshold and the filter that lie beside a model; nothing where it has none."""
+    """The threshold and the filter beside a model; empty if it has none."""
     path = fetch_file(source, DECISION)
     return read_json(path) if path else {}
 
@@ -102,7 +102,7 @@ def read_decision(source: str | os.PathLike) -> dict[str, Any]:
 def segment_records(
     recordings: Mapping[str, Sequence[Segment]], named: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The segments of each recording as predictions have them: what names it, and `segments`, to the millisecond.
+    """The prediction of each recording: its id, and its `segments`, rounded to milliseconds.
 
     Args:
         recordings: segments by recording.
@@ -120,7 +120,7 @@ def segment_records(
 
 
 def write_arrays(folder: Path, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Write each recording's probabilities (T, C) to `<recording>.npy` in a folder, which is made."""
+    """Write each recording's probabilities (T, C) to `<recording>.npy` in a folder, made if needed."""
     folder.mkdir(exist_ok=True)
     for recording, values in probabilities.items():
         np.save(folder / f"{recording}.npy", values)
@@ -130,8 +130,8 @@ def write_rttm(path: str | os.PathLike, recordings: Mapping[str, Sequence[Segmen
     """Write RTTM: ten fields, milliseconds. A segment that rounds to nothing is left out, since scorers refuse it.
 
     Raises:
-        InputError: a recording whose name is empty or has white space, which would be two fields; in the names of
-            speakers and classes it becomes an underscore.
+        InputError: a recording's name is empty or has white space, which would make two fields; in names of speakers
+            and classes it becomes an underscore.
     """
     lines = []
     for recording, segments in recordings.items():

@@ -1,4 +1,4 @@
-"""Masked language models: texts with their gaps filled, and how well.
+"""Masked language models: texts with their gaps filled, and the loss.
 
 Shapes: B texts, T tokens, n gaps, C vocabulary.
 """
@@ -23,10 +23,10 @@ def fill_texts(
 
     Args:
         ids: (B, T) the texts, padded.
-        gaps: (B, T) bool, the tokens that are predicted.
+        gaps: (B, T) bool, the tokens to predict.
         logits: (n, C) of all texts' gaps.
         tokenizer: of the model.
-        labels: (n,) the right tokens; None where they are not known.
+        labels: (n,) the right tokens; None if unknown.
     """
     counts = gaps.sum(dim=1).tolist()
     right = [None] * len(ids) if labels is None else labels.split(counts)
@@ -36,8 +36,8 @@ def fill_texts(
 def fill_text(ids: Tensor, gaps: Tensor, logits: Tensor, labels: Tensor | None, tokenizer: Tokenizer) -> dict[str, Any]:
     """The text with the likeliest tokens, `filled`, and for each gap `guesses`, likeliest first, and their `scores`.
 
-    With labels the gaps are filled as `[label|prediction]`, and there are the number of `tokens`, their summed `loss`
-    and how many are `correct`.
+    With labels the gaps are filled as `[label|prediction]`, and the number of `tokens`, their summed `loss` and the
+    number of `correct` ones are added.
 
     Args:
         ids, gaps: (T,).

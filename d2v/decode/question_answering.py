@@ -1,4 +1,4 @@
-"""Questions about texts: the best spans of each window, and the answer of a text's windows together.
+"""Questions about texts: the best spans of each window, and the answer from all windows of a text.
 
 An answer is a part of the text, from one character to before another.
 Shapes: B windows, T tokens.
@@ -19,24 +19,24 @@ from d2v.data.windows import group_windows
 from d2v.hub import write_json
 
 LARGE = 1e30
-"""More than any logit, and twice as much is still a number in fp32."""
+"""More than any logit, but twice as much is still finite in fp32."""
 
 
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, text_mask: Tensor, count: int, longest: int
 ) -> list[list[tuple]]:
-    """The most probable answers in each window: of all spans, not only of those between the most probable ends.
+    """The most probable answers in each window, among all spans, not only those between the most probable ends.
 
     Args:
         start_logits, end_logits: (B, T).
         text_mask: (B, T) bool, True at tokens of the text, see `text_tokens`.
-        count: most answers.
-        longest: most tokens of an answer.
+        count: maximum number of answers.
+        longest: maximum number of tokens of an answer.
 
     Returns:
-        For each window its answers, the best first: the sum of their logits, and their first and last token.
+        For each window its answers, best first: the sum of their logits, and their first and last token.
     """
-    # What is no number is the least of all: a model that diverged answers wrongly, and its run goes on.
+    # NaN counts as the lowest logit: a model that diverged answers wrongly, but its run continues.
     numbers = (logits.float().nan_to_num(-LARGE, LARGE, -LARGE) for logits in (start_logits, end_logits))
     starts, ends = (each.masked_fill(~text_mask, -math.inf) for each in numbers)
     ends = F.pad(ends, (0, longest - 1), value=-math.inf).unfold(1, longest, 1)  # (B, T, longest)
@@ -55,11 +55,11 @@ def best_spans(
 def join_windows(
     rows: Rows, predictions: Sequence[tuple[int, tuple[float, list]]], count: int, threshold: float | None
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Each `question` and the `answer` to it, from the windows of its text; under the number of the first window.
+    """Each `question` and its `answer`, from the windows of its text; numbered by the first window.
 
     Args:
         rows: windows, from `d2v.data.question_answering.question_rows`.
-        predictions: what `answer` needs of each.
+        predictions: of each window, as `answer` takes them.
         count, threshold: as in `answer`.
     """
     return [
@@ -71,19 +71,19 @@ def join_windows(
 def answer(
     context: str, windows: Sequence[tuple[dict[str, Any], tuple[float, list]]], count: int, threshold: float | None
 ) -> dict[str, Any]:
-    """The answer to a question, of the spans of all windows of its text.
+    """The answer to a question, chosen among the spans of all windows of its text.
 
     Args:
         context: the text.
-        windows: from `question_windows`, each with the sum of its logits that it has no answer, and with its answers,
-            from `best_spans`.
-        count: answers to list.
-        threshold: no answer is given if the probability that there is none is above it; None if there always is one.
+        windows: from `question_windows`, each with the sum of its no-answer logits, and with its answers, from
+            `best_spans`.
+        count: number of answers to list.
+        threshold: probability of no answer above which none is given; None if there always is an answer.
 
     Returns:
-        `answer`, `start` and `end`, the characters it is from and before, and `nbest`, texts with their probability
-        within the list. With a threshold also `no_answer`, the probability that there is none rather than the best, and
-        `best`: this is always given, `answer` may be "".
+        `answer`, `start` and `end`, its first character and the one after its last, and `nbest`, texts with their
+        probability within the list. With a threshold also `no_answer`, the probability of no answer against the best
+        answer, and `best`, the best answer, which is always given, whereas `answer` may be "".
     """
     scores: dict[Span, float] = {}
     for window, (_, spans) in windows:
@@ -107,11 +107,11 @@ def answer(
 
 
 def write_answers(folder: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write `predictions.json`, `nbest_predictions.json` and, with doubts, `na_prob.json` as SQuAD's scripts read them.
+    """Write `predictions.json`, `nbest_predictions.json` and, with a threshold, `na_prob.json` for SQuAD's scripts.
 
     Args:
         folder: to write into.
-        records: of questions, each with an `id` and what `answer` returned.
+        records: of questions, each with an `id` and the result of `answer`.
     """
     files = {"predictions": "answer", "nbest_predictions": "nbest", "na_prob": "no_answer"}
     for name, key in files.items():

@@ -26,7 +26,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def whole_patches(model: VisionPreTrainedModel, maps: Tensor, value: float = 0) -> Tensor:
-    """Images or label maps (..., H, W), padded to whole patches, two a side at least; 0 is the mean colour."""
+    """Images or label maps (..., H, W), padded to whole patches, at least two per side; 0 is the mean colour."""
     pairs = zip(maps.shape[-2:], sides(model.config.patch_size), strict=True)
     padding = [max(2 * patch, -(-side // patch) * patch) - side for side, patch in pairs]
     return F.pad(maps, (0, padding[1], 0, padding[0]), value=value)
@@ -50,15 +50,15 @@ def tiles(size: Sequence[int], window: int, stride: int) -> list[tuple[slice, sl
 
 
 def window_logits(model: VisionPreTrainedModel, images: Tensor, window: int, stride: int) -> Tensor:
-    """Logits (B, C, H, W), the mean of those of all windows over a pixel.
+    """Logits (B, C, H, W), averaged over all windows that contain a pixel.
 
     Args:
         model: for segmentation.
         images: (B, 3, H, W).
         window: its side in pixels; a shorter side of the image is taken whole.
-        stride: from one window to the next; the last one is moved back to where the image ends.
+        stride: pixels from one window to the next; the last window is moved back to end where the image ends.
     """
-    total: Tensor | int = 0  # the first logits tell how many classes there are
+    total: Tensor | int = 0  # the first logits give the number of classes
     count = images.new_zeros(images.shape[2:])
     for rows, columns in tiles(images.shape[2:], window, stride):
         logits = whole_logits(model, images[:, :, rows, columns])
@@ -109,16 +109,16 @@ def images_loss(
     window: int | None = None,
     stride: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of images of any size, as of crops: of each whole, or of the windows that `label_map` makes of it.
+    """The training loss for images of any size: of each whole image, or of the windows of `label_map`.
 
     Args:
         model: for segmentation.
         images: (3, h, w) each, normalised.
-        labels: (H, W) each, class numbers, `IGNORED` where nothing counts; of its image's proportions.
+        labels: (H, W) each, class numbers, `IGNORED` at ignored pixels; of its image's proportions.
         window, stride: as for `window_logits`.
 
     Returns:
-        Sum over pixels and how many count; where windows overlap pixels count in each.
+        Sum over pixels and their number, without ignored ones; pixels in several windows count in each.
     """
     total, items = images[0].new_zeros(()), torch.zeros((), dtype=torch.int64, device=images[0].device)
     for image, label in zip(images, labels, strict=True):
@@ -136,10 +136,10 @@ def images_loss(
 def draw_overlays(
     rows: Iterable[tuple[Picture, Picture | None, Picture]], names: list[str], path: str | os.PathLike
 ) -> None:
-    """Draw images beside their label maps, laid over them: the reference where there is one, the prediction.
+    """Draw images beside themselves with label maps laid over: the reference, if there is one, and the prediction.
 
     Args:
-        rows: of (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
+        rows: (H, W, 3) image, (H, W) reference or None, (H, W) prediction.
         names: all C classes; the first thirty that occur are in the legend.
         path: of the picture.
     """

@@ -1,4 +1,4 @@
-"""Texts that were read in windows: one prediction a text."""
+"""Texts in windows: one prediction per text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from d2v.data.windows import group_windows
 def join_windows(
     rows: Rows, predictions: Sequence[tuple[int, Tensor]], labels: Labels
 ) -> list[tuple[int, dict[str, Any]]]:
-    """What the mean of the logits of a text's windows says, under the number of the first window.
+    """Each text's prediction from the mean logits of its windows, numbered by the first window.
 
     Args:
         rows: windows, from `d2v.data.text.token_windows`.
         predictions: logits (C,) of each.
-        labels: what the model predicts.
+        labels: the model's.
     """
     numbers, logits = [], []
     for number, windows in group_windows(rows, predictions):

@@ -1,4 +1,4 @@
-"""Labels of words: of a sentence's windows together, and as CoNLL's columns."""
+"""Labels of words: joined over a sentence's windows, and written as CoNLL's columns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from d2v.data.windows import group_windows
 
 
 def join_windows(rows: Rows, predictions: Sequence[tuple[int, list[str]]]) -> list[tuple[int, dict[str, Any]]]:
-    """The words of each sentence, `tokens`, and their `labels`, from its windows; under the number of the first window.
+    """The words of each sentence, `tokens`, and their `labels`, from its windows; numbered by the first window.
 
     Args:
         rows: windows, from `d2v.data.token_classification.word_windows`.
-        predictions: the labels of the words that count in each.
+        predictions: the labels of the words scored in each.
     """
     return [
         (number, {"tokens": windows[0][0]["tokens"], "labels": [label for _, labels in windows for label in labels]})
@@ -22,7 +22,7 @@ def join_windows(rows: Rows, predictions: Sequence[tuple[int, list[str]]]) -> li
 
 
 def write_conll(path: Path, records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Write a word a line, its labels behind it, and a blank line after each sentence, as conlleval reads it.
+    """Write one word per line, followed by its labels, and a blank line after each sentence, for conlleval.
 
     Args:
         path: file to write.

@@ -1,4 +1,4 @@
-"""Are two clips of one speaker? The scores of trials by the embeddings of their clips, and the files for both.
+"""Are two clips of one speaker? The scores of trials from the embeddings of their clips, and their files.
 
 Trials are those of `d2v.data.verification`. Shapes: E clips, K cohort, D width, N trials.
 """
@@ -29,7 +29,7 @@ def cosine_scores(embeddings: Embeddings, trials: Trials, *, mean: np.ndarray | 
     Args:
         embeddings: clip -> (D,); or (E, D) where clips are numbers.
         trials: whose labels are not looked at.
-        mean: (D,) to take away first, such as that of the training clips.
+        mean: (D,) to subtract first, such as that of the training clips.
 
     Raises:
         InputError: a clip without an embedding.
@@ -41,14 +41,14 @@ def cosine_scores(embeddings: Embeddings, trials: Trials, *, mean: np.ndarray | 
 def score_trials(
     embeddings: Embeddings, trials: Trials, cohort: np.ndarray | None, *, center: bool, top: int
 ) -> np.ndarray:
-    """The scores of trials, (N,): `cosine_scores`, and `s_norm` of them if asked for.
+    """The scores of trials, (N,): `cosine_scores`, perhaps normalised by `s_norm`.
 
     Args:
         embeddings: clip -> (D,); or (E, D) where clips are numbers.
         trials: whose labels are not looked at.
-        cohort: (K, D), each training speaker's mean embedding; None if neither of the following needs it.
-        center: take the cohort's mean away first.
-        top: scores that `s_norm` compares with; 0 for cosines as they are.
+        cohort: (K, D), each training speaker's mean embedding; None if neither option below is used.
+        center: subtract the cohort's mean first.
+        top: number of cohort scores for `s_norm`; 0 for plain cosines.
     """
     if not (center or top):
         return cosine_scores(embeddings, trials)
@@ -68,7 +68,7 @@ def s_norm(
     mean: np.ndarray | None = None,
     top: int = 300,
 ) -> np.ndarray:
-    """Adaptive symmetric normalisation: how far a score stands out from those of each clip with other speakers.
+    """Adaptive symmetric normalisation of scores by each clip's scores with other speakers.
 
     The mean of (score - m) / s over the trial's two clips, where m and s are mean and standard deviation of a clip's
     `top` highest scores with the cohort (Matejka et al., 2017, "Analysis of Score Normalization in Multilingual Speaker
@@ -79,8 +79,8 @@ def s_norm(
         embeddings: clip -> (D,); or (E, D) where clips are numbers.
         trials: whose labels are not looked at.
         cohort: (K, D), such as each training speaker's mean embedding.
-        mean: (D,) to take away first.
-        top: scores to compare with; all, if the cohort is smaller.
+        mean: (D,) to subtract first.
+        top: number of cohort scores; all, if the cohort is smaller.
 
     Raises:
         InputError: a clip without an embedding, or a cohort of fewer than two.
@@ -98,7 +98,7 @@ def s_norm(
 
 
 def trial_records(named: Sequence[NamedTrial], scores: Scores) -> list[dict[str, Any]]:
-    """The scores of trials as predictions have them: `enrol`, `test`, `score`, and the `label` where there is one."""
+    """The prediction of each trial: `enrol`, `test`, `score`, and the `label` if there is one."""
     return [
         {"enrol": enrol, "test": test, "score": float(score)} | ({} if label is None else {"label": label})
         for (label, enrol, test), score in zip(named, scores, strict=True)
@@ -106,14 +106,14 @@ def trial_records(named: Sequence[NamedTrial], scores: Scores) -> list[dict[str,
 
 
 def write_scores(path: str | os.PathLike, trials: Trials, scores: Scores) -> None:
-    """Write `<score> <enrolment clip> <test clip>` a line, as VoxSRC takes it: from 0 to 1, in the same order.
+    """Write one line `<score> <enrolment clip> <test clip>` per trial, in VoxSRC's format, scores from 0 to 1.
 
-    Cosines are mapped by (x + 1) / 2, and scores beyond them, as `s_norm` gives, by the largest; white space in a name
-    becomes an underscore.
+    Cosines are mapped by (x + 1) / 2, and larger scores, as from `s_norm`, are divided by the largest first; white
+    space in a name becomes an underscore.
     """
     values = np.asarray(scores, dtype=float)
     largest = np.abs(values).max(initial=1)
-    mapped = ((values / (largest if largest > 1 + 1e-6 else 1) + 1) / 2).clip(0, 1)  # a cosine is over 1 by rounding
+    mapped = ((values / (largest if largest > 1 + 1e-6 else 1) + 1) / 2).clip(0, 1)  # rounding may put a cosine above 1
     pairs = [(one_word(str(enrol)), one_word(str(test))) for _, enrol, test in trials]
     lines = [f"{score:.8f} {enrol} {test}\n" for score, (enrol, test) in zip(mapped, pairs, strict=True)]
     Path(path).write_text("".join(lines), "utf-8")
@@ -137,14 +137,14 @@ def write_cohort(folder: str | os.PathLike, means: np.ndarray) -> None:
 
 
 def read_cohort(source: str | os.PathLike, width: int) -> np.ndarray:
-    """The cohort that lies beside a model, (K, D).
+    """The cohort beside a model, (K, D).
 
     Args:
         source: folder or hub repository of the model.
         width: of its embeddings.
 
     Raises:
-        InputError: there is none, or it is of another width.
+        InputError: there is none, or it has another width.
     """
     path = fetch_file(source, COHORT)
     if path is None:
@@ -156,7 +156,7 @@ def read_cohort(source: str | os.PathLike, width: int) -> np.ndarray:
 
 
 def to_units(embeddings: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    """Embeddings (..., D) less the mean, at length 1; zeros stay zeros."""
+    """Embeddings (..., D) minus the mean, scaled to length 1; zeros stay zeros."""
     centred = np.asarray(embeddings) - (0 if mean is None else mean)
     return centred / np.linalg.norm(centred, axis=-1, keepdims=True).clip(min=1e-12)
 
@@ -164,7 +164,7 @@ def to_units(embeddings: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
 def trial_units(
     embeddings: Embeddings, trials: Trials, mean: np.ndarray | None
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """The clips that the trials need, (E, D) at length 1, and each trial's two rows of it."""
+    """The embeddings of the trials' clips, (E, D), scaled to length 1, and each trial's two rows of them."""
     rows: dict[Any, int] = {}
     for _, *clips in trials:
         for clip in clips:

@@ -1,4 +1,4 @@
-"""The logits of recordings of any length, computed in windows that overlap.
+"""The logits of recordings of any length, computed in overlapping windows.
 
 Shapes: B batch, S samples, T frames, C vocabulary, classes or speakers.
 """
@@ -25,8 +25,8 @@ def frame_logits(
     """Logits (B, T, C) of a batch from `d2v.data.audio.clip_batch`, and the numbers of frames (B,).
 
     Args:
-        model: of frames.
-        batch: of clips, or of `recordings` that are long.
+        model: with one output per frame.
+        batch: of clips, or of long `recordings`.
         config: the model's.
         windowed: from `windowed_logits`, for recordings.
     """
@@ -37,19 +37,19 @@ def frame_logits(
 
 
 def windows(frames: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """Where to cut a recording into overlapping windows, and which frames to keep of each.
+    """A recording's overlapping windows, and the frames to keep of each.
 
-    All windows are of one length, the last one too: it ends where the recording ends. Every frame is kept once, from
-    the window in which it is nearest the centre.
+    All windows have the same length, also the last one, which ends where the recording ends. Every frame is kept once,
+    from the window in which it is nearest the centre.
 
     Args:
-        frames: of the recording.
-        length: frames of a window.
-        stride: frames that are not kept at either end of a window, unless the recording begins or ends there.
+        frames: number of frames of the recording.
+        length: number of frames of a window.
+        stride: number of frames that are dropped at either end of a window, unless the recording begins or ends there.
 
     Returns:
-        For each window its first frame, the first that is kept of it, and the first that no longer is, all counted from
-        the recording's beginning.
+        For each window its first frame, the first frame kept, and the first frame no longer kept, all counted from the
+        recording's beginning.
     """
     last = max(0, frames - length)
     firsts = [*range(0, last, length - 2 * stride), last]
@@ -69,20 +69,20 @@ def windowed_logits(
 
     Args:
         config: the model's.
-        rate: samples a second.
+        rate: samples per second.
         chunk_seconds: length of a window.
         stride_seconds: context at either end of a window whose logits are not kept; by default a sixth of the window,
             as in Hugging Face's pipeline for speech recognition (`stride_length_s`).
-        batch_seconds: most seconds that are computed at once, but at least one window.
-        align: `align(before, after)` of the logits (T, C) that two neighbours have of the same frames says in which
-            order the columns of the second are those of the first; by default they are as they come.
+        batch_seconds: maximum seconds that are computed at once, but at least one window.
+        align: `align(before, after)` gets two neighbours' logits (T, C) of the same frames, and returns the order of
+            the second's columns that matches the first; by default columns stay as they are.
 
     Returns:
         A function of a model and of B waveforms on the host, (S,), each normalised as a whole. It returns logits
         (B, T, C) and the numbers of frames, (B,), on the host too.
 
     Raises:
-        InputError: such windows cannot be, or the model has adapters, whose frames would not fit together.
+        InputError: the window lengths do not fit, or the model has adapters, whose frames would not fit together.
     """
     hop, length = config.inputs_to_logits_ratio, config.frames(round(chunk_seconds * rate))
     stride = int((chunk_seconds / 6 if stride_seconds is None else stride_seconds) * rate) // hop
@@ -104,7 +104,7 @@ def windowed_logits(
         joined, device = [], next(model.parameters()).device
         for recording in recordings:
             cuts, parts = windows(config.frames(len(recording)), length, stride), []
-            before: tuple[int, Tensor] | None = None  # the window before: its first frame, its logits
+            before: tuple[int, Tensor] | None = None  # the previous window: its first frame, its logits
             for i in range(0, len(cuts), rows):
                 some = cuts[i : i + rows]
                 batch = np.stack([recording[first * hop :][:samples] for first, *_ in some])

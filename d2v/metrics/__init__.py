@@ -1,9 +1,9 @@
-"""Metrics: plain functions over all predictions and references, one file a family of tasks."""
+"""Metrics: plain functions over all predictions and references, one file per family of tasks."""
 
 LOWER = "wer cer der jer eer min_dcf miss false_alarm confusion loss perplexity rmse mae mse"
-"""What the names of metrics begin with that are errors."""
+"""Prefixes of the names of metrics that are errors or losses."""
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a model is better whose metric of this name is higher, which errors and losses are not."""
+    """Whether higher values of a metric are better, unlike those of errors and losses."""
     return not metric.startswith(tuple(LOWER.split()))

@@ -1,4 +1,4 @@
-"""Word and character error rates, by jiwer: edits of the whole set over words of the whole set."""
+"""Word and character error rates, by jiwer: all edits in a set over all words or characters in it."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
     """`wer` and `cer` of a set.
 
     Args:
-        references: what was said, normalised as it is to be compared; an empty one counts insertions alone.
-        hypotheses: what was recognised, in the same order.
+        references: the right transcripts, normalised for the comparison; an empty one has only insertions.
+        hypotheses: the recognised texts, in the same order.
 
     Raises:
         InputError: no reference has a word, so that no rate is defined.
@@ -25,7 +25,7 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
 def whisper_normalizer() -> Callable[[str], str]:
     """Whisper's normaliser of English text (Radford et al., 2022, arXiv 2212.04356, appendix C), from its own code.
 
-    The Open ASR Leaderboard's is a fork of it that has since gone its own way: error rates are close to its, not equal.
+    The Open ASR Leaderboard's is a fork that has since diverged: its error rates are close, but not equal.
     """
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
@@ -39,11 +39,11 @@ def whisper_normalizer() -> Callable[[str], str]:
 def normalized_error_rate(
     references: list[str], hypotheses: list[str], normalize: Callable[[str], str]
 ) -> dict[str, float]:
-    """`wer_normalized` of a set: of normalised texts, without the references that normalise to nothing.
+    """`wer_normalized` of a set: over normalised texts, without references that become empty.
 
     Args:
-        references: what was said, as it was written down.
-        hypotheses: what was recognised, in the same order.
+        references: the right transcripts, as written.
+        hypotheses: the recognised texts, in the same order.
         normalize: from `whisper_normalizer`.
     """
     pairs = [(normalize(reference), normalize(text)) for reference, text in zip(references, hypotheses, strict=True)]
@@ -70,7 +70,7 @@ def show_errors(references: list[str], hypotheses: list[str], most: int = 10) ->
 
 
 def transcript_metrics(references: list[str], predictions: list[dict[str, str]]) -> dict[str, float]:
-    """`wer` and `cer` of predictions' `text`; and of `text_lm`, decoded with a language model, where they have it."""
+    """`wer` and `cer` of predictions' `text`, and, if there is one, of `text_lm`, decoded with a language model."""
     metrics = error_rates(references, [row["text"] for row in predictions])
     if predictions and "text_lm" in predictions[0]:
         with_lm = error_rates(references, [row["text_lm"] for row in predictions])

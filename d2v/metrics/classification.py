@@ -23,7 +23,7 @@ from d2v.hub import write_json
 
 
 def accuracy_and_f1(references: Sequence[int | str], predictions: Sequence[int | str]) -> dict[str, float]:
-    """`accuracy` and `macro_f1`, the plain mean over all classes that are referred to or predicted.
+    """`accuracy` and `macro_f1`, the plain mean over all classes in references or predictions.
 
     Args:
         references: (N,) class numbers or names.
@@ -45,15 +45,15 @@ def accuracy_and_f1(references: Sequence[int | str], predictions: Sequence[int |
 def mean_average_precision(references: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """`map`: the mean over classes of the area under precision over recall, as for AudioSet (Gemmeke et al., 2017).
 
-    A class without a positive example has no precision and is left out of the mean. (scikit-learn would count it 0, so
-    that the mean would fall with the rare classes that a subset happens to lack.)
+    A class without a positive example has no precision and is left out of the mean. (scikit-learn would count it as 0,
+    so the mean would depend on the rare classes that a subset happens to lack.)
 
     Args:
         references: (N, C) of zeros and ones.
-        scores: (N, C); within a class only their order counts.
+        scores: (N, C); within a class only their order matters.
 
     Returns:
-        `map`, NaN where no class has a positive example.
+        `map`, NaN if no class has a positive example.
     """
     from sklearn.metrics import average_precision_score
 
@@ -65,11 +65,11 @@ def mean_average_precision(references: np.ndarray, scores: np.ndarray) -> dict[s
 
 
 def ranked_accuracy(references: Sequence[str], ranked: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`accuracy`, and `accuracy_top5` where five classes are ranked.
+    """`accuracy`, and `accuracy_top5` if five classes are ranked.
 
     Args:
         references: (N,) names.
-        ranked: (N, up to 5) names, the most probable first.
+        ranked: (N, up to 5) names, most probable first.
 
     Raises:
         InputError: no examples, so that no metric is defined.
@@ -84,10 +84,10 @@ def ranked_accuracy(references: Sequence[str], ranked: Sequence[Sequence[str]]) 
 
 
 def real_accuracy(labels: Sequence[Sequence[int]], predictions: Sequence[int]) -> float:
-    """Share of images whose predicted class is one of those that people gave them (Beyer et al., 2020, "ReaL").
+    """Share of images whose predicted class is among the classes that people gave them (Beyer et al., 2020, "ReaL").
 
     Args:
-        labels: N lists of class numbers; images with an empty one do not count.
+        labels: N lists of class numbers; images with an empty list are ignored.
         predictions: (N,) class numbers.
 
     Raises:
@@ -105,7 +105,7 @@ def accuracy(references: Sequence[str], predictions: Sequence[str], classes: Seq
 
 
 def macro_f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
-    """The plain mean of the classes' F1, over those that are referred to or predicted."""
+    """The plain mean of the classes' F1, over all classes in references or predictions."""
     return accuracy_and_f1(references, predictions)["macro_f1"]
 
 
@@ -116,7 +116,7 @@ def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[
     """F1 of the second of two classes, such as "duplicate"; `label_metrics` puts `data.positive_class` there.
 
     Raises:
-        InputError: there are more classes.
+        InputError: there are more than two classes.
     """
     from sklearn.metrics import f1_score
 
@@ -126,7 +126,7 @@ def f1(references: Sequence[str], predictions: Sequence[str], classes: Sequence[
 
 
 def matthews_correlation(references: Sequence[str], predictions: Sequence[str], classes: Sequence[str]) -> float:
-    """Matthews correlation of two or more classes; 0 where all predictions are the same."""
+    """Matthews correlation of two or more classes; 0 if all predictions are the same."""
     from sklearn.metrics import matthews_corrcoef
 
     return matthews_corrcoef(references, predictions)
@@ -138,7 +138,7 @@ def average_precision(references: np.ndarray, scores: np.ndarray, classes: Seque
 
 
 def micro_f1(references: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> float:
-    """F1 of all pairs of example and class together; what scores above a half is predicted."""
+    """F1 over all pairs of example and class; classes that score above 0.5 are predicted."""
     from sklearn.metrics import f1_score
 
     return f1_score(np.ravel(references), np.ravel(np.asarray(scores) > 0.5), zero_division=0)
@@ -181,14 +181,14 @@ def r2(references: Sequence[float], predictions: Sequence[float], classes: Seque
 
 
 def correlation(method: Callable, references: Sequence[float], predictions: Sequence[float]) -> float:
-    """What `method` of scipy calls the statistic; NaN where the references are all the same."""
+    """The statistic that scipy's `method` returns; NaN if the references are all the same."""
     if len(references) < 2 or np.ptp(references) == 0:
         return math.nan
     return 0.0 if np.ptp(predictions) == 0 else method(references, predictions).statistic
 
 
 TOP5 = "accuracy_top5"
-"""A metric of single labels that takes the scores of five classes or more."""
+"""A metric of single labels that needs the scores of at least five classes."""
 METRICS: dict[str, dict[str, Callable]] = {  # by problem type; the first two are the default
     "single_label": {
         "accuracy": accuracy,
@@ -207,14 +207,14 @@ def choose_metrics(
     """The metrics to report, checked before anything is trained.
 
     Args:
-        names: of metrics, or none for the two that are the default.
-        labels: what the model predicts.
-        references: of each split, as far as there are any. To train, the first metric has to be defined for those of
+        names: of metrics, or none for the two default ones.
+        labels: the model's.
+        references: of each split, as far as there are any. In training the first metric has to be defined for those of
             validation.
-        top5: the default of single labels is `accuracy` and `accuracy_top5`.
+        top5: whether the default for single labels is `accuracy` and `accuracy_top5`.
 
     Raises:
-        InputError: there is no such metric of this type of problem, of as many classes, or of these references.
+        InputError: there is no such metric for this problem type, this number of classes, or these references.
     """
     classes, chosen = len(labels.names), known_metrics(names, labels.problem_type, top5=top5)
     if TOP5 in names and classes < 5:
@@ -224,7 +224,7 @@ def choose_metrics(
     validation = references.get("validation") if references and "train" in references else None
     if validation is None:
         return chosen
-    usable = all(isinstance(value, float) and math.isfinite(value) for value in validation)  # else a row is named
+    usable = all(isinstance(value, float) and math.isfinite(value) for value in validation)  # else a row is reported
     if chosen[0] in ("pearson", "spearmanr", "r2") and usable and len(set(validation)) < 2:
         raise InputError(
             f"data.metrics: {chosen[0]} needs two or more examples of different values in validation, to choose the "
@@ -236,7 +236,7 @@ def choose_metrics(
 
 
 def known_metrics(names: Sequence[str], problem_type: str, *, top5: bool = False) -> list[str]:
-    """These metrics, or the two that are the default; InputError if one is none of this type of problem."""
+    """These metrics, or the two default ones; InputError if one does not exist for this problem type."""
     known = [*METRICS[problem_type], *([TOP5] if problem_type == "single_label" else [])]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"data.metrics: {unknown[0]} is no metric of {problem_type}; there are {', '.join(known)}")
@@ -260,7 +260,7 @@ def classification_metrics(
         classes: (C,) names or numbers, in order.
 
     Raises:
-        InputError: no examples, or there are not two classes for `f1`.
+        InputError: no examples, or `f1` for other than two classes.
     """
     if not len(references):
         raise InputError("no example to score; a metric needs at least one")
@@ -270,11 +270,11 @@ def classification_metrics(
 def label_metrics(
     names: Sequence[str], labels: Labels, references: Sequence[Any], predictions: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """Metrics of what `Labels.decode` returned.
+    """Metrics of predictions from `Labels.decode`.
 
     Args:
         names: of `METRICS[labels.problem_type]`.
-        labels: what the model predicts.
+        labels: the model's.
         references: (N,) names of classes, lists of them, or values.
         predictions: (N,) with a `label`, the `scores` of all classes, or a `value`.
     """
@@ -291,13 +291,13 @@ def label_metrics(
 
 
 def likeliest(prediction: dict[str, Any], most: int = 5) -> list[str]:
-    """The names of the classes with the highest `scores`, the highest first."""
+    """The names of the classes with the highest `scores`, highest first."""
     scores = prediction["scores"]
     return sorted(scores, key=lambda name: -scores[name])[:most]
 
 
 def above_half(labels: Labels, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The scores (N, C) of several labels, moved so that what is predicted is above a half."""
+    """The scores (N, C) of multi-label predictions, shifted so that predicted classes are above 0.5."""
     scores = score_table(predictions)
     return scores - labels.limits() + 0.5 if scores.size else scores
 
@@ -309,13 +309,13 @@ def score_table(predictions: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def choose_thresholds(job: Job, labels: Labels, rows: Rows, predict: Callable[[], Sequence[tuple[int, Any]]]) -> Labels:
-    """With `data.threshold` best the labels with each class's threshold of the best F1, kept beside the best model.
+    """With `data.threshold` best, the labels with each class's threshold of best F1, kept beside the best model.
 
-    A threshold is in the middle between two scores; a class without an example keeps a half.
+    A threshold lies midway between two scores; a class without an example keeps 0.5.
 
     Args:
-        job: that has been trained.
-        labels: what the model predicts.
+        job: after training.
+        labels: the model's.
         rows: those of validation.
         predict: returns their predictions, with the `scores` of all classes.
     """
@@ -344,7 +344,7 @@ def report_classes(
 
     Args:
         folder: to write into.
-        labels: what the model predicts; nothing is written of values.
+        labels: the model's; nothing is written for regression.
         references, predictions: as in `label_metrics`.
     """
     if labels.problem_type == "regression":
@@ -359,7 +359,7 @@ def report_classes(
 
 
 def write_classes(path: Path, references: Any, predictions: Any, names: Sequence[str]) -> None:
-    """Write a line a class: its name, precision, recall, F1, and how many examples are referred to and predicted.
+    """Write one line per class: name, precision, recall, F1, and its numbers of references and predictions.
 
     Args:
         path: of the CSV file.
@@ -370,7 +370,7 @@ def write_classes(path: Path, references: Any, predictions: Any, names: Sequence
 
     names = list(names)
     if isinstance(references, np.ndarray):
-        # Of a single class scikit-learn takes zeros and ones for two.
+        # For a single class scikit-learn takes zeros and ones for two classes.
         options: dict[str, Any] = {"labels": range(len(names)) if len(names) > 1 else [1]}
         counts = predictions.sum(0).astype(int).tolist()
     else:
@@ -387,11 +387,11 @@ def write_classes(path: Path, references: Any, predictions: Any, names: Sequence
 def plot_confusion(
     references: Sequence[str], predictions: Sequence[str], names: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """Plot the confusion matrix: colours are shares of a row, numbers are examples; none of more than 200 classes.
+    """Plot the confusion matrix of up to 200 classes: colours are shares of a row, numbers are examples.
 
     Args:
-        references: (N,) names of classes, down the picture.
-        predictions: (N,) names, across.
+        references: (N,) names of classes, in rows.
+        predictions: (N,) names, in columns.
         names: all C classes, in order.
         path: of the picture.
     """

@@ -21,18 +21,18 @@ Recordings = Mapping[str, Sequence[Segment]]
 def diarization_error(references: Recordings, hypotheses: Recordings, *, collar: float = 0.0) -> dict[str, float]:
     """`der` of a set, and its parts `miss`, `false_alarm` and `confusion`, as shares of the reference speakers' time.
 
-    Speakers are matched for each recording as a whole, in the best way; overlapping speech is scored; seconds are added
-    up over all recordings before they are divided. As in dscore without a UEM file, all time counts in which either
-    side has speech.
+    Speakers are matched optimally over each whole recording; overlapping speech is scored; seconds are added up over
+    all recordings before they are divided. As in dscore without a UEM file, all time with speech on either side is
+    scored.
 
     Args:
-        references: recording -> who spoke when.
-        hypotheses: recording -> who was recognised when; a recording that is not there is one without speech.
-        collar: seconds before and after each boundary of a reference segment that do not count: 0 in SUPERB, 0.25 in
+        references: recording -> right segments.
+        hypotheses: recording -> predicted segments; a missing recording has no speech.
+        collar: seconds before and after each boundary of a reference segment that are ignored: 0 in SUPERB, 0.25 in
             VoxSRC and NIST's evaluations. (pyannote's own option is the width of both sides.)
 
     Returns:
-        The shares; NaN, which is undefined, without reference speech to score.
+        The shares; NaN (undefined) without reference speech to score.
 
     Raises:
         InputError: a hypothesis for no reference.
@@ -62,7 +62,7 @@ def error_seconds(references: Recordings, hypotheses: Recordings, *, collar: flo
 
 
 def annotation(segments: Sequence[Segment]):
-    """The segments as pyannote has them; a speaker's that touch or overlap become one."""
+    """The segments as pyannote's annotation; a speaker's segments that touch or overlap are joined."""
     from pyannote.core import Annotation
     from pyannote.core import Segment as Span
 
@@ -74,8 +74,8 @@ def name_speakers(references: Recordings, hypotheses: Recordings) -> dict[str, l
     """The hypotheses under the reference's names, each speaker matched as in `diarization_error`.
 
     Args:
-        references: recording -> who spoke when.
-        hypotheses: the same recordings. A speaker who is taken for nobody gets a name that says so.
+        references: recording -> right segments.
+        hypotheses: the same recordings. An unmatched speaker gets a name that says so.
     """
     from pyannote.metrics.diarization import DiarizationErrorRate
 
@@ -87,11 +87,11 @@ def name_speakers(references: Recordings, hypotheses: Recordings) -> dict[str, l
 
 
 def baselines(references: Recordings, seconds: Mapping[str, float]) -> dict[str, float]:
-    """The `der` of saying that one speaker, `always_one`, or two, `always_both`, talk from 0 to a recording's end.
+    """The `der` of predicting that one speaker, `always_one`, or two, `always_both`, talk throughout a recording.
 
     Args:
-        references: recording -> who spoke when.
-        seconds: recording -> how long it is.
+        references: recording -> right segments.
+        seconds: recording -> duration.
     """
     speakers = {"always_one": ("a",), "always_both": ("a", "b")}
     hypotheses = {
@@ -108,19 +108,19 @@ def choose_threshold(
     thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
     filters: Sequence[int] = (1, 11),
 ) -> tuple[float, int, float]:
-    """What to `binarise` with, for the lowest error rate on a development set.
+    """The options of `binarise` with the lowest error rate on a development set.
 
     The grid is that of EEND and of s3prl's SUPERB (`downstream/diarization/score.sh`), which searches the test set.
 
     Args:
         probabilities: recording -> (T, C).
-        references: recording -> who spoke when; further recordings do not count.
+        references: recording -> right segments; further recordings are ignored.
         hop: seconds from frame to frame.
         thresholds: probabilities to try.
         filters: sizes of the median filter to try, in frames.
 
     Returns:
-        Threshold, size and the error rate that they give; the first of equally good ones.
+        Threshold, filter size and their error rate; the first of equally good ones.
     """
     references = {recording: references[recording] for recording in probabilities}
 

@@ -1,10 +1,10 @@
-"""What each row adds to a metric, and from it the metric's interval: the bootstrap over rows, speakers or documents.
+"""Metrics' intervals, by the bootstrap over rows, speakers or documents, from each row's contribution to the metric.
 
 Statistics are arrays by kind, so that a metric of any resampled set is computed from sums, without the predictions:
 
 - `sums`: by metric (M, 2), numerator and denominator; `perplexity` is the exponential of its ratio.
 - `classes`: `reference` and `prediction` (M,) class numbers.
-- `overlaps`: `counts` (M, 3, C), pixels of each class rightly predicted, predicted and referred to.
+- `overlaps`: `counts` (M, 3, C), pixels of each class rightly predicted, predicted and in the reference.
 - `rankings`: `reference` (M, C) of zeros and ones, `scores` (M, C).
 - `values`: `reference` and `prediction` (M,).
 - `trials`: `label` (M,) 1 for a target and 0, `score` (M,), `first` and `second` (M,) numbers of speakers, `clusters`
@@ -31,22 +31,22 @@ from d2v.errors import InputError
 Statistics = dict[str, dict[str, np.ndarray]]
 
 FEWEST = 10
-"""Clusters below which no interval is given: the bootstrap of fewer covers too rarely."""
+"""Minimum number of clusters for an interval: with fewer the bootstrap covers too rarely."""
 CHUNK = 50_000_000
-"""Bytes of the weights that are held at once."""
+"""Bytes of weights that are held at once."""
 
 
 def intervals(
     statistics: Statistics, clusters: Sequence[Any] | np.ndarray, *, replications: int = 1000, seed: int = 0
 ) -> dict[str, list[float] | None]:
-    """The 95 % interval of every metric; None where there are too few clusters, or no replication differs.
+    """The 95 % interval of every metric; None if there are too few clusters, or no replication differs.
 
     Clusters are resampled with replacement. The bounds are the expanded percentiles of Hesterberg, "What Teachers
     Should Know About the Bootstrap" (2015), which make up for the bootstrap's narrowness in small samples.
 
     Args:
         statistics: of a split's rows.
-        clusters: (N,) what each row belongs to: itself, or its speaker, patient, document; None or "" is itself too.
+        clusters: (N,) the cluster of each row: its speaker, patient or document; None or "" for the row itself.
         replications: R; 0 gives no interval.
         seed: of the resampling.
     """
@@ -60,11 +60,11 @@ def resample(
     """Every metric (1 + R,) of each side, of all rows and of resampled sets, which are the same for all sides.
 
     Returns:
-        The number of clusters, and the metrics; of fewer than `FEWEST` clusters those of all rows alone.
+        The number of clusters, and the metrics; with fewer than `FEWEST` clusters only those of all rows.
     """
     sides = [dict(side) for side in sides]
     if "trials" in sides[0]:
-        # The rows are the same, and so are their speakers, which each side counts in a way of its own.
+        # The rows and their speakers are the same, though each side numbers the speakers differently.
         speakers = {name: sides[0]["trials"][name] for name in ("clusters", "first", "second")}
         sides = [side | {"trials": side["trials"] | speakers} for side in sides]
         clusters = speakers["clusters"]
@@ -100,12 +100,12 @@ def resample(
 def paired_differences(
     first: Statistics, second: Statistics, clusters: Sequence[Any], *, replications: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float, list[float] | None, np.ndarray]]:
-    """Metric -> its values of both, the 95 % interval of second - first, and the replications' differences (R,).
+    """Metric -> both values, the 95 % interval of second - first, and the replications' differences (R,).
 
     Args:
         first, second: statistics of the same rows, in the same order.
         clusters: (N,) as for `intervals`.
-        replications, seed: as there.
+        replications, seed: as for `intervals`.
     """
     count, (a, b) = resample([first, second], clusters, replications, seed)
     found = {}
@@ -123,9 +123,9 @@ def interval_of_mean(
     replications: int = 1000,
     seed: int = 0,
 ) -> list[float] | None:
-    """The 95 % interval of a metric's mean over runs; None where a run has none.
+    """The 95 % interval of a metric's mean over runs; None if a run has no interval.
 
-    Runs over the same rows are resampled alike; where each held out rows of its own, each is resampled by itself.
+    Runs over the same rows are resampled together; if each held out rows of its own, each is resampled by itself.
 
     Args:
         runs: statistics, ids and clusters of each, from `load_statistics`.
@@ -144,7 +144,7 @@ def interval_of_mean(
 
 
 def select_rows(statistics: Statistics, rows: Sequence[int]) -> Statistics:
-    """The statistics of these rows only, in this order."""
+    """The statistics of only these rows, in this order."""
     selected: Statistics = {}
     for kind, arrays in statistics.items():
         if "row" in arrays:
@@ -158,7 +158,7 @@ def select_rows(statistics: Statistics, rows: Sequence[int]) -> Statistics:
             selected[kind]["row"] = np.repeat(np.arange(len(rows)), lengths)
         else:
             selected[kind] = {n: array[np.asarray(rows)] for n, array in arrays.items() if n != "clusters"}
-            if kind == "trials":  # which are the rows there; of speakers those stay that they have
+            if kind == "trials":  # trials are the rows; only their speakers stay
                 pairs = np.stack([selected[kind][name] for name in ("first", "second")])
                 kept, numbers = np.unique(pairs, return_inverse=True)
                 first, second = numbers.reshape(pairs.shape)
@@ -178,11 +178,11 @@ def bounds(values: np.ndarray, count: int) -> list[float] | None:
 
 
 def metrics_of(statistics: Statistics, counts: np.ndarray, clusters: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric (R,) of sets in which each cluster occurs so often.
+    """Every metric (R,) of resampled sets.
 
     Args:
         statistics: of rows.
-        counts: (R, K).
+        counts: (R, K), how often each cluster occurs in each set.
         clusters: (N,) the cluster of each row; of `trials` speakers are clusters.
     """
     found: dict[str, np.ndarray] = {}
@@ -201,9 +201,9 @@ def metrics_of(statistics: Statistics, counts: np.ndarray, clusters: np.ndarray)
 
 
 def pair_weights(counts: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How often each pair of clusters (M,) occurs in sets (R, M) in which a cluster does so often, (R, K).
+    """The number of times (R, M) that each pair of clusters (M,) occurs in sets with counts (R, K).
 
-    Copies of a speaker are different draws, not one another's targets: a pair within one counts once a copy.
+    Copies of a speaker are different draws, not one another's targets: a pair within one counts once per copy.
     """
     clusters = counts.shape[1]
     if clusters**2 > len(first):
@@ -223,7 +223,7 @@ def of_sums(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, 
 
 
 def of_classes(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`accuracy`, `macro_f1`, `matthews_correlation`, and of two classes `f1` of the second."""
+    """`accuracy`, `macro_f1`, `matthews_correlation`, and with two classes `f1` of the second."""
     from scipy.sparse import csr_matrix
 
     reference, prediction = arrays["reference"], arrays["prediction"]
@@ -257,7 +257,7 @@ def of_overlaps(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[s
 
 
 def of_rankings(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`map` over the classes with a positive example, and `micro_f1` of what scores above a half."""
+    """`map` over the classes with a positive example, and `micro_f1` of scores above 0.5."""
     reference, scores = arrays["reference"].astype(float), arrays["scores"]
     precisions = np.full((len(weights), reference.shape[1]), np.nan)
     for i in range(reference.shape[1]):
@@ -270,7 +270,7 @@ def of_rankings(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[s
         ends = np.searchsorted(after, np.arange(len(group)), side="right") - 1  # the last positive of each group
         ordered = weights.take(order, axis=1)
         hits = np.cumsum(ordered[:, positive], axis=1)[:, ends]
-        total = np.cumsum(ordered, axis=1)[:, last[group]]  # where nothing is gained nothing is added
+        total = np.cumsum(ordered, axis=1)[:, last[group]]  # without a positive nothing is added
         gained = np.diff(hits, axis=1, prepend=0.0)
         precisions[:, i] = np.nansum(gained * hits / total, axis=1) / hits[:, -1]
     above = scores > 0.5
@@ -304,7 +304,7 @@ def correlation(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> n
 
 
 def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks (R, M) of values of which each occurs so often; equal ones share the mean of theirs."""
+    """Ranks (R, M) of values (M,) that occur `weights` times; equal values share their mean rank."""
     distinct, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(distinct)))
@@ -313,10 +313,10 @@ def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def of_trials(arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`eer`, `min_dcf_001` and `min_dcf_005`, as `d2v.metrics.verification` defines them; the highest score first."""
+    """`eer`, `min_dcf_001` and `min_dcf_005`, as `d2v.metrics.verification` defines them."""
     scores, targets = arrays["score"], arrays["label"].astype(bool)
     last = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # of equal scores
-    # Between two targets misses stay as they are and false alarms rise: nothing is lost without these thresholds.
+    # Between two targets misses are constant and false alarms rise, so these thresholds are not needed.
     groups = np.searchsorted(last, np.flatnonzero(targets))
     kept = last[np.unique(np.concatenate((groups - (groups > 0), groups, [len(last) - 1])))]
 
@@ -362,7 +362,7 @@ def save_statistics(path: Path, statistics: Statistics, ids: Sequence[str], clus
 
 
 def load_statistics(path: Path) -> tuple[Statistics, list[str], list[str]]:
-    """Statistics, ids and clusters of `statistics.npz`; InputError if it is none."""
+    """Statistics, ids and clusters of `statistics.npz`; InputError if the file is not one."""
     statistics: Statistics = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -13,16 +13,16 @@ def language_modeling_metrics(
     characters: int | None = None,
     correct: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """`loss` in nats a token and `perplexity`, its exponential.
+    """`loss` in nats per token and `perplexity`, its exponential.
 
-    All tokens weigh the same. The mean of pieces' means, which is often reported, changes with how a text was cut.
+    All tokens have the same weight. The mean of pieces' means, which is often reported, depends on the cutting.
 
     Args:
         losses: each piece's summed loss in nats.
-        tokens: how many tokens each sum is over.
-        characters: of the whole text as it was before tokenization; adds `loss_per_character`, in nats, which can be
-            compared between tokenizers.
-        correct: how many tokens of each piece were predicted right; adds `accuracy`.
+        tokens: number of tokens of each sum.
+        characters: number of characters in the whole text before tokenization; adds `loss_per_character`, in nats,
+            which can be compared between tokenizers.
+        correct: number of rightly predicted tokens of each piece; adds `accuracy`.
 
     Raises:
         InputError: no token was predicted, so that no mean is defined.
@@ -31,7 +31,7 @@ def language_modeling_metrics(
     if not count:
         raise InputError("no token to predict; a text needs at least one word")
     mean = total / count
-    # exp overflows just above 709 nats a token
+    # exp overflows just above 709 nats per token
     metrics = {"loss": mean, "perplexity": math.exp(mean) if mean < 709 else math.inf}
     if characters is not None:
         metrics["loss_per_character"] = total / characters

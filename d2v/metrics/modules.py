@@ -1,4 +1,4 @@
-"""The metrics as modules of Hugging Face's `evaluate`, for those who bring their own loop; nothing is downloaded.
+"""The metrics as modules of Hugging Face's `evaluate`, for your own loop; nothing is downloaded.
 
     from d2v.metrics import modules
 
@@ -57,10 +57,10 @@ def classification(
     """Metrics by name, see `classification_metrics`; those of GLUE's tasks are among them.
 
     Args:
-        problem_type: of `single_label` predictions are classes, of `multi_label` rows of a score for each class, and
-            references rows of zeros and ones; of `regression` both are values.
+        problem_type: for `single_label` predictions are classes; for `multi_label` rows with one score per class, and
+            references rows of zeros and ones; for `regression` both are values.
         names: of metrics; by default accuracy and macro_f1, map and micro_f1, or pearson and spearmanr.
-        classes: numbers or names, in order; f1 is that of the second of two.
+        classes: numbers or names, in order; f1 is that of the second of two classes.
         options: of `evaluate.Metric`.
     """
     if TOP5 in names:
@@ -76,12 +76,12 @@ def classification(
 
 
 def image_classification(**options) -> "Metric":
-    """`accuracy` and `accuracy_top5`, see `ranked_accuracy`; predictions are lists of class numbers, the best first."""
+    """`accuracy` and `accuracy_top5`, see `ranked_accuracy`; predictions are lists of class numbers, best first."""
     return new_module("image_classification", (["int64"], "int64"), ranked_accuracy, **options)
 
 
 def real_labels(**options) -> "Metric":
-    """`accuracy_real` of class numbers, see `real_accuracy`; references are lists of the labels of an image."""
+    """`accuracy_real` of class numbers, see `real_accuracy`; references are lists of an image's labels."""
     return new_module(
         "real_labels", ("int64", ["int64"]), lambda *sides: {"accuracy_real": real_accuracy(*sides)}, **options
     )
@@ -119,13 +119,13 @@ def frame_classification(**options) -> "Metric":
 
 
 def segmentation(classes: int, absent: float = float("nan"), **options) -> "Metric":
-    """`mean_iou` and more of label maps, each pair (H, W) of a size of its own, see `segmentation_metrics`.
+    """`mean_iou` and more of label maps; each pair (H, W) may have another size; see `segmentation_metrics`.
 
-    Only the pixels of each class are kept, counted when a map is added.
+    Only pixel counts per class are kept, counted when a map is added.
 
     Args:
-        classes: how many there are.
-        absent: IoU of a class that is neither predicted nor referred to; by default it is left out.
+        classes: number of classes.
+        absent: IoU of a class that is neither predicted nor in the reference; by default it is left out.
         options: of `evaluate.Metric`.
     """
 
@@ -153,7 +153,7 @@ def question_answering(threshold: float | None = None, **options) -> "Metric":
 
     Args:
         threshold: None for SQuAD 1.1, where predictions are texts. Else that of SQuAD 2.0, where they are dicts of
-            `best`, a text, and `no_answer`, as `d2v.decode.question_answering.answer` gives them.
+            `best`, a text, and `no_answer`, as from `d2v.decode.question_answering.answer`.
         options: of `evaluate.Metric`.
     """
     if threshold is None:
@@ -179,7 +179,7 @@ def token_classification(chunks: bool = True, **options) -> "Metric":
 def language_modeling(**options) -> "Metric":
     """`loss` and `perplexity`, see `language_modeling_metrics`.
 
-    Predictions are the summed losses of pieces of text in nats, references how many tokens each has; `compute` takes
+    Predictions are the summed losses of pieces of text in nats, references their numbers of tokens; `compute` takes
     `characters` and `correct`.
     """
 
@@ -195,10 +195,10 @@ def new_module(
     """A module of `evaluate`.
 
     Args:
-        name: what `evaluate.combine` puts before metrics of one name.
-        types: of what is stored of an example's prediction and reference: Arrow's names, in lists and dicts.
-        compute: the metrics, from all that is stored of references and of predictions.
-        store: what is stored of an example, from its prediction and reference; by default both.
+        name: prefix that `evaluate.combine` puts before metrics of one name.
+        types: of an example's stored prediction and reference: Arrow's names, in lists and dicts.
+        compute: returns the metrics, from all stored references and predictions.
+        store: makes the stored values of an example's prediction and reference; by default both as they are.
         options: of `evaluate.Metric`.
     """
     import evaluate
@@ -211,7 +211,7 @@ def new_module(
             return evaluate.MetricInfo(description=name, citation="", features=features)
 
         def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> None:
-            """Add examples: as many predictions as references; numbers of classes are whole."""
+            """Add examples: as many predictions as references; class numbers have to be whole."""
             for side, values, kind in zip(("predictions", "references"), (predictions, references), types, strict=True):
                 if isinstance(values, str):
                     raise InputError(f"{side} should be a list, not the text {values!r:.40}")
@@ -224,7 +224,7 @@ def new_module(
 
         def add(self, *, prediction: Any = None, reference: Any = None, **example: Any) -> None:
             """Add an example."""
-            # `evaluate.combine` calls the two predictions and references here too.
+            # `evaluate.combine` names the two predictions and references here too.
             example = {"predictions": prediction, "references": reference} | example
             self.add_batch(**{side: [value] for side, value in example.items()})
 
@@ -236,14 +236,14 @@ def new_module(
 
 
 def are_whole(values: Sequence[Any], kind: Any) -> bool:
-    """Whether values are whole numbers where their type, Arrow's name in lists or not, asks for these."""
+    """Whether values are whole numbers if their type (Arrow's name, perhaps in lists) requires it."""
     leaf = kind[0] if isinstance(kind, list) else kind
     arrays = (np.asarray(as_lists(value)) for value in values if leaf == "int64")
     return all(np.array_equal(array, np.rint(array)) for array in arrays if array.dtype.kind == "f")
 
 
 def as_feature(kind: str | list | dict) -> Any:
-    """The column type of `datasets` for the name of one of Arrow's, in lists and dicts."""
+    """The column type of `datasets` for Arrow's name of a type, in lists and dicts."""
     from datasets import List, Value
 
     if isinstance(kind, dict):
@@ -252,5 +252,5 @@ def as_feature(kind: str | list | dict) -> Any:
 
 
 def as_lists(value: Any) -> Any:
-    """Arrays, tensors and their numbers as Python has them; anything else as it is."""
+    """Arrays, tensors and their numbers as Python objects; anything else as it is."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,4 +1,4 @@
-"""Whether a teacher's targets still say something: deviations and effective ranks.
+"""Figures on whether a teacher's targets are still informative: deviations and effective ranks.
 
 Shapes: N positions, D width.
 """
@@ -13,15 +13,15 @@ from d2v.models.pretraining import PretrainingOutput
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """The exponential of the entropy of the eigenvalues' shares: so many equally strong directions would have it.
+    """The exponential of the entropy of the eigenvalues' shares: the equivalent number of equally strong directions.
 
     Args:
         covariance: (D, D).
 
     Returns:
-        NaN where it is not finite, after an update that is skipped.
+        NaN if it is not finite, after a skipped update.
     """
-    covariance = covariance.float()  # fp64 takes half as long again, at each line of the log
+    covariance = covariance.float()  # fp64 takes half as long again, at each log line
     if not covariance.isfinite().all():
         return math.nan
     eigenvalues = torch.linalg.eigvalsh(covariance).double().clamp(min=0)
@@ -37,7 +37,7 @@ class Moments:
 
     @torch.no_grad()
     def add(self, output: PretrainingOutput, counts: bool = True) -> None:
-        """Count a batch; one that does not count is none, see `d2v.data.loaders.Updates`."""
+        """Add a batch; one whose `counts` is False adds nothing, see `d2v.data.loaders.Updates`."""
         named = {"front": output.front}
         if output.targets is not None and output.predictions is not None:
             error = output.predictions.float() - output.targets.float()
@@ -48,7 +48,7 @@ class Moments:
                 self.products[name] = self.products.get(name, 0) + x.T @ x
 
     def figures(self) -> dict[str, float]:
-        """Of all processes: each `rank` and `deviation`, and what share of the targets' variance is `unexplained`."""
+        """Over all processes: each `rank` and `deviation`, and the `unexplained` share of the targets' variance."""
         from accelerate import PartialState
         from accelerate.utils import gather_object, reduce
 

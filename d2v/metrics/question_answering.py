@@ -1,7 +1,7 @@
 """SQuAD's exact match and F1, as its two official scripts compute them, but as fractions.
 
-In scripts without spaces, such as Chinese and Thai, F1 is of characters, as MLQA has it for Chinese. SQuAD's scripts
-take there what stands between two spaces for a word, so that theirs is lower.
+In writing systems without spaces, such as Chinese and Thai, F1 compares characters, as in MLQA for Chinese. SQuAD's
+scripts split there at spaces all the same, so their F1 is lower.
 """
 
 import re
@@ -14,7 +14,7 @@ from d2v.data.text import WITHOUT_SPACES
 from d2v.errors import InputError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, as in the official scripts
+PUNCTUATION = str.maketrans("", "", string.punctuation)  # only ASCII, as in the official scripts
 
 
 def question_answering_metrics(
@@ -25,7 +25,7 @@ def question_answering_metrics(
     Args:
         references: the right answers to each question.
         predictions: from `d2v.decode.question_answering.answer`.
-        threshold: as there.
+        threshold: as for `answer`.
     """
     if threshold is None:
         return squad(references, [row["answer"] for row in predictions])
@@ -34,11 +34,11 @@ def question_answering_metrics(
 
 
 def squad(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """`exact_match` and `f1` as in evaluate-v1.1.py: a question's best over its references, averaged over questions.
+    """`exact_match` and `f1` as in evaluate-v1.1.py: each question's best over its references, averaged.
 
     Args:
         references: the right answers to each question, one or more.
-        answers: one to each question.
+        answers: one per question.
 
     Raises:
         InputError: no question, or one without a right answer.
@@ -56,15 +56,15 @@ def squad(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[s
 def squad_v2(
     references: Sequence[Sequence[str]], answers: Sequence[str], no_answer: Sequence[float], threshold: float
 ) -> dict[str, float]:
-    """`exact_match` and `f1` as in evaluate-v2.0.py, where the right answer may be that there is none.
+    """`exact_match` and `f1` as in evaluate-v2.0.py, where a question may have no answer.
 
-    `has_ans_*` and `no_ans_*` are those of the questions with and without an answer. `best_f1` is the F1 that another
-    threshold, `best_f1_thresh`, would have reached; the questions of a test set are not there to choose it by.
+    `has_ans_*` and `no_ans_*` are those of the questions with and without an answer. `best_f1` is the F1 that the best
+    threshold, `best_f1_thresh`, would have reached; on a test set it must not be used to choose the threshold.
 
     Args:
-        references: the right answers to each question, none if it cannot be answered.
-        answers: one to each question, whatever the probability that there is none; "" for none at all.
-        no_answer: the probability that a question has none, or any score that rises with it.
+        references: the right answers to each question, empty if it cannot be answered.
+        answers: one per question, whatever the probability of no answer; "" for none at all.
+        no_answer: the probability that a question has no answer, or any score that rises with it.
         threshold: an answer is given unless `no_answer` is above it.
     """
     scores = []
@@ -82,7 +82,7 @@ def squad_v2(
         if part := [score for score, has in zip(given, answerable, strict=True) if has == side]:
             metrics |= {f"{prefix}_{key}": value for key, value in averages(part).items()}
 
-    # From giving no answer at all, give one after another, the surest first.
+    # Start without any answer, then add answers one by one, the surest first.
     total = best = float(answerable.count(False))
     best_threshold = 0.0
     for i in sorted(range(len(scores)), key=lambda i: no_answer[i]):
@@ -103,12 +103,12 @@ def averages(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def exact(answer: str, reference: str) -> float:
-    """1 if they are the same but for case, punctuation, articles and white space, else 0."""
+    """1 if they are equal up to case, punctuation, articles and white space, else 0."""
     return float(normalize(answer) == normalize(reference))
 
 
 def overlap(answer: str, reference: str, *, empty: bool = False) -> float:
-    """F1 of the words that they share; with `empty` two texts without words are the same (2.0), else not (1.1)."""
+    """F1 of their common words; with `empty` two texts without words are equal (2.0), else not (1.1)."""
     words, wanted = split_words(normalize(answer)), split_words(normalize(reference))
     if empty and not (words and wanted):
         return float(words == wanted)
@@ -117,7 +117,7 @@ def overlap(answer: str, reference: str, *, empty: bool = False) -> float:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text; in scripts without spaces its characters, as MLQA's script has them for Chinese."""
+    """The words of a text, or its characters in writing systems without spaces, as in MLQA's script for Chinese."""
     return WITHOUT_SPACES.sub(r" \g<0> ", text).split()
 
 

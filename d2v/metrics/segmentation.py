@@ -1,4 +1,4 @@
-"""Intersection over union and accuracy of label maps, of pixels added up over the whole data set.
+"""Intersection over union and accuracy of label maps, with pixels added up over the whole data set.
 
 Shapes: H and W height and width in pixels, C classes.
 """
@@ -17,9 +17,9 @@ from d2v.processors.image import IGNORED
 
 
 def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
-    """Pixels of each class in one image: rightly predicted, predicted, referred to. (3, C)
+    """Number of pixels of each class in one image: rightly predicted, predicted, in the reference. (3, C)
 
-    Those of images are added up before a ratio is taken: an image's own would weigh a class by where it occurs.
+    Images' counts are added up before a ratio is taken: ratios of single images would weight pixels unequally.
 
     Args:
         prediction: (H, W) class numbers.
@@ -27,7 +27,7 @@ def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
         classes: C.
 
     Raises:
-        InputError: the two are not of one size.
+        InputError: the two differ in size.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -41,7 +41,7 @@ def pixel_counts(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
 
 
 def class_metrics(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each class's IoU and accuracy, NaN where it has neither: (C,) and (C,).
+    """Each class's IoU and accuracy, (C,) and (C,), NaN where undefined.
 
     Args:
         counts: (3, C), `pixel_counts` added up.
@@ -55,11 +55,11 @@ def segmentation_metrics(counts: Tensor, *, absent: float = math.nan) -> dict[st
 
     Args:
         counts: (3, C), `pixel_counts` added up.
-        absent: IoU of a class that is neither predicted nor referred to. By default such a class is left out of the
-            mean, as in mmsegmentation; for SceneParsing, the benchmark of ADE20K, it is 0.
+        absent: IoU of a class that is neither predicted nor in the reference. By default such a class is left out of
+            the mean, as in mmsegmentation; for SceneParsing, the benchmark of ADE20K, it is 0.
 
     Raises:
-        InputError: not one pixel counts.
+        InputError: all pixels are ignored.
     """
     if not counts[2].any():
         raise InputError("not one pixel to score; all are ignored")
@@ -72,7 +72,7 @@ def segmentation_metrics(counts: Tensor, *, absent: float = math.nan) -> dict[st
 
 
 def note_pixels(job: Job, split: str, counts: Tensor, pixels: int, names: list[str]) -> None:
-    """Note the share of a split's pixels that are ignored, and the classes that no pixel has.
+    """Note the share of a split's pixels that are ignored, and the classes without pixels.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -93,7 +93,7 @@ def note_pixels(job: Job, split: str, counts: Tensor, pixels: int, names: list[s
 
 
 def write_class_table(counts: Tensor, names: list[str], path: Path) -> None:
-    """Write a CSV with each class's IoU, accuracy and share of the pixels; a metric that is not defined is empty."""
+    """Write a CSV with each class's IoU, accuracy and share of the pixels; undefined metrics are empty."""
     iou, accuracy = (["" if math.isnan(x) else f"{x:.4f}" for x in metric.tolist()] for metric in class_metrics(counts))
     shares = [f"{x:.4f}" for x in (counts[2].double() / counts[2].sum()).tolist()]
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""What each row of a task adds to its metrics, as `d2v.metrics.intervals` takes it."""
+"""Each row's contribution to a task's metrics, as the `Statistics` of `d2v.metrics.intervals`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -16,7 +16,7 @@ from d2v.metrics.token_classification import as_iobes, scored_words, strict_sche
 
 
 def transcript_statistics(references: Sequence[str], predictions: Sequence[Mapping[str, str]]) -> Statistics:
-    """Of word and character error rates, and of those of `text_lm`: errors and lengths of each transcript."""
+    """Statistics for word and character error rates, with those of `text_lm`: each transcript's errors and length."""
     import jiwer
 
     sums = {}
@@ -31,14 +31,14 @@ def transcript_statistics(references: Sequence[str], predictions: Sequence[Mappi
                     counts = process(reference, text)
                     errors = counts.substitutions + counts.deletions + counts.insertions
                     rows.append((errors, counts.hits + counts.substitutions + counts.deletions))
-                else:  # a reference of nothing: what was recognised was inserted
+                else:  # an empty reference: all recognised words are insertions
                     rows.append((len(text.split()) if name == "wer" else len(text), 0))
             sums[name + ending] = np.array(rows, dtype=float)
     return {"sums": sums}
 
 
 def class_statistics(references: Sequence[Any], predictions: Sequence[Any], names: Sequence[Any]) -> Statistics:
-    """Of accuracy, macro F1 and Matthews correlation: the class of each row, or with lists of each of its words."""
+    """Statistics for accuracy, macro F1 and Matthews correlation: each row's class, or each word's for lists."""
     if references and isinstance(references[0], list):
         rows = {"row": np.repeat(np.arange(len(references)), [len(each) for each in references])}
         references, predictions = (list(chain.from_iterable(side)) for side in (references, predictions))
@@ -50,7 +50,7 @@ def class_statistics(references: Sequence[Any], predictions: Sequence[Any], name
 
 
 def mean_statistics(**scores: Sequence[float]) -> Statistics:
-    """Of plain means: each row's score."""
+    """Statistics for plain means: each row's score."""
     return {
         "sums": {name: np.stack((np.asarray(row, float), np.ones(len(row))), axis=1) for name, row in scores.items()}
     }
@@ -59,15 +59,15 @@ def mean_statistics(**scores: Sequence[float]) -> Statistics:
 def loss_statistics(
     predictions: Sequence[tuple[int, Mapping[str, float]]], *, characters: int | None = None
 ) -> Statistics:
-    """Of `loss`, `perplexity`, `loss_per_character` and `accuracy`.
+    """Statistics for `loss`, `perplexity`, `loss_per_character` and `accuracy`.
 
     Args:
-        predictions: of each piece of the text its `loss`, summed over `tokens`, and where it is known `correct`.
-        characters: of the whole text.
+        predictions: each window's `loss`, summed over its `tokens`, and, if known, `correct`.
+        characters: number of characters in the whole text.
     """
     total, count = (np.array([row[key] for _, row in predictions], float) for key in ("loss", "tokens"))
     sums = {"loss": (total, count), "perplexity": (total, count)}
-    if characters is not None:  # which piece has how many is not known: as many a token as in the whole
+    if characters is not None:  # a window's number is unknown: as many per token as in the whole text
         sums["loss_per_character"] = (total, count * characters / count.sum())
     if predictions and "correct" in predictions[0][1]:
         sums["accuracy"] = (np.array([row["correct"] for _, row in predictions], float), count)
@@ -75,12 +75,12 @@ def loss_statistics(
 
 
 def choice_statistics(references: Sequence[int], predictions: Sequence[Mapping[str, Any]]) -> Statistics:
-    """Of the accuracy of choices."""
+    """Statistics for the accuracy of choices: whether each row's choice is right."""
     return mean_statistics(accuracy=[row["choice"] == each for each, row in zip(references, predictions, strict=True)])
 
 
 def pixel_statistics(predictions: Sequence[tuple[int, Any]]) -> Statistics:
-    """Of `segmentation_metrics`: each image's `pixel_counts`, the first of what is predicted of it."""
+    """Statistics for `segmentation_metrics`: each image's `pixel_counts`, the first item of its prediction."""
     return {"overlaps": {"counts": np.stack([np.asarray(counts) for _, (counts, *_) in predictions])}}
 
 
@@ -91,13 +91,13 @@ def word_statistics(
     *,
     chunks: bool,
 ) -> Statistics:
-    """Of `token_classification_metrics`, by sentence."""
+    """Statistics for `token_classification_metrics`, by sentence."""
     references, labels = scored_words(references, [row["labels"] for row in predictions])
     return chunk_statistics(references, labels) if chunks else class_statistics(references, labels, list(names))
 
 
 def chunk_statistics(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> Statistics:
-    """Of `d2v.metrics.token_classification.chunk_metrics`: chunks of each sentence, predicted, referred to and both."""
+    """Statistics for `chunk_metrics`: each sentence's number of chunks, predicted, in the reference and in both."""
     from seqeval.metrics.sequence_labeling import get_entities
     from seqeval.scheme import Entities
 
@@ -130,7 +130,7 @@ def chunk_statistics(references: Sequence[list[str]], predictions: Sequence[list
 def question_statistics(
     references: Sequence[Sequence[str]], predictions: Sequence[dict[str, Any]], threshold: float | None
 ) -> Statistics:
-    """Of SQuAD's means: each question's own scores; arguments as of `question_answering_metrics`."""
+    """Statistics for SQuAD's means: each question's scores; arguments as for `question_answering_metrics`."""
     rows = [
         question_answering_metrics([reference], [prediction], threshold)
         for reference, prediction in zip(references, predictions, strict=True)
@@ -143,12 +143,12 @@ def question_statistics(
 def diarization_statistics(
     references: Recordings, hypotheses: Recordings, frames: Mapping[str, Sequence], hop: float, *, free_names: bool
 ) -> Statistics:
-    """Of `diarization_metrics`, by recording: seconds, and of `frame_f1` frames.
+    """Statistics for `diarization_metrics`, by recording: seconds, and frames for `frame_f1`.
 
     Args:
         references, hypotheses: recording -> its segments.
-        frames: recording -> a sequence of as many frames as are scored.
-        hop, free_names: as there.
+        frames: recording -> a sequence as long as the number of scored frames.
+        hop, free_names: as for `diarization_metrics`.
     """
     sums: dict[str, list[tuple[float, float]]] = {}
     for name, count in ((name, len(each)) for name, each in frames.items()):
@@ -172,7 +172,7 @@ def diarization_statistics(
 def trial_statistics(
     trials: Sequence[tuple[int | None, int, int]], scores: Sequence[float] | np.ndarray, speakers: Sequence[Any] | None
 ) -> Statistics:
-    """Of trials, whose clusters are speakers, since trials share them; where they are not known clips.
+    """Statistics for verification trials, clustered by speaker, since trials share speakers, or by clip if unknown.
 
     Args:
         trials: label and both clips of each.
@@ -189,7 +189,7 @@ def trial_statistics(
 def label_statistics(
     names: Sequence[str], labels: Labels, references: Sequence[Any], predictions: Sequence[dict[str, Any]]
 ) -> Statistics:
-    """Of `label_metrics`; arguments as there, but for `accuracy_top5` of ranked classes."""
+    """Statistics for `label_metrics`, with the same arguments; those of `accuracy_top5` come from ranked classes."""
     kind = labels.problem_type
     if kind == "multi_label":
         reference = labels.encode(references).numpy()

@@ -1,4 +1,4 @@
-"""Labels of words: chunks such as names by seqeval, whose rules are conlleval's; parts of speech by accuracy."""
+"""Metrics of labelled words: chunks such as names by seqeval, by conlleval's rules; parts of speech by accuracy."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from seqeval.scheme import Token
 
 Labels = Sequence[Sequence[str]]
-# B begins, I or M goes on, E or L ends, and S, U or W is all of a chunk; its type may follow, or there is only one.
+# B begins a chunk, I or M continues it, E or L ends it, and S, U or W is a whole chunk; a type may follow.
 CHUNK = re.compile(r"O|([BIESLUMW])([-_].+)?", re.DOTALL)
 IOBES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 ONE_TYPE = "chunk"
 
 
 def are_chunks(classes: Sequence[str]) -> bool:
-    """Whether the classes say where chunks of words begin and go on: O, and others with a prefix such as B- and I-."""
+    """Whether the classes mark chunks of words: O, and others with a prefix such as B- and I-."""
     return {"O"} < set(classes) and all(CHUNK.fullmatch(name) for name in classes)
 
 
 def as_iobes(label: str) -> str:
-    """A label of `are_chunks` by the letters of IOBES, and with a type."""
+    """A chunk label in IOBES, and with a type."""
     if label == "O":
         return label
     return f"{IOBES[label[0]]}-{label[2:] or ONE_TYPE}"
@@ -36,9 +36,9 @@ def token_classification_metrics(
     """The metrics of labelled words.
 
     Args:
-        references: the labels of each sentence's words; a word whose label is None does not count.
+        references: the labels of each sentence's words; a word whose label is None is ignored.
         predictions: the same shape.
-        chunks: as `are_chunks` says of all classes.
+        chunks: the result of `are_chunks` for all classes.
 
     Returns:
         `chunk_metrics`, or else `accuracy` and `macro_f1` of the words.
@@ -52,7 +52,7 @@ def token_classification_metrics(
 def scored_words(
     references: Sequence[Sequence[str | None]], predictions: Labels
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """The labels and predictions of the words that count, by sentence: those whose label is not None."""
+    """The labels and predictions of the words whose label is not None, by sentence."""
     pairs = [
         [(reference, label) for reference, label in zip(*rows, strict=True) if reference is not None]
         for rows in zip(references, predictions, strict=True)
@@ -61,13 +61,13 @@ def scored_words(
 
 
 def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
-    """`precision`, `recall` and `f1` of all chunks together, `f1_strict`, and the `accuracy` of the labels, O counted.
+    """`precision`, `recall` and `f1` over all chunks, `f1_strict`, and the `accuracy` of the labels, O included.
 
-    As in conlleval a chunk need not begin with B-: an I- that follows on nothing of its type begins one. `f1_strict`
-    takes that for no chunk, unless the references have such chunks themselves (IOB1, as CoNLL-2003 was published).
+    As in conlleval a chunk need not begin with B-: an I- that does not follow its own type begins one. `f1_strict`
+    does not count such chunks, unless the references have them too (IOB1, as CoNLL-2003 was published).
 
     Args:
-        references: the labels of each sentence's words: IOBES, or BILOU, if an end or a single occurs, else IOB2 or
+        references: the labels of each sentence's words: IOBES or BILOU if ends or single words are marked, else IOB2 or
             IOB1.
         predictions: the same shape.
 
@@ -89,9 +89,9 @@ def chunk_metrics(references: Labels, predictions: Labels) -> dict[str, float]:
 
 
 def strict_scheme(references: Labels, predictions: Labels) -> "type[Token] | None":
-    """The scheme by which a strict metric takes chunks, of labels by `as_iobes`; None where all chunks count, in IOB1.
+    """The scheme of chunks for a strict metric, for labels from `as_iobes`; None for IOB1, where all chunks count.
 
-    The references alone say which it is: in IOB1 most chunks begin with an I- that follows on nothing of its type.
+    Only the references decide: in IOB1 most chunks begin with an I- that does not follow its own type.
     """
     from seqeval.scheme import IOB2, IOBES
 

@@ -1,6 +1,6 @@
 """Speaker verification: equal error rate, detection cost and the curve between the two errors.
 
-A trial's label is 1 if both clips are of one speaker (a target) and 0 if not; a high score says that they are.
+A trial's label is 1 if both clips are of one speaker (a target) and 0 if not; a high score means one speaker.
 """
 
 import os
@@ -22,7 +22,7 @@ def verification_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
         scores: in the same order.
 
     Raises:
-        InputError: trials of one kind only, or a score that is not finite.
+        InputError: all trials have the same label, or a score is not finite.
     """
     return {
         "eer": equal_error_rate(labels, scores),
@@ -32,9 +32,9 @@ def verification_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
 
 
 def equal_error_rate(labels: Labels, scores: Scores) -> float:
-    """The rate at which as many targets are missed as non-targets accepted.
+    """The error rate at the threshold where the rates of missed targets and accepted non-targets are equal.
 
-    Between two thresholds the curve is a straight line, as in the script of VoxSRC and in s3prl.
+    Between two thresholds the curve is a straight line, as in VoxSRC's script and in s3prl.
     """
     from scipy.optimize import brentq
 
@@ -43,12 +43,12 @@ def equal_error_rate(labels: Labels, scores: Scores) -> float:
 
 
 def min_dcf(labels: Labels, scores: Scores, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """The least detection cost over all thresholds, normalised (NIST SRE): 1 is that of a decision without listening.
+    """The minimum detection cost over all thresholds, normalised (NIST SRE): constant decisions cost 1.
 
     Args:
         labels: 1 or 0 for each trial.
         scores: in the same order.
-        p_target: share of targets to weigh the errors for; not that of the trials.
+        p_target: prior probability of a target, which weights the errors; not the trials' share.
         c_miss: cost of a missed target.
         c_fa: cost of an accepted non-target.
     """

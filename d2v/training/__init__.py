@@ -1,4 +1,4 @@
-"""Runs: the job, the model it starts from, the loop and its parts, what a run says and leaves."""
+"""Runs: the job, the model it starts from, the loop and its parts, and a run's output."""
 
 from d2v.training.job import start
 from d2v.training.loop import fit

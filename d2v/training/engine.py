@@ -1,9 +1,9 @@
-"""How a model is spread over the processes of a run: a copy for each (DDP), or a shard for each (FSDP2).
+"""How a model is spread over the processes of a run: one copy per process (DDP), or one shard per process (FSDP2).
 
-Accelerate says which. Sharding calls torch's `fully_shard` on every device, since Accelerate turns FSDP on for GPUs
-alone: what tests run on CPUs is then what GPUs run. But there it takes all that a model is called with to the device,
-`HOST` too, and a forward pass asks it back. Checkpoints and `best/` hold whole tensors, so that another number of
-processes, or none but one, can go on with them.
+Accelerate says which. Sharding calls torch's `fully_shard` on every device, since Accelerate enables FSDP only on
+GPUs: so tests on CPUs run the same code as GPUs. But FSDP moves all inputs of a model to the device, those of `HOST`
+too, and a forward pass has to read them back. Checkpoints and `best/` hold whole tensors, so that any number of
+processes can continue from them.
 """
 
 import copy
@@ -31,7 +31,7 @@ OTHERS = {
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "its parallelism",
 }
-"""What `accelerate config` may ask for as ACCELERATE_USE_*, and the loop does not do."""
+"""Engines that `accelerate config` may choose as ACCELERATE_USE_*, and that the loop does not support."""
 
 FSDP_OPTIONS = {
     "FSDP_VERSION": (("2",), "fsdp_version: 2"),
@@ -39,37 +39,37 @@ FSDP_OPTIONS = {
     "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp_offload_params: false"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "--run.gradient_checkpointing true in its place"),
 }
-"""What FSDP takes of Accelerate's settings, and how to say so."""
+"""Accelerate's settings for FSDP: the values that are supported, and how to set them."""
 
 
 HOST = ("attention_mask", "labels", "masked", "auxiliary_at")
-"""Of a batch, what stays on the host: what shapes are made of, so that no forward pass waits for the device to say it.
+"""Batch entries that stay on the host because tensor shapes depend on them: no forward pass waits for the device.
 
-`d2v.losses` move labels to where their logits are.
+`d2v.losses` move labels to the device of their logits.
 """
 
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another in training: for a slow save, or the largest share of an evaluation."""
+"""How long processes wait for one another in training: for a slow save, or the slowest share of an evaluation."""
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch whose tensors are on a device, but for those of `HOST`."""
+    """The batch with its tensors on a device, except those in `HOST`."""
     from accelerate.utils import send_to_device
 
     return send_to_device(batch, device, non_blocking=overlaps(device), skip_keys=list(HOST))
 
 
 def host_of_sums(device: torch.device) -> torch.device:
-    """Where sums in float64 are kept: Apple's GPUs have none."""
+    """Device on which sums in float64 are kept: Apple's GPUs have no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def keeping_casts(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
     """Within, weights that autocast has cast to 16 bits for one batch are not cast again for the next.
 
-    Nothing may change them meanwhile. The copies are autocast's own, and so neither saved nor averaged. Of a sharded
-    model they would be whole, and are not kept.
+    Nothing may change them meanwhile. The copies belong to autocast, so they are neither saved nor averaged. For a
+    sharded model they would be whole tensors, and are not kept.
     """
     return nullcontext() if is_sharded(model) else torch.autocast(device.type, enabled=False)
 
@@ -80,7 +80,7 @@ def wants(name: str) -> bool:
 
 
 def check_engine() -> None:
-    """Raise InputError if Accelerate is configured for what d2v does not do."""
+    """Raise InputError if Accelerate is configured for something that d2v does not support."""
     for name, engine in OTHERS.items():
         if wants(name):
             raise InputError(
@@ -90,7 +90,7 @@ def check_engine() -> None:
     for name, (good, should) in FSDP_OPTIONS.items() if wants("FSDP") else ():
         if (value := os.environ.get(name, good[0])).lower() not in good:
             raise InputError(f"accelerate is configured for FSDP with {name} {value}; d2v takes {should}")
-    if wants("FSDP") and torch.__version__ < "2.12":  # before, it did not see the tensors in a model's output
+    if wants("FSDP") and torch.__version__ < "2.12":  # earlier ones miss tensors within a model's output
         raise InputError(f"accelerate is configured for FSDP, which takes torch 2.12 or newer, not {torch.__version__}")
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "")).lower() not in ("no", ""):
         raise InputError(
@@ -100,7 +100,7 @@ def check_engine() -> None:
 
 
 def wait_less(job: Job) -> None:
-    """Wait once more as long as in preparation, then no longer than `PATIENCE`: a process that hangs ends the run."""
+    """Wait once more for the preparation, then never longer than `PATIENCE`, so that a hanging process ends the run."""
     if distributed():
         try:
             from torch.distributed import set_timeout
@@ -111,31 +111,31 @@ def wait_less(job: Job) -> None:
 
 
 def distributed() -> bool:
-    """Whether processes have found each other."""
+    """Whether processes are connected."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def sharding() -> bool:
-    """Whether this run's model is sharded: Accelerate is configured for FSDP, and processes have found each other."""
+    """Whether this run's model is sharded: Accelerate is configured for FSDP, and processes are connected."""
     return wants("FSDP") and distributed()
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Keep but this process's share of a model's weights, in place; a block's are whole while it computes.
+    """Keep only this process's share of a model's weights, in place; a block's weights are whole while it computes.
 
-    Gradients are reduced with every piece of an update, which costs time and keeps them sharded too.
+    Gradients are reduced after every piece of an update, which costs time, but keeps them sharded too.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of in-place changes of outputs, which we do not make
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about in-place changes of outputs; there are none
     for tensor in (*model.parameters(), *model.buffers()):
-        torch.distributed.broadcast(tensor.detach(), 0)  # as DDP does: one model, whatever each has begun with
+        torch.distributed.broadcast(tensor.detach(), 0)  # as DDP does: all processes start from the main one's weights
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # parameters are shards whenever others look at them
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so parameters are shards outside of forward passes
 
 
 def holds_shards(module: nn.Module) -> bool:
@@ -144,7 +144,7 @@ def holds_shards(module: nn.Module) -> bool:
 
 
 def shard_like(x: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, the same on every process, sharded as another is."""
+    """A whole tensor, the same on every process, sharded like another tensor."""
     if not hasattr(other, "to_local"):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -153,11 +153,11 @@ def shard_like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def gathered(value: Any, keep: bool) -> Any:
-    """A state with whole tensors in place of sharded ones, on the CPU, or None for them where they are not kept.
+    """A state with whole tensors on the CPU in place of sharded ones, or None in their place if they are not kept.
 
     Args:
         value: a tensor or plain value, or dicts, lists and tuples of them; every process calls this.
-        keep: whether this process has a use for them.
+        keep: whether this process needs them.
     """
     if isinstance(value, Mapping):
         return {key: gathered(item, keep) for key, item in value.items()}
@@ -170,7 +170,7 @@ def gathered(value: Any, keep: bool) -> Any:
 
 
 def shard_state(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The state of an optimiser with whole tensors as one of these parameters, which may be sharded."""
+    """An optimiser's state of whole tensors, fitted to this optimiser's parameters, which may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def fit(value: Any, parameter: Tensor) -> Any:
@@ -183,10 +183,10 @@ def shard_state(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a sharded module whole weights, the same on every process.
+    """Load whole weights, the same on every process, into a sharded module.
 
     Raises:
-        RuntimeError: they are not the module's.
+        RuntimeError: names or shapes are not the module's.
     """
     own = module.state_dict()
     for name in own.keys() ^ weights.keys():
@@ -198,7 +198,7 @@ def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def blank(model: Module) -> Module:
-    """A copy of a model without the memory of its weights, for `unsharded`."""
+    """A copy of a model without memory for its weights, for `unsharded`."""
     memo: dict[int, Any] = {
         id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
     }
@@ -210,7 +210,7 @@ def unsharded(job: Job, model: Module, empty: Module) -> Module:
 
     Args:
         job: from `d2v.training.job.start`.
-        model: may be sharded, or else is returned as it is.
+        model: sharded, or else it is returned as it is.
         empty: its copy from `blank`.
     """
     if not is_sharded(model):
@@ -222,7 +222,7 @@ def unsharded(job: Job, model: Module, empty: Module) -> Module:
 
 
 def share_buffers(*models: nn.Module | None) -> None:
-    """Give all processes the main one's batch statistics: after an update each has those of its own rows.
+    """Give all processes the main one's batch statistics: after an update they differ, by each process's own rows.
 
     DDP does so at the next forward pass in training, which is too late for an evaluation.
     """
@@ -234,20 +234,20 @@ def share_buffers(*models: nn.Module | None) -> None:
 
 
 class Captured(Exception):
-    """What a model would have been called with is known."""
+    """Raised when the inputs that a model would be called with are known."""
 
 
 @contextmanager
 def in_step(model: nn.Module, batches: Any, compute: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
-    """Within, each forward pass of a sharded model is one of all processes, which else would wait for each other.
+    """Within, all processes make equally many forward passes of a sharded model, or else they would wait for ever.
 
-    Who has fewer of them, by batches or by windows of a batch, repeats the last, and who has no batch takes the first
-    row of others; what comes of these passes is discarded. Nothing happens to other models.
+    A process with fewer passes, for fewer batches or windows of a batch, repeats its last one, and a process without a
+    batch takes a first row of others; the results of these passes are discarded. Other models are left alone.
 
     Args:
         model: may be sharded.
         batches: from `d2v.data.loaders.eval_loader`.
-        compute: what is done with a batch.
+        compute: called with a batch.
     """
     if not is_sharded(model):
         yield
@@ -274,7 +274,7 @@ def in_step(model: nn.Module, batches: Any, compute: Callable[[dict[str, Any]], 
         for row in range(0 if last else len(batches.dataset)):
             with suppress(Captured):
                 batch = batches.collate_fn([batches.dataset[row]])
-                if batch["rows"]:  # it could be decoded
+                if batch["rows"]:  # the row could be decoded
                     compute(batch)
             if last:
                 break
@@ -285,15 +285,15 @@ def in_step(model: nn.Module, batches: Any, compute: Callable[[dict[str, Any]], 
 
 
 def wrap(job: Job, model: nn.Module, changing: Sequence[str], first_loss: Callable[[], Tensor]) -> nn.Module:
-    """The model as training calls it: with DDP around it where several processes have copies.
+    """The model as training calls it: wrapped in DDP where several processes have copies.
 
-    DDP waits for the gradient of every parameter. Looking for those that get none takes time in each update, and is
-    done where there are some.
+    DDP waits for the gradient of every parameter. Looking for parameters without a gradient takes time in each update,
+    so it is done only where there are some.
 
     Args:
         job: from `d2v.training.job.start`.
         model: may be sharded.
-        changing: why other parameters get a gradient in one update than in another.
+        changing: reasons why the parameters that get a gradient change from update to update.
         first_loss: computes the first batch's loss, whose gradient tells which parameters never get one.
     """
     accelerator = job.accelerator
@@ -309,12 +309,12 @@ def wrap(job: Job, model: nn.Module, changing: Sequence[str], first_loss: Callab
             note(job, "unused parameters", line, reasons=reasons)
     prepared = accelerator.prepare(model)
     if isinstance(prepared, nn.parallel.DistributedDataParallel):
-        prepared.device_ids = None  # else it moves all that it is called with to its device, `HOST` too
+        prepared.device_ids = None  # else it moves all inputs to its device, `HOST` too
     return prepared
 
 
 def without_gradient(model: nn.Module, loss: Tensor) -> list[str]:
-    """Why a loss has no gradient with respect to some trained parameters; the list is empty if it has all."""
+    """Why a loss has no gradient with respect to some trained parameters; empty if no gradient is missing."""
     found, seen, nodes = set(), set(), [loss.grad_fn]
     while nodes:
         node: Any = nodes.pop()

@@ -1,4 +1,4 @@
-"""What a run is made of: its options, data, vocabulary and classes, which a resumed run has to have again."""
+"""The identity of a run: its options, data, vocabulary and classes, which have to be the same when it is resumed."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from d2v.errors import InputError
 from d2v.hub import fetch_file, local_folder, read_json
 
 RUN = "run.json"
-"""In a checkpoint's folder: what the run is made of."""
+"""File in a checkpoint's folder: the run's identity."""
 
 RUN_MAY = "out epochs max_steps max_minutes resume pieces eval_every save_every save_minutes log_every keep_last"
 RUN_MAY += " patience max_nonfinite gradient_checkpointing tracker project push private replications"
 OPTIM_MAY = "lr betas eps weight_decay clip schedule warmup hold start_scale final_scale layer_decay"
 OPTIM_MAY += " freeze_encoder_steps ema"
 DATA_MAY = "path workers test_split max_test_samples also submission"  # another path to the same files
-UNGROUPED = {"optim.weight_decay": 0.0, "optim.layer_decay": 1.0}  # with which there are fewer groups of parameters
+UNGROUPED = {"optim.weight_decay": 0.0, "optim.layer_decay": 1.0}  # these values make fewer parameter groups
 ALARM_MAY = "rank unexplained deviation patience"  # of pretraining
 FREE = {
     *(f"run.{name}" for name in RUN_MAY.split()),
@@ -30,12 +30,12 @@ FREE = {
     *(f"data.{name}" for name in DATA_MAY.split()),
     *(f"alarm.{name}" for name in ALARM_MAY.split()),
 }
-"""Options that a resumed run may have other values of; they hold from there on."""
+"""Options whose values may change when a run is resumed; the new values apply from there on."""
 
 CHOOSING = ("run.metric", "data.metrics")
-"""Options that choose the best checkpoint, and may be others while there is none."""
+"""Options that choose the best checkpoint; they may change while there is none."""
 FREE_GROUPS = ("probe", "lm", "sampling", "center", "s_norm")
-"""Options that have no part in choosing the best checkpoint."""
+"""Options that do not affect which checkpoint is best; they may change too."""
 
 
 def plain(value: Any) -> Any:
@@ -48,7 +48,7 @@ def plain(value: Any) -> Any:
 
 
 def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A configuration's values by the names of their options; class weights, a dictionary too, are one value."""
+    """A configuration's values by option name; class weights, although a dictionary, are one value."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from ((f"{key}.{name}", each) for name, each in value.items())
@@ -57,16 +57,16 @@ def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def fingerprint(source: str | None, out: Path) -> dict[str, Any] | None:
-    """What tells whether the files of a folder, or a file, are those of another time: number, bytes, names and sizes.
+    """Fingerprint of a file or a folder's files: their number, bytes, names and sizes.
 
-    Neither their contents nor their times are looked at. Hidden files and folders of runs do not count.
+    Neither contents nor times are read. Hidden files and folders of runs are left out.
 
     Args:
-        source: as `data.path` names it.
+        source: as in `data.path`.
         out: the run's own folder.
 
     Returns:
-        None where the data are no files of this machine.
+        None where the data are not files on this machine.
     """
     path = Path(source).expanduser() if source else None
     if path is None or not path.exists():
@@ -85,20 +85,20 @@ def fingerprint(source: str | None, out: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_fingerprint(source: str) -> dict[str, Any] | None:
-    """What tells whether a checkpoint is that of another time, without reading all of it.
+    """Fingerprint of a checkpoint, without reading all of it.
 
     Args:
         source: hub id or folder of the model that a run starts from.
 
     Returns:
-        Of the hub the `commit`; of a folder the `sha256` of its files' names and sizes, and of the first and the last
-        million bytes of each; None where neither can be told.
+        For the hub the `commit`; for a folder the `sha256` of its files' names and sizes, and of the first and the last
+        million bytes of each; None where neither is known.
     """
     folder = local_folder(source)
     if folder is None:
         try:
             file = fetch_file(source, "config.json")
-        except InputError:  # which whoever loads the model says
+        except InputError:  # loading the model will report it
             return None
         parts = file.parts if file else ()
         return {"commit": parts[parts.index("snapshots") + 1]} if "snapshots" in parts[:-2] else None
@@ -114,7 +114,7 @@ def checkpoint_fingerprint(source: str) -> dict[str, Any] | None:
 
 
 def run_identity(job: Job, batches: Any, model: Any, keep: Sequence[Any]) -> dict[str, Any]:
-    """What a run is made of, and what it has to be made of when it goes on.
+    """The identity of a run, which has to be the same when it is resumed.
 
     Args:
         job: from `d2v.training.job.start`, which has taken the fingerprint of the data.
@@ -123,8 +123,8 @@ def run_identity(job: Job, batches: Any, model: Any, keep: Sequence[Any]) -> dic
         keep: its processor, tokenizer and the like.
 
     Returns:
-        `config`, `data`, the number of training `rows`, and digests of the `model`'s configuration and of what belongs
-        to it, so that a vocabulary or classes that were made of other rows are noticed.
+        `config`, `data`, the number of training `rows`, and digests of the `model`'s configuration and of `keep`, so
+        that a vocabulary or classes from other rows are noticed.
     """
     files = job.out / "environment.json"
     data = read_json(files).get("data") if files.is_file() else None
@@ -143,13 +143,13 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
     """Compare a configuration with the one that wrote a checkpoint.
 
     Returns:
-        What has changed and is applied, such as "optim.lr 0.0003 (was 0.001)".
+        The changes that are applied, such as "optim.lr 0.0003 (was 0.001)".
 
     Raises:
-        InputError: an option has changed that would make it another run.
+        InputError: an option has changed that would make this another run.
     """
     if not (checkpoint / RUN).is_file():
-        return []  # of another format, which `load_checkpoint` says
+        return []  # another format, which `load_checkpoint` reports
     made_of, source = read_json(checkpoint / RUN), recipe_file(type(config))
     if source and made_of.get("recipe", source.stem) != source.stem:
         raise InputError(f"{checkpoint}: is of a run of {made_of['recipe']}; {source.stem} needs another --run.out")
@@ -165,11 +165,11 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
             continue
         free = name in FREE or name.partition(".")[0] in FREE_GROUPS or (name in CHOOSING and not best)
         if name == "data.path" and not made_of.get("data"):
-            free = False  # no files by whose names and sizes the data would be known again
+            free = False  # there are no files to recognise the data by
         if name == "optim.ema" and not (was and value):
-            free = False  # an average begins with the run
+            free = False  # an average starts with the run
         if name in UNGROUPED and UNGROUPED[name] in (was, value):
-            free = False  # the optimiser's groups of parameters are others
+            free = False  # the optimiser's parameter groups change
         (changed if free else refused).append(f"{name} {value} (was {was})")
     if refused:
         raise InputError(
@@ -180,7 +180,7 @@ def check_config(config: Any, checkpoint: Path) -> list[str]:
 
 
 def check_data(config: Any, checkpoint: Path, now: dict[str, Any] | None) -> None:
-    """Raise InputError if the data's files are not those that a checkpoint's run began with."""
+    """Raise InputError if the data's files differ from those that a checkpoint's run began with."""
     before = read_json(checkpoint / RUN).get("data") if (checkpoint / RUN).is_file() else now
     if before and now != before:
         is_now = f"{now['files']} files of {now['bytes']} bytes" if now else "not there"
@@ -193,7 +193,7 @@ def check_data(config: Any, checkpoint: Path, now: dict[str, Any] | None) -> Non
 
 
 def check_made_of(now: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise InputError if the rows, the vocabulary or the classes are not those that a checkpoint's run began with."""
+    """Raise InputError if rows, vocabulary or classes differ from those that a checkpoint's run began with."""
     before = read_json(checkpoint / RUN)
     for key, what in (("rows", "rows to train on"), ("kept", "vocabulary or processor"), ("model", "classes or model")):
         if before.get(key) != now[key]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PREPARING = timedelta(hours=24)
-"""How long processes wait for the one that reads the data first; a launcher ends them should that one fail."""
+"""How long processes wait for the one that reads the data first; if it fails, the launcher ends them."""
 
 
 def start(config: Any) -> Job:
@@ -39,14 +39,14 @@ def start(config: Any) -> Job:
         config: a recipe's configuration, see `d2v.config.Recipe`.
 
     Raises:
-        InputError: the mode lacks its model, the folder holds another run, a run that goes on has other options or
-            data, this device lacks the precision, or the processes do not share a disk.
+        InputError: the mode lacks its model, the folder holds another run, a resumed run has other options or data,
+            this device lacks the precision, or the processes do not share a disk.
     """
     from accelerate.utils import broadcast_object_list, set_seed
 
     ask_for_huge_pages()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another
+        if hasattr(stream, "reconfigure"):  # characters that a terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     check_options(config)
     config, beside = choose_folder(config)
@@ -129,7 +129,7 @@ def build_accelerator(config: Any) -> "Accelerator":
     run, tracker = config.run, config.run.tracker
     if tracker == "auto":
         tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
-    precision = run.precision if config.mode != "prepare" else "fp32"  # whatever the machine that it prepares for has
+    precision = run.precision if config.mode != "prepare" else "fp32"  # the machine that will train may have another
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
     try:
@@ -137,7 +137,7 @@ def build_accelerator(config: Any) -> "Accelerator":
         with warnings.catch_warnings(), patch_environment(ACCELERATE_USE_FSDP="false"):
             warnings.filterwarnings("ignore", "`log_with=")  # the line below says it
             accelerator = Accelerator(
-                # torchrun alone would start so many runs of one process where there is no GPU.
+                # Otherwise torchrun would start several runs of one process where there is no GPU.
                 cpu=int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available(),
                 mixed_precision={"fp32": "no"}.get(precision, precision),
                 # Else ACCELERATE_GRADIENT_ACCUMULATION_STEPS divides each loss, on top of what `accumulate` does.
@@ -197,7 +197,7 @@ def write_beginning(job: Job, begun: str, goes_on: bool, changed: list[str]) -> 
 
 
 def holds_training(folder: str) -> bool:
-    """Whether a folder is that of a training run, which other modes leave as it is."""
+    """Whether a folder is that of a training run, which other modes must not change."""
     import yaml
 
     out = Path(folder)
@@ -211,7 +211,7 @@ def holds_training(folder: str) -> bool:
 
 
 def check_disk(job: Job, begun: str) -> None:
-    """Raise InputError, on all processes, if one does not see what the main process has written."""
+    """Raise InputError, on all processes, if one of them cannot read what the main process has written."""
     if job.accelerator.num_processes == 1:
         return
     file, patience = job.out / "environment.json", time.monotonic() + 30  # network disks show a file some seconds late

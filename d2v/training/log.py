@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a line of `log.jsonl` now and then, the same to trackers, a progress bar."""
+"""Output during a run: lines of `log.jsonl`, the same values for trackers, and a progress bar."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from d2v.training.trackers import open_trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl` without values that were not finite."""
+    """The lines of a `log.jsonl`, without the values that were not finite."""
     return [{key: value for key, value in entry.items() if value is not None} for entry in read_lines(path)]
 
 
@@ -33,24 +33,24 @@ def of_evaluation(entry: Mapping[str, Any]) -> bool:
 
 
 def open_log(job: Job, progress: Any, total: int) -> "Log":
-    """The log and the trackers of a run that goes on at `progress`, a `d2v.training.loop.Progress`."""
+    """The log and the trackers of a run that stands at `progress`, a `d2v.training.loop.Progress`."""
     tracked = open_trackers(job, progress.step)
     unit, path = job.config.data.unit, job.out / "log.jsonl"
     return Log(path, progress.step, progress.evaluated, total, unit, job.accelerator, tracked=tracked)
 
 
 class Log:
-    """Adds up what updates report and says it every so often; on one process, the main one.
+    """Adds up what updates report and writes averages at intervals; on the main process only.
 
     Args:
         path: of `log.jsonl`. Lines later than `step`, from a run that was cut off, are removed.
         step: updates done before.
-        evaluated: updates before the last evaluation; lines of later ones, which are repeated, are removed too.
+        evaluated: updates before the last evaluation; lines of later evaluations, which are repeated, are removed too.
         total: updates of the whole run.
-        unit: what batch sizes count.
+        unit: unit of batch sizes.
         accelerator: whose trackers get the values too.
-        tracked: they have had the lines that are removed; a run that goes on repeats them, and they do not get them
-            again.
+        tracked: whether the trackers have had the removed lines; a resumed run writes these again, but not to the
+            trackers.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Log:
 
         self.path, self.unit, self.accelerator = path, unit, accelerator
         self.main = accelerator.is_main_process
-        self.tracked = {True: -1, False: -1}  # the last step of evaluations, and of others, that trackers have
+        self.tracked = {True: -1, False: -1}  # last step that trackers have, of evaluations and of other lines
         if self.main:
             kept = []
             for entry in read_lines(path):
@@ -80,7 +80,7 @@ class Log:
         self.since = time.perf_counter()
 
     def add(self, loss: float, items: float, size: float, waited: float) -> None:
-        """Count an update: its summed loss over so many items, its size, the seconds it waited for data."""
+        """Count an update: its summed loss, number of items, size, and seconds of waiting for data."""
         self.loss += loss
         self.items += items
         self.size += size
@@ -109,7 +109,7 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | finite) + "\n")
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard" or step > self.tracked[of_evaluation(values)]:  # others cannot take back
+            if tracker.name == "tensorboard" or step > self.tracked[of_evaluation(values)]:  # others cannot overwrite
                 tracker.log(values, step=step)
 
     def close(self) -> None:

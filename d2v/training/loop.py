@@ -1,9 +1,9 @@
-"""The training loop: one function for every task, and the parts that another loop is made of too.
+"""The training loop: one function for every task, and the parts that pretraining's loop shares.
 
 The loop knows no task. A recipe hands it a model, batches and two functions: `loss_fn(model, batch)` returns a sum and
 the number of items it was taken over; `evaluate(model)` returns metrics. Sums are divided by the number of items of the
 whole update, so an update does not depend on how its rows were dealt to processes or cut into pieces. Batch statistics
-are the exception: batch normalisation, and MixUp's partners, are those of the rows that a process computes at once.
+are the exception: batch normalisation and MixUp's partners use only the rows that a process computes at once.
 """
 
 import math
@@ -69,14 +69,14 @@ class Progress:
 
     Attributes:
         step: updates done.
-        best: best value of the metric; None before the first one that is finite.
+        best: best value of the metric; None before the first finite one.
         ties: the same model's other metrics that break ties.
         best_step: updates after which the best model was reached.
         stale: evaluations since then.
         evaluated: updates after which the model was last evaluated.
         skipped: updates whose loss or gradient was not finite.
-        skipped_in_a_row: the last of these, without one that was finite in between.
-        seconds: time that was spent.
+        skipped_in_a_row: such updates since the last finite one.
+        seconds: time spent.
     """
 
     step: int = 0
@@ -99,10 +99,10 @@ class Progress:
             setattr(self, name, value)
 
     def improves(self, metrics: Mapping[str, float], names: Sequence[str]) -> bool:
-        """Note an evaluation; returns whether its model is to be kept: the best so far, or one while there is none.
+        """Record an evaluation; returns whether to keep its model: it is the best so far, or there is none yet.
 
         Args:
-            metrics: of the evaluation. One that is not finite is never the best.
+            metrics: of the evaluation. A value that is not finite is never the best.
             names: the metric that chooses, then those that break ties.
         """
 
@@ -119,7 +119,7 @@ class Progress:
         return none_yet
 
     def count(self, finite: bool, scaler: Any = None) -> None:
-        """Note an update; one that was not finite is not held against a scaler of fp16 that looks for its scale."""
+        """Record an update; one that is not finite does not count while fp16's scaler still looks for its scale."""
         self.step += 1
         if finite:
             self.skipped_in_a_row = 0
@@ -138,24 +138,24 @@ def fit(
     keep: Sequence[Any] = (),
     metric: str,
 ) -> Model:
-    """Train, and leave `checkpoints/`, `best/` and `log.jsonl` in `run.out`.
+    """Train, and write `checkpoints/`, `best/` and `log.jsonl` in `run.out`.
 
     Args:
         job: from `d2v.training.job.start`.
         model: to be trained, in place.
-        batches: from `train_loader`: iterates over updates, each a list of batches, without an end; has `state_dict`
-            and `load_state_dict`, and where `run.max_steps` is not given the number of updates of an epoch as `len`.
+        batches: from `train_loader`: iterates without end over updates, each a list of batches; has `state_dict` and
+            `load_state_dict`, and, unless `run.max_steps` is given, the number of updates of an epoch as `len`.
         loss_fn: returns the sum of the losses and the number of items.
         evaluate: returns metrics, the same on every process.
-        keep: what belongs to the model, such as its tokenizer, and is saved beside it.
-        metric: the key of `evaluate` that the best model is chosen by, unless `run.metric` names another. The next key
+        keep: the model's processor, tokenizer and the like, saved beside it.
+        metric: the key of `evaluate` that chooses the best model, unless `run.metric` names another. The next key
             breaks ties.
 
     Returns:
         The best model, from `best/`.
 
     Raises:
-        InputError: a checkpoint cannot be read or written, or the loss is not finite again and again.
+        InputError: a checkpoint cannot be read or written, or the loss stays not finite.
         Interrupted: a signal came; the run is saved.
         Prepared: in `--mode prepare`, before anything is trained.
     """
@@ -191,13 +191,13 @@ def fit(
                 best_model = unsharded(job, model, empty)
                 if job.is_main:
                     replace_folder(out / "best", lambda folder: save_adapted(best_model, folder, keep))
-        own["random"].load_state_dict(random)  # what goes on after this evaluation does not depend on it
+        own["random"].load_state_dict(random)  # so training does not depend on this evaluation
         say_decoded(job)
         best = "none" if progress.best is None else f"{names[0]} {progress.best:.4f} at {progress.best_step}"
         log.say_evaluation(progress.step, metrics, best)
         if job.is_main:
             note_evaluation(out, progress)
-        accelerator.wait_for_everyone()  # whoever goes on may read what the main process has written
+        accelerator.wait_for_everyone()  # others may now read what the main process has written
         log.reset()
 
     def measure(model: Model) -> tuple[dict[str, float], dict[str, float]]:
@@ -287,7 +287,7 @@ def reasons_to_stop(run: Run, begun: float, saved: float) -> list[bool]:
 
 
 def next_update(job: Job, updates: Iterator[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], float]:
-    """The next update's batches, and the seconds that they were waited for; what decoding met is noted."""
+    """The next update's batches, and the seconds of waiting for them; decoding problems are noted."""
     begun = time.monotonic()
     update = next(updates)
     waited = time.monotonic() - begun
@@ -297,7 +297,7 @@ def next_update(job: Job, updates: Iterator[list[dict[str, Any]]]) -> tuple[list
 
 
 def changing_gradients(model: nn.Module, optim: Optim, step: int) -> list[str]:
-    """Why other parameters get a gradient in one update than in another.
+    """Reasons why the parameters that get a gradient change from update to update.
 
     Args:
         model: to be trained.
@@ -318,15 +318,15 @@ def wrap_for(
     changing: list[str],
     over: bool,
 ) -> tuple[nn.Module, Iterator[list[dict[str, Any]]]]:
-    """The model as training calls it, see `d2v.training.engine.wrap`, and its updates; one is looked at beforehand.
+    """The model as training calls it, see `d2v.training.engine.wrap`, and its updates; `wrap` may need the first one.
 
     Args:
         job: from `d2v.training.job.start`.
         model: to be trained.
-        updates: all that are left.
+        updates: the remaining ones.
         loss_fn: of `fit`.
         changing: from `changing_gradients`.
-        over: whether none is wanted.
+        over: whether training is over.
     """
     looked_at: list[list[dict[str, Any]]] = []
 
@@ -345,7 +345,7 @@ def wrap_for(
 
 
 def check_finite(run: Run, progress: Progress, advice: str) -> None:
-    """Raise InputError if too many updates in a row were not finite; the advice says what to lower."""
+    """Raise InputError if too many consecutive updates were not finite; the advice says what to lower."""
     if progress.skipped_in_a_row >= run.max_nonfinite:
         raise InputError(
             f"loss or gradient not finite in {run.max_nonfinite} updates in a row, up to update {progress.step}: "
@@ -355,7 +355,7 @@ def check_finite(run: Run, progress: Progress, advice: str) -> None:
 
 @contextmanager
 def interrupted_run(out: Path) -> Iterator[None]:
-    """Within, a signal ends the run with a line that says where it goes on."""
+    """Within, a signal ends the run with a line that says how to resume it."""
     try:
         yield
     except (Interrupted, RuntimeError) as error:
@@ -373,16 +373,16 @@ def accumulate(
 
     Args:
         model: as prepared by the accelerator.
-        update: this process's batches, as many as every other's.
+        update: this process's batches, as many as on every other process.
         loss_fn: returns a sum and a number of items.
         accelerator: from `d2v.training.job.start`.
-        extra: returns numbers to be added up over processes on the way.
+        extra: returns further numbers to be added up over processes.
 
     Returns:
         Loss, items, size and the extra numbers, summed over batches and processes.
     """
     if is_sharded(model):
-        share_buffers(model)  # of others DDP does
+        share_buffers(model)  # DDP does this for other models
     device = host_of_sums(accelerator.device)
     on_host, on_device = (torch.zeros(3, dtype=torch.float64, device=each) for each in ("cpu", device))
     with keeping_casts(model, accelerator.device):
@@ -395,7 +395,7 @@ def accumulate(
                 if not batch.get("counts", True):  # a row that another process has too, see `Updates`
                     loss, items, batch["size"] = 0 * loss.nan_to_num(0.0, 0.0, 0.0), 0 * items, 0
                 accelerator.backward(loss)
-            # What is known on the host is added up there: to take it to the device would wait for every piece.
+            # Numbers on the host are added up there: moving them to the device would wait for every piece.
             for place, number in enumerate((loss.detach(), items, on_host.new_tensor(batch["size"]))):
                 sums = on_host if number.device.type == "cpu" else on_device
                 sums[place] += number.to(sums.device).double()
@@ -405,7 +405,7 @@ def accumulate(
 
 
 def descend(model: nn.Module, optimizer, items: float, clip: float, accelerator) -> tuple[float, bool]:
-    """Divide the gradient by the number of items, clip it, and step unless it is not finite.
+    """Divide the gradient by the number of items, clip it, and make a step if it is finite.
 
     Returns:
         The norm before clipping, and whether it was finite.

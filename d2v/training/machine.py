@@ -1,4 +1,4 @@
-"""The machine that a run is on, as far as it decides a speed or a last digit."""
+"""The machine of a run, as far as it affects speed or last digits."""
 
 import importlib.metadata
 import importlib.util
@@ -26,7 +26,7 @@ INSTRUCTIONS = {
     "amx": "_is_amx_tile_supported",
     "amx_fp16": "_is_amx_fp16_supported",
 }
-"""Of x86: those that kernels are chosen by, and where torch, in no public module, says whether they are there."""
+"""x86 instruction sets that decide the choice of kernels, and torch's private functions that check for them."""
 ARM = ("asimd", "sve", "sve2", "bf16", "svebf16", "i8mm")
 
 
@@ -53,8 +53,8 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """What the processor calls itself, as far as the system says."""
-    with suppress(OSError):  # Linux; of ARM it has no name, but the numbers of maker and part
+    """The processor's name, as far as the system knows it."""
+    with suppress(OSError):  # Linux; for ARM it has only the numbers of maker and part
         fields: dict[str, str] = {}
         for line in CPUINFO.read_text("utf-8", "replace").splitlines():
             key, _, value = line.partition(":")
@@ -84,7 +84,7 @@ def instructions() -> list[str]:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process sees and may use, with their memory and what they compute by."""
+    """The GPUs that this process may use, with their memory and CUDA or ROCm version."""
     if not on_cuda():
         return ["Apple GPU"] if torch.backends.mps.is_available() else []
     each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -93,7 +93,7 @@ def gpus() -> list[str]:
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None if it fails or is not there."""
+    """A command's output; None if it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -111,10 +111,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def ask_for_huge_pages() -> None:
-    """Let torch ask for pages of 2 MB for large tensors, where Linux has them for those who ask.
+    """Let torch request pages of 2 MB for large tensors, where Linux grants them on request.
 
-    Memory that is new to a process is handed out in pages of 4 KB: 37,699 for the gradient of 50,265 tokens'
-    embeddings, in each update. Nothing changes if a large tensor has been made before.
+    Otherwise a process gets new memory in pages of 4 KB: 37,699 of them for the gradient of 50,265 tokens'
+    embeddings, in each update. It has no effect once a large tensor has been made.
     """
     with suppress(OSError):
         if "[madvise]" in HUGE_PAGES.read_text("utf-8"):
@@ -122,14 +122,14 @@ def ask_for_huge_pages() -> None:
 
 
 def has_bf16() -> bool:
-    """Whether what computes has instructions for bf16; without them it is slower than fp32."""
+    """Whether the computing device has instructions for bf16; without them bf16 is slower than fp32."""
     if on_cuda():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool({"avx512_bf16", "amx"} & set(instructions()))
 
 
 def granted_memory(root: Path | None = None, table: Path | None = None) -> int:
-    """Bytes of memory that this process may use: the machine's, or what its container has of it."""
+    """Bytes of memory that this process may use: the machine's, or its container's share."""
     import psutil
 
     found = [psutil.virtual_memory().total]

@@ -1,4 +1,4 @@
-"""Memory: what is free is given back; where there is too little, a line says for what, and what takes less of it."""
+"""Memory: free memory is given back; if there is too little, an error says where, and which options take less."""
 
 import ctypes
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ def out_of_memory(job: Job, batches: Sequence[dict[str, Any]], source: Any, doin
 
     Args:
         job: from `d2v.training.job.start`.
-        batches: what is computed.
-        source: from `d2v.data.loaders.train_loader` or `eval_loader`, whose rows have names.
+        batches: to be computed.
+        source: from `d2v.data.loaders.train_loader` or `eval_loader`; it knows the names of rows.
         doing: for the message, such as "update 3".
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises a RuntimeError that only its words tell
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises a RuntimeError, known only by its text
         words = str(error).lower()  # "you tried to allocate" on a CPU, "backend out of memory" on Apple's GPUs
         known = "tried to allocate" in words or "out of memory" in words
         if not (known or isinstance(error, torch.OutOfMemoryError | MemoryError)):
@@ -37,14 +37,14 @@ def out_of_memory(job: Job, batches: Sequence[dict[str, Any]], source: Any, doin
 
 
 TRIMMED = 100
-"""Updates after which `trim` is called: it takes some 20 ms, and the next update as long again for new pages."""
+"""Updates between calls of `trim`: it takes some 20 ms, and the next update as long again for new pages."""
 
 
 def trim(device: torch.device) -> None:
-    """Give the system what is free of a CPU's memory; where the C library is not glibc nothing happens.
+    """Give free CPU memory back to the system; only with glibc, otherwise nothing happens.
 
-    Batches of ever other sizes leave it in pieces, between what oneDNN keeps of each size, and glibc takes more: of a
-    small text model 1.2 GB grew to 2.8 in 1,000 updates (benchmarks/flat.py).
+    Batches of ever-changing sizes fragment the heap, since oneDNN caches something for each size, so glibc asks for
+    more: 1.2 GB grew to 2.8 in 1,000 updates of a small text model (benchmarks/flat.py).
     """
     if device.type == "cpu":
         with suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
@@ -52,7 +52,7 @@ def trim(device: torch.device) -> None:
 
 
 def out_of_memory_message(job: Job, batches: Sequence[dict[str, Any]], source: Any, doing: str) -> str:
-    """The line, see `out_of_memory`; it is about the largest batch."""
+    """The message for `out_of_memory`, about the largest batch."""
 
     def numbers(batch: dict[str, Any]) -> int:
         return sum(each.numel() for each in batch.values() if isinstance(each, Tensor))
@@ -62,7 +62,7 @@ def out_of_memory_message(job: Job, batches: Sequence[dict[str, Any]], source: A
     numbered = batch.get("rows", ())
     shapes = [f"{name} {' x '.join(map(str, batch[name].shape))}" for name in INPUTS if name in batch]
     about = ", ".join(shapes) or f"{len(numbered)} rows"
-    if rows is not None and len(numbered) and not isinstance(source, StreamUpdates):  # whose rows are gone
+    if rows is not None and len(numbered) and not isinstance(source, StreamUpdates):  # a stream no longer has its rows
         longest = max(numbered, key=lambda row: rows.lengths[row])
         about += f", row {rows.ids[longest]}" if len(numbered) == 1 else f", the longest row {rows.ids[longest]}"
     peak = peak_memory_mb()

@@ -1,4 +1,4 @@
-"""The model that a run starts from: a checkpoint's or a new one, frozen or with adapters as the options say."""
+"""The model that a run starts from: a checkpoint or a new one, frozen or with adapters as the options say."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from d2v.processors.ctc import CTCTokenizer
 from d2v.processors.text import Tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-# Weights that only training has a use for: what masks are filled with, the loss of speakers, a second head.
+# Weights that only training uses: the mask embedding, the speakers' loss, an auxiliary head.
 TRAINING_ONLY = re.compile(r"(.*\.)?(masked_spec_embed|mask_token)|(objective|auxiliary_head)\..*")
 
 
@@ -36,21 +36,21 @@ def build(
     """The model that a run starts from.
 
     A checkpoint keeps its configuration in evaluation and prediction. In training `fine_tuning`, the user's `arch` and
-    the task's fields change it, in this order. The fields in `always` hold whatever the mode. Of a checkpoint's head
-    the rows of classes, or of characters, that the new one has too are kept, wherever they stand.
+    the task's fields change it, in this order. The fields in `always` apply in every mode. A checkpoint's head keeps
+    the rows of the classes or characters that the new head has too, whatever their order.
 
     Args:
         job: from `d2v.training.job.start`.
         cls: its class.
         fine_tuning: fields of the configuration that differ in fine-tuning, such as dropout.
-        tokenizer: of a text model, whose vocabulary and special tokens a new model gets; or of a CTC model, whose head
-            gets a row for each token.
+        tokenizer: for a text model, which gets its vocabulary and special tokens if new; or for a CTC model, whose
+            head gets a row for each token.
         always: fields without which the model would compute something else, such as `is_decoder`.
         **task: fields that the task decides, such as `id2label`.
 
     Raises:
         InputError: the model cannot be loaded, has no head to evaluate or to predict with, its tokenizer does not fit,
-            or the options exclude each other.
+            or the options contradict each other.
     """
     config = job.config
     changes = {**(fine_tuning or {}), **config.arch, **task} if job.training else {}
@@ -107,16 +107,16 @@ def build(
 def load_pretrained(
     job: Job, cls: type[Model], changes: Mapping[str, Any], tokenizer: Tokenizer | CTCTokenizer | None
 ) -> Model:
-    """The run's checkpoint as a model of this class, in evaluation mode; what is new in it is noted.
+    """The run's checkpoint as a model of this class, in evaluation mode; new weights are noted.
 
     Args:
         job: from `d2v.training.job.start`.
         cls: the class.
-        changes: fields of its configuration that differ.
+        changes: fields of its configuration to change.
         tokenizer: of a CTC model, whose head has a row for each token.
 
     Raises:
-        InputError: it cannot be loaded, or in evaluation and prediction lacks weights.
+        InputError: it cannot be loaded, or lacks weights in evaluation or prediction.
     """
     source = job.config.model
     model = cls(cls.config_class.from_pretrained(source, **changes))
@@ -146,10 +146,10 @@ def load_pretrained(
 def head_rows(
     job: Job, model: PreTrainedModel, tokenizer: Tokenizer | CTCTokenizer | None
 ) -> tuple[list[str], list[str], dict[int, int]]:
-    """The names of the head's rows, classes or characters, those of the checkpoint's, and which of these are which.
+    """The names of the new head's rows (classes or characters), of the checkpoint's, and the pairs that are the same.
 
     Args:
-        job: whose data may have `match`: without names of its own, a checkpoint's classes may be the data's in order.
+        job: its data may have `match`: a checkpoint's unnamed classes may be the data's in order.
         model: the new one.
         tokenizer: of a CTC model.
     """
@@ -169,20 +169,20 @@ def head_rows(
 
 
 def row_axes(model: PreTrainedModel, tokenizer: Tokenizer | CTCTokenizer | None) -> dict[str, int]:
-    """The weights that grow with the number of classes, or with CTC of tokens, and in which dimension."""
+    """The weights that grow with the number of classes, or with CTC of tokens, and the dimension that grows."""
     settings = model.config
     if isinstance(tokenizer, CTCTokenizer):
         longer = replace(settings, vocab_size=len(tokenizer) + 1)  # type: ignore[call-arg]
     else:
         longer = replace(settings, id2label={**settings.id2label, settings.num_labels: ""})
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         others = {key: value.shape for key, value in type(model)(longer).state_dict().items()}
     pairs = ((key, zip(value.shape, others[key], strict=True)) for key, value in model.state_dict().items())
     return {key: axis for key, sizes in pairs for axis, (size, other) in enumerate(sizes) if size != other}
 
 
 def start_tokens(model: Any, tokenizer: Tokenizer, known: int) -> None:
-    """Give the tokens of a tokenizer after the first `known` the mean embedding of these, in new rows if need be."""
+    """Give a tokenizer's tokens after the first `known` the mean embedding of these, in new rows if needed."""
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     head, tables = getattr(model, "lm_head", None), [model.base_model.embeddings.word_embeddings.weight]

@@ -19,12 +19,12 @@ def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
     """Trainable parameters by learning rate and weight decay.
 
     One-dimensional parameters (biases, norms, scales) have no weight decay, nor have images' class token and positions
-    (`no_weight_decay` in BEiT's `modeling_finetune.py`). With layer decay, block i of L learns
-    `layer_decay ** (L - i)` times as fast as the head and what lies before the first block `layer_decay ** (L + 1)`
-    times, as in BEiT (`optim_factory.py`), and whatever the weight decay is.
+    (`no_weight_decay` in BEiT's `modeling_finetune.py`). With layer decay, block i of L has a learning rate
+    `layer_decay ** (L - i)` times the head's, and everything before the first block `layer_decay ** (L + 1)` times, as
+    in BEiT (`optim_factory.py`), whatever the weight decay is.
 
     Returns:
-        Groups for a torch optimiser; `lr` is the group's peak, which `peak_lr` keeps.
+        Groups for a torch optimiser; `lr` is the group's peak, and `peak_lr` keeps it.
     """
     depth = len(model.base_model.encoder.layers)
     groups: dict[tuple[float, float], dict] = {}
@@ -39,11 +39,11 @@ def param_groups(model: PreTrainedModel, optim: Optim) -> list[dict]:
 
 
 AFTER = re.compile(r"\.(adapter|pooler|layernorm|encoder\.relative_position_bias)\.")
-"""What a model without a head has behind its blocks; and the table that all blocks share, which BEiT puts there too."""
+"""A headless model's modules after its blocks, and the table that all blocks share, which BEiT counts there too."""
 
 
 def layer_of(name: str, base_prefix: str, depth: int) -> int:
-    """0 for what lies before the first block, i + 1 for block i, depth + 1 for the head and what lies behind them."""
+    """0 for parameters before the first block, i + 1 for block i, depth + 1 for the head and all others after them."""
     if match := re.search(r"encoder\.layers\.(\d+)\.", name):
         return int(match[1]) + 1
     return 0 if name.startswith(base_prefix) and not AFTER.search(name) else depth + 1
@@ -57,9 +57,9 @@ def build_optimizer(model: PreTrainedModel, optim: Optim) -> torch.optim.AdamW:
 class Average(AveragedModel):
     """A copy of a model for the moving average of its weights and buffers.
 
-    The decay rises with the updates n as (1 + n) / (10 + n), as TensorFlow's does, up to `most`: else a run that is
-    short for it would keep its initial weights. torch's own method takes n to the device, which would be waited for
-    to read it.
+    The decay rises with the number of updates n as (1 + n) / (10 + n), like TensorFlow's, up to `most`: otherwise a
+    short run would keep its initial weights. torch's own method keeps n on the device, and reading it would wait for
+    the device.
     """
 
     def __init__(self, model: nn.Module, most: float):
@@ -68,7 +68,7 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the model's weights and buffers: the first ones as they are."""
+        """Add the model's weights and buffers to the average; the first ones are copied."""
         n = int(self.n_averaged)
         mean = get_ema_multi_avg_fn(min(self.most, (1 + n) / (10 + n)))
         groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
@@ -87,7 +87,7 @@ def tensors(model: nn.Module) -> list[Tensor]:
 
 
 def build_average(model: nn.Module, optim: Optim) -> Average | None:
-    """A copy of the model for the moving average of its weights and buffers, if there is to be one."""
+    """A copy of the model for the moving average of its weights and buffers; None without `optim.ema`."""
     if not optim.ema:
         return None
 
@@ -96,7 +96,7 @@ def build_average(model: nn.Module, optim: Optim) -> Average | None:
 
 @contextmanager
 def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
-    """Within, the model has the weights and buffers of the average, if there is one; then its own again."""
+    """Within, the model has the average's weights and buffers, if there is an average; afterwards its own again."""
 
     @torch.no_grad()
     def swap(average: AveragedModel) -> None:
@@ -116,12 +116,12 @@ def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
 
 
 def warm_up(optim: Optim, total: int) -> int:
-    """Number of updates in which the learning rate rises to its peak, of a run of `total`."""
+    """Number of updates, of a run's `total`, in which the learning rate rises to its peak."""
     return round(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
 
 
 def note_warm_up(job: Job, total: int) -> None:
-    """Note that a run of so many updates ends before the learning rate has reached its peak, if it does."""
+    """Add a note if a run of `total` updates ends before the learning rate has reached its peak."""
     optim = job.config.optim
     if (rises := warm_up(optim, total)) >= total > 1:
         line = f"the run ends after {total} updates, before optim.lr is reached: it rises for {rises} (optim.warmup)"
@@ -129,7 +129,7 @@ def note_warm_up(job: Job, total: int) -> None:
 
 
 def lr_scale(step: int, total: int, optim: Optim) -> float:
-    """The learning rate of an update as a share of its peak: a pure function, so that there is no state to resume.
+    """The learning rate of an update as a share of its peak; a pure function, so there is no state to resume.
 
     Args:
         step: updates done before, from 0.

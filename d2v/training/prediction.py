@@ -23,13 +23,13 @@ Predictions = TypeVar("Predictions")
 def predict(
     job: Job, model: nn.Module, batches: DataLoader, predict_fn: Callable[[nn.Module, dict[str, Any]], Sequence[Any]]
 ) -> list[tuple[int, Any]]:
-    """A split's predictions with the numbers of their rows, in order, on every process; rows may be missing.
+    """A split's predictions as (row number, prediction) in order, on every process; rows may be missing.
 
     Args:
         job: from `d2v.training.job.start`.
         model: to be put into evaluation mode.
         batches: from `eval_loader`: each process's share of the rows.
-        predict_fn: returns a prediction for each row of a batch.
+        predict_fn: returns one prediction per row of a batch.
     """
     from accelerate.utils import gather_object
 
@@ -50,10 +50,10 @@ def predict(
             if not batch["rows"]:  # none could be decoded
                 continue
             predict_batch(batch)
-            stopped = bool(received)  # in an evaluation while training, which a resumed run repeats
+            stopped = bool(received)  # in an evaluation during training; a resumed run repeats it
             if stopped or (TRYING.get() and len(predictions) > len(batch["rows"])):  # of two batches
                 break
-    if any(everyones(job, stopped)):  # on all at once: who waits for the others' predictions would wait for ever
+    if any(everyones(job, stopped)):  # on all at once: else some would wait for the others' predictions for ever
         raise Interrupted
     if TRYING.get() == "predictions":
         raise Tried
@@ -65,14 +65,14 @@ def predict(
 
 
 def test_split(rows: Mapping[str, Any]) -> str:
-    """The split that is scored at the end: test, or where there is none validation."""
+    """The split that is scored at the end: test, or validation where there is none."""
     return "test" if "test" in rows else "validation"
 
 
 def predict_test(
     rows: Mapping[str, Any], predict_split: Callable[..., Predictions], model: nn.Module, *options: Any
 ) -> tuple[str, Predictions, float]:
-    """Predictions of the split that was not used for selection: test, or where there is none validation.
+    """Predictions of the split that was not used for selection: test, or validation where there is none.
 
     Args:
         rows: of each split.
@@ -81,7 +81,7 @@ def predict_test(
         *options: of `predict_split`.
 
     Returns:
-        The split's name, its predictions, and the seconds that they took.
+        The split's name, its predictions, and their time in seconds.
     """
     split = test_split(rows)
     return split, *timed(predict_split, model, split, *options)

@@ -1,7 +1,7 @@
-"""Pretraining: a loop of the parts that `d2v.training.loop` is made of, and what it leaves.
+"""Pretraining: a loop made of the parts of `d2v.training.loop`, and its output.
 
-The loop differs from fine-tuning's in what the method has: a teacher that follows the student, a loss that is no
-measure of progress, since its targets move, and so figures that tell whether they still say something.
+The method makes the loop differ from fine-tuning's: a teacher follows the student, and the loss is no measure of
+progress, since its targets move; so other figures tell whether the targets are still informative.
 """
 
 import math
@@ -55,15 +55,15 @@ from d2v.training.signals import hold_signals
 from d2v.training.teaching import Alarm
 
 ONE = 1.2
-"""Effective rank below which predictions or targets are one and the same but for their length.
+"""Effective rank below which all predictions, or all targets, have the same direction.
 
-In trials 1.7 was the least in healthy runs, of speech after the warm-up; at 30 times the learning rate predictions fell
+In trials healthy runs had at least 1.7 (speech, after the warm-up); at 30 times the learning rate predictions fell
 below 1.1 for good.
 """
 
 
 class CollapseAlarm:
-    """How many lines of the log in a row say that the targets have collapsed."""
+    """Stops a run after `patience` consecutive log lines that show collapsed targets."""
 
     def __init__(self, alarm: Alarm):
         self.alarm, self.bad = alarm, 0
@@ -74,7 +74,7 @@ class CollapseAlarm:
         Args:
             figures: from `d2v.metrics.pretraining.Moments`.
             step: updates done.
-            ready: False while the learning rate rises: predictions begin without any variance.
+            ready: False while the learning rate rises: predictions have no variance at first.
         """
         alarm = self.alarm
         if not ready or not alarm.patience or "target_rank" not in figures:
@@ -92,11 +92,11 @@ class CollapseAlarm:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many there were."""
+        """The number of such lines so far."""
         return {"bad": self.bad}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from there."""
+        """Continue from this number."""
         self.bad = state["bad"]
 
 
@@ -111,15 +111,15 @@ def pretrain(
     keep: Sequence[Any] = (),
     probe: Callable[[Any], dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Train, and leave `checkpoints/`, `best/`, `log.jsonl` and `curves.png` in `run.out`.
+    """Train, and write `checkpoints/`, `best/`, `log.jsonl` and `curves.png` in `run.out`.
 
     Args:
         job: whose configuration is a `Pretraining`.
         student, teacher: from `d2v.training.teaching.student_and_teacher`.
         batches: from `train_loader`; batches have what `d2v.models.pretraining.views` reads.
-        held_out: from `eval_loader`, with masks that are the same each time.
-        auxiliary_loss: of the auxiliary outputs (N, C) and their batch, summed over the places that these are of.
-        keep: what belongs to the model, such as its processor, and is saved beside it.
+        held_out: from `eval_loader`, with the same masks each time.
+        auxiliary_loss: of the auxiliary outputs (N, C) and their batch, summed over the N positions.
+        keep: the model's processor, tokenizer and the like, saved beside it.
         probe: from `d2v.training.probe.build_probe`.
 
     Returns:
@@ -157,7 +157,7 @@ def pretrain(
     log = open_log(job, progress, total)
 
     def parts(output: PretrainingOutput, batch: dict[str, Any], weight: float) -> tuple[Tensor, Tensor]:
-        """The weighted sums of both losses over their places; 0 for one that was not computed."""
+        """The weighted sums of both losses over their positions; 0 for a loss that was not computed."""
         regression = auxiliary = output.front.new_zeros(())
         if output.targets is not None and output.predictions is not None:
             options = {"beta": teaching.beta, "reduction": teaching.reduction}
@@ -252,10 +252,10 @@ def pretrain(
                 values = {"epoch": now / epoch} if epoch else {}
                 values |= {"seconds": progress.seconds, "skipped": progress.skipped}
                 values["auxiliary_weight"] = weight
-                if math.isfinite(forgotten := half_life(decay)):  # a frozen teacher forgets never, no number of JSON
+                if math.isfinite(forgotten := half_life(decay)):  # a frozen teacher's is infinite, which JSON lacks
                     values["half_life"] = forgotten
                 log.say(now, lr=optim.lr * scale, norm=norm, **values, **figures)
-                whole = now - run.log_every >= resumed  # figures of a part of the lines' updates may be of one batch
+                whole = now - run.log_every >= resumed  # after resuming, the first line may cover a single batch
                 alarm.check(figures, now, ready=whole and now > warm_up(optim, total))
             check_finite(run, progress, "optim.lr or raise optim.warmup")
             if now % TRIMMED == 0:
@@ -275,14 +275,14 @@ def pretrain(
 
 
 def half_life(decay: float) -> float:
-    """Updates in which a moving average forgets half of what it was; infinitely many if it keeps all."""
+    """Updates in which a moving average forgets half of its past; infinite if it forgets nothing."""
     if decay >= 1:
         return math.inf
     return math.log(0.5) / math.log(decay) if decay > 0 else 0.0
 
 
 def save_base(student: Student, folder: Path, keep: Sequence[Any]) -> None:
-    """The student without its heads, and what belongs to it: what every recipe starts from."""
+    """Save the student without its heads, and `keep`: the model that other recipes start from."""
     for part in (student.base_model, *keep):
         part.save_pretrained(folder)
 
@@ -293,7 +293,7 @@ def finish_pretraining(job: Job, metrics: dict[str, float], rows: Sized, *, demo
     Args:
         job: from `d2v.training.job.start`; its main process writes.
         metrics: of the last evaluation.
-        rows: that it was made on.
+        rows: of the last evaluation.
         demo: name of the embedded data.
         then: a recipe that starts from the model.
 
@@ -318,7 +318,7 @@ def finish_pretraining(job: Job, metrics: dict[str, float], rows: Sized, *, demo
 
 
 def plot_pretraining(out: Path) -> None:
-    """Draw `curves.png` from `log.jsonl`: the loss, and what tells whether it means anything."""
+    """Draw `curves.png` from `log.jsonl`: the loss, and the figures that tell whether it means anything."""
     from matplotlib.figure import Figure
 
     log = read_log(out / "log.jsonl")

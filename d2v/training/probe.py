@@ -1,4 +1,4 @@
-"""What a model that is being pretrained knows of a label: linear classifiers on the states of its layers.
+"""How well a label can be predicted from a model during pretraining: linear classifiers on the states of its layers.
 
 Shapes: N rows, D width, C classes.
 """
@@ -18,17 +18,17 @@ from d2v.training.engine import sharding
 
 Read = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 RIDGE = 0.1
-"""The penalty beside standardised features, of which each then has a variance of 1."""
+"""The penalty relative to standardised features, each with a variance of 1."""
 
 
 def build_probe(job: Job, probed: Mapping[str, Any], read: Read) -> Callable[[Any], dict[str, float]] | None:
-    """What `pretrain` calls at each evaluation; None where `probe.column` names no labels.
+    """The function that `pretrain` calls at each evaluation; None if `probe.column` names no labels.
 
     Args:
         job: whose configuration is a `Pretraining`.
-        probed: the `Rows` of train and validation that can be used; those without a label, or that cannot be decoded,
-            are passed over.
-        read: what a model takes of rows.
+        probed: the usable `Rows` of train and validation; rows without a label, or that cannot be decoded, are left
+            out.
+        read: makes a model's input of rows.
 
     Raises:
         InputError: a split has no such column, or train is a stream or sharded.
@@ -59,10 +59,10 @@ def build_probe(job: Job, probed: Mapping[str, Any], read: Read) -> Callable[[An
         device, features, known = next(model.parameters()).device, {}, {}
         for name, found in rows.items():
             states, good = [], []
-            for n, i in enumerate(found):  # one at a time: nothing is padded
+            for n, i in enumerate(found):  # one at a time, without padding
                 try:
                     inputs = {key: value.to(device) for key, value in read([probed[name][i] | {"row": i}]).items()}
-                except NoneDecodedError:  # which training and evaluation count
+                except NoneDecodedError:  # training and evaluation count these
                     continue
                 layers = model(**inputs, output_hidden_states=True).hidden_states
                 states.append(torch.stack([layer[0].cpu().double().mean(0) for layer in layers]))

@@ -1,4 +1,4 @@
-"""What a run leaves for people: results, predictions, curves, a model card, and the last lines on the terminal."""
+"""A run's output for people: results, predictions, curves, a model card, and the last lines on the terminal."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory this process has used, in MB: of the GPU it computes on, if any; None where no system says."""
+    """This process's peak memory in MB, that of its GPU if it has one; None where the system does not tell."""
     if on_cuda():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     try:
@@ -44,14 +44,14 @@ def peak_memory_mb() -> float | None:
 
 
 def timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
-    """The result of a call, and the seconds that it took."""
+    """The result of a call, and its time in seconds."""
     begun = time.perf_counter()
     result = function(*args)
     return result, time.perf_counter() - begun
 
 
 class About(TypedDict):
-    """What a recipe is about, for `finish`, which says what they are."""
+    """Arguments of `finish` that describe a recipe; see there."""
 
     metric: str
     task: str
@@ -76,22 +76,22 @@ def finish(
 
     Args:
         job: from `d2v.training.job.start`; its main process writes.
-        metrics: fractions, not per cent; NaN where undefined; none where there are no labels.
-        predictions: a row for each example.
-        statistics: what each row adds to the metrics, which their intervals are taken from.
-        draw: draws the recipe's pictures, which come after the results and may fail.
-        split: that they were made on.
-        seconds: that making them took.
-        metric: the metric that the best checkpoint was chosen by.
+        metrics: fractions, not per cent; NaN where undefined; empty without labels.
+        predictions: one row per example.
+        statistics: each row's contribution to the metrics, from which the intervals are computed.
+        draw: draws the recipe's pictures, after the results are written; it may fail.
+        split: the predicted split.
+        seconds: time of the predictions.
+        metric: the metric that chose the best checkpoint.
         task: the hub's name for the task, such as "automatic-speech-recognition".
         demo: name of the embedded data.
-        notes: what else `results.json` has to say, such as how the metrics were computed.
+        notes: further entries of `results.json`, such as how the metrics were computed.
 
     Returns:
-        The content of `results.json`; on other processes without intervals.
+        The content of `results.json`; without intervals on processes other than the main one.
 
     Raises:
-        InputError: the submission or the hub cannot take what there is; everything else is written.
+        InputError: the submission cannot be filled or the hub cannot be pushed to; everything else is written.
     """
     say_decoded(job)
     notes = ({"freeze": job.config.freeze} if job.training else {}) | (notes or {})
@@ -108,7 +108,7 @@ def finish(
             "peak_memory_mb": peak_memory_mb(),
         }
     )
-    if statistics and job.is_main:  # the main process alone writes them
+    if statistics and job.is_main:  # only the main process writes them
         ids = list(map(row_id, predictions))
         clusters = [row.get("group", name) for row, name in zip(predictions, ids, strict=True)]
         run = job.config.run
@@ -139,7 +139,7 @@ def finish(
 
 
 def end_preparation(job: Job, batches: Any) -> None:
-    """Everything is there that training begins with: the end of a run of `--mode prepare`, and of long waiting.
+    """Data and model are ready: end a run of `--mode prepare`, else wait less long for processes from here on.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -152,7 +152,7 @@ def end_preparation(job: Job, batches: Any) -> None:
         wait_less(job)
         return
     if job.config.model:
-        licence_of(job.config.model)  # which the card will name
+        licence_of(job.config.model)  # the card will name it
     job.accelerator.wait_for_everyone()
     rows = f"{len(batches.loader.dataset)} rows to train on" if hasattr(batches, "loader") else "the data"
     model = f" and the model {job.config.model}" if job.config.model else ""
@@ -163,7 +163,7 @@ def end_preparation(job: Job, batches: Any) -> None:
 
 
 def with_interval(results: Mapping[str, Any], metric: str) -> str:
-    """A metric and its 95 % interval, where it has one."""
+    """A metric with its 95 % interval, if it has one."""
     ends = results.get("intervals", {}).get(metric)
     if results[metric] is None:
         return "undefined"
@@ -171,11 +171,11 @@ def with_interval(results: Mapping[str, Any], metric: str) -> str:
 
 
 def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
-    """A prediction as it is written: six decimals of its scores, which metrics have had whole.
+    """A prediction as it is written, its scores rounded to six decimals; metrics use them unrounded.
 
     Args:
         row: of `Rows.records`.
-        most: number of classes that are listed, the likeliest first where they are not all; 0 for all.
+        most: maximum number of classes to list, in that case the likeliest first; 0 lists all.
     """
     scores = row.get("scores")
     if not isinstance(scores, Mapping):
@@ -185,7 +185,7 @@ def rounded(row: dict[str, Any], most: int = 0) -> dict[str, Any]:
 
 
 def from_scratch(job: Job) -> dict[str, str]:
-    """What the demo reached in as many updates from random weights, for the summary of one that began pretrained."""
+    """The result of the same demo from random weights, for the summary of one that started from a pretrained model."""
     source = recipe_file(type(job.config))
     figures = source and source.with_name("results.csv")
     if figures is None or not figures.is_file() or job.config.model not in PACKAGED or not is_demo(job.config):
@@ -197,7 +197,7 @@ def from_scratch(job: Job) -> dict[str, str]:
 
 
 def is_demo(config: Recipe) -> bool:
-    """Whether a run is that of `configs/<recipe>/demo.yaml`, but for options that its result does not depend on."""
+    """Whether a run is that of `configs/<recipe>/demo.yaml`, up to options that do not affect its result."""
     import yaml
 
     if (demo := demo_file(type(config))) is None:
@@ -210,15 +210,15 @@ def is_demo(config: Recipe) -> bool:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON object a line."""
+    """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_ranked_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a line a record: its file's name, its up to five likeliest classes, their scores.
+    """Write one line per record: its file's name, up to five likeliest classes, and their scores.
 
-    Where files in several folders have one name, all have their whole paths.
+    If files in several folders have the same name, all are written with their whole paths.
     """
     names = [Path(row["id"]).name for row in records]
     names = names if len(set(names)) == len(names) else [row["id"] for row in records]
@@ -236,7 +236,7 @@ def plot_curves(out: Path, metric: str) -> None:
     from matplotlib.figure import Figure
 
     log = read_log(out / "log.jsonl")
-    # Fixed margins: a layout that looks for them draws everything twice, the better half of a short run's last second.
+    # Fixed margins: an automatic layout draws everything twice, which takes half of a short run's last second.
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.92}
     figure = Figure(figsize=(10, 4))
     axes = figure.subplots(1, 2, gridspec_kw=margins)
@@ -259,15 +259,15 @@ def plot_curves(out: Path, metric: str) -> None:
 def write_model_card(
     job: Job, *, task: str, demo: str, results: dict[str, Any], metrics: list[str], use: str | None = None
 ) -> None:
-    """Write `README.md` of `best/`, with a `model-index` that the hub reads; it names no path of this machine.
+    """Write `README.md` of `best/`, with a `model-index` for the hub; it names no path of this machine.
 
     Args:
         job: of the run.
-        task: the hub's name of the task, such as "automatic-speech-recognition".
+        task: the hub's name for the task, such as "automatic-speech-recognition".
         demo: name of the embedded data.
         results: content of `results.json`.
         metrics: keys of `results` to list.
-        use: script and options that use the model, by default the recipe's to predict with it.
+        use: script and options that use the model; by default the recipe with `--mode predict`.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -303,9 +303,9 @@ def write_model_card(
 
 
 def licence_of(model: str) -> dict[str, Any]:
-    """The licence in the card of the model that a run started from, where it has one that can be read.
+    """The licence in the card of the model that a run started from; empty if there is none that can be read.
 
-    With the name and the link that the hub asks for where a licence is none of its own (`license: other`).
+    Includes the name and link that the hub requires for other licences than its own (`license: other`).
     """
     import yaml
 
@@ -349,7 +349,7 @@ FILES = {
 
 
 def summary(out: Path, results: dict[str, Any], metrics: list[str], notes: dict[str, Any] | None = None) -> str:
-    """The end of a run on the terminal: its metrics, how they were computed, and where everything is."""
+    """The last lines of a run on the terminal: its metrics, how they were computed, and its files."""
     rows = [(key, with_interval(results, key)) for key in metrics]
     rows += [(key, str(value)) for key, value in (notes or {}).items()]
     rows += [("examples", f"{results['examples']} ({results['split']}), {results['examples_per_second']} a second")]

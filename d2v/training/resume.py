@@ -1,9 +1,9 @@
-"""Checkpoints of a run: all that it takes to go on exactly where it was.
+"""Checkpoints of a run: everything it needs to continue exactly where it was.
 
-A checkpoint is a dictionary of named states. Whatever has `state_dict()` and `load_state_dict()` can be one: a model,
-an optimiser, where the batches are. It is written under another name and renamed when it is whole, so a kill or a full
-disk at any moment leaves the one before. Files are safetensors and a PyTorch archive of plain values, read without
-running any code.
+A checkpoint is a dictionary of named states. Anything with `state_dict()` and `load_state_dict()` can be a state: a
+model, an optimiser, the position in the data. It is written under another name and renamed when it is complete, so a
+kill or a full disk never harms the previous one. Files are safetensors and a PyTorch archive of plain values, read
+without running any code.
 """
 
 import os
@@ -28,21 +28,21 @@ from d2v.training.engine import gathered, holds_shards, load_whole, shard_state
 from d2v.training.identity import RUN, check_made_of
 
 FORMAT = 2
-"""Of what `save_checkpoint` writes."""
+"""Version of the files that `save_checkpoint` writes."""
 
 EVALUATED = "evaluated.json"
-"""In a checkpoint's folder: the counters after the evaluation there."""
+"""File in a checkpoint's folder: the counters after the evaluation there."""
 
 
 class State(Protocol):
-    """What can be saved and restored."""
+    """A state that can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Go back to what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         ...
 
 
@@ -62,7 +62,7 @@ class RandomState:
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Put the generators back."""
+        """Restore the generators."""
         random.setstate(state["python"])
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -74,12 +74,12 @@ class RandomState:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """A run's whole checkpoints, oldest first."""
+    """A run's complete checkpoints, oldest first."""
     return sorted(out.glob("checkpoints/step-*"))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The updates after which a checkpoint was written."""
+    """The number of updates after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -97,10 +97,10 @@ def save_checkpoint(
     Args:
         out: the run's folder.
         step: updates done.
-        states: what is alike on all processes, by name; modules go into files of their own, None is nothing to keep.
+        states: by name, the states that are equal on all processes; modules get files of their own, None is skipped.
         accelerator: from `d2v.training.job.start`.
-        keep_last: how many checkpoints stay.
-        own: what every process has its own of.
+        keep_last: number of checkpoints that are kept.
+        own: by name, the states of which every process has its own.
         made_of: from `d2v.training.identity.run_identity`.
 
     Raises:
@@ -144,14 +144,14 @@ def note_evaluation(out: Path, progress: Any) -> None:
 
 
 def go_on(job: Job, states: Mapping[str, State | None], own: Mapping[str, State], made_of: Mapping[str, Any]) -> None:
-    """Go back to the last checkpoint if the run is to be resumed and has one, but with this session's learning rate.
+    """Load the last checkpoint if the run is to be resumed and has one, but keep this session's learning rate.
 
     Args:
         job: from `d2v.training.job.start`.
         states, own, made_of: as for `save_checkpoint`; one of the states is the `optimizer`.
 
     Raises:
-        InputError: as of `load_checkpoint`.
+        InputError: as in `load_checkpoint`.
     """
     kept = checkpoints(job.out)
     if not (job.config.run.resume and kept):
@@ -176,18 +176,18 @@ def load_checkpoint(
     own: Mapping[str, State],
     made_of: Mapping[str, Any] | None = None,
 ) -> int:
-    """Go back to a checkpoint, on every process.
+    """Load a checkpoint, on every process.
 
     Args:
         path: of the checkpoint.
-        states, accelerator, own, made_of: as `save_checkpoint` got them.
+        states, accelerator, own, made_of: as for `save_checkpoint`.
 
     Raises:
-        InputError: it is damaged, it has other states than these, its run was made of other things, or another number
-            of processes wrote it, of which each has more of its own than random numbers.
+        InputError: it is damaged, has other states than these, belongs to a run with another identity, or was written
+            by another number of processes with more states of their own than random numbers.
 
     Returns:
-        How many processes wrote it.
+        The number of processes that wrote it.
     """
     file = path / "state.pt"
     try:
@@ -230,7 +230,7 @@ def load_checkpoint(
 
 
 def replace_folder(folder: Path, write) -> None:
-    """Fill a folder by `write(path)` under another name, then put it in the place of the old one."""
+    """Fill a new folder by `write(path)` under another name, then replace the old one by it."""
     temporary, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Signals: a run that is asked to stop saves first, and its data workers live until it has.
+"""Signals: a run that is told to stop saves first, and its data workers live until it has.
 
-SIGINT (Ctrl-C), SIGTERM, and what clusters send before the time is up: SIGUSR1 and SIGHUP. One that was ignored from
-the start, as `nohup` does, stays ignored. Windows lacks some of them.
+The signals are SIGINT (Ctrl-C), SIGTERM, and SIGUSR1 and SIGHUP, which clusters send before the time is up. A signal
+that was ignored from the start, as by `nohup`, stays ignored. Windows lacks some of them.
 """
 
 import multiprocessing
@@ -17,18 +17,18 @@ from d2v.errors import Interrupted
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
-"""Environment variable that `accelerate launch` sets, whatever the precision."""
+"""Environment variable that `accelerate launch` always sets."""
 
 AGAIN = 5.0
-"""Seconds in which a second signal is the first once more: a launcher passes on what its whole group has got."""
+"""Seconds in which a second signal counts as the same one: a launcher passes on signals that its whole group got."""
 
 received: list[int] = []
-"""Signals that came while a run was training and are waiting to be obeyed."""
+"""Signals received during training and not yet handled."""
 
 
 @contextmanager
 def hold_signals() -> Iterator[list[int]]:
-    """Within, signals are collected in `received`; Ctrl-C or SIGTERM again, seconds later, is no longer held back."""
+    """Within, signals are collected in `received`; a second Ctrl-C or SIGTERM, seconds later, takes effect at once."""
     received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -59,7 +59,7 @@ def hold_signals() -> Iterator[list[int]]:
 
 
 def interrupt_at_signals() -> None:
-    """Let signals raise Interrupted from now on, wherever the main thread is; `hold_signals` holds them back."""
+    """From now on signals raise Interrupted in the main thread, except within `hold_signals`."""
 
     def interrupt(number, frame):
         raise Interrupted(f"{signal.Signals(number).name}; --run.resume true goes on with a run that has begun")
@@ -70,7 +70,7 @@ def interrupt_at_signals() -> None:
 
 
 def watch_launcher() -> None:
-    """Take the death of the launcher that started this process for SIGTERM; without a launcher nothing is watched."""
+    """Treat the death of the launcher that started this process like SIGTERM; does nothing without a launcher."""
     parent = os.getppid()
 
     def watch():
@@ -83,7 +83,7 @@ def watch_launcher() -> None:
 
 
 def end_workers() -> None:
-    """End the data workers that are left, at once; Python would ask them by SIGTERM, which they outlive for a while."""
+    """Kill the remaining data workers at once; Python would send SIGTERM, which they outlive for a while."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a worker for an error
     for child in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""Predictions as competitions take them: the columns, the rows and their order of a sample submission."""
+"""Predictions in a competition's format: with the columns, rows and order of a sample submission."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
 ANSWERS = ("label", "labels", "value", "filled", "text_lm", "text", "answer", "tags", "mask", "score")
-"""What recipes call a row's prediction; a sample's only column beside the ids means it, whatever its own name."""
+"""Keys of recipes' predictions; a sample's only column besides the ids gets the prediction, whatever its name."""
 
 
 def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: Path) -> str:
-    """Write the predictions in the place of a sample's; returns what the columns have, and how many found no row there.
+    """Write predictions in place of a sample's; returns a text on the columns' content and the predictions left over.
 
     Args:
-        sample: a CSV whose first column has the ids. They are those of the predictions, or without folders or endings.
-        records: predictions with `id`, as `predictions.jsonl` has them.
+        sample: a CSV whose first column has the predictions' ids, perhaps without folders or endings.
+        records: predictions with `id`, as in `predictions.jsonl`.
         path: to write to.
 
     Raises:
-        InputError: an id has no prediction or several, or a column none.
+        InputError: an id has no prediction or several, or there are none for a column.
     """
     columns, rows, delimiter = read_sample(sample)
     found = find(sample, columns[0], [row[columns[0]] for row in rows], records)
@@ -44,14 +44,14 @@ def write_submission(sample: Path, records: Sequence[Mapping[str, Any]], path: P
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """What a prediction's row is called; a trial has a pair of clips."""
+    """The name of a prediction's row; for a trial that of the pair of clips."""
     return str(row["id"]) if "id" in row else f"{row['enrol']} {row['test']}"
 
 
 def find(
     sample: Path, column: str, wanted: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """The prediction of each id: by the id as it is, else as a file's name, else without its ending."""
+    """The prediction of each id: found by the id as it is, else as a file's name, else without its ending."""
     most: list[Mapping[str, Any]] = []
     missing: list[str] = list(wanted)
     for name_of in (str, lambda name: plain_path(name).name, lambda name: plain_path(name).stem):
@@ -76,12 +76,12 @@ def find(
 
 
 def plain_path(name: str) -> PurePath:
-    """A file's name, whichever system wrote it."""
+    """A file's path, whichever system wrote it."""
     return PurePath(name.replace("\\", "/"))
 
 
 def source_of(record: Mapping[str, Any], column: str, *, alone: bool, sample: Path) -> str:
-    """What of a prediction a column gets: its value of this name, the score of a class, or the prediction itself."""
+    """The part of a prediction for a column: the value of this name, a class's score, or the prediction itself."""
     scores = record.get("scores")
     if record.get(column) is not None:
         return column

@@ -12,17 +12,17 @@ from d2v.models.pretraining import Norm, Student, Teacher
 
 @dataclass
 class Teaching:
-    """The teacher, and the loss of what the student learns from it.
+    """The teacher, and the student's loss of its targets.
 
     Attributes:
-        weight: weight of the loss; 0 for no teacher, which leaves the auxiliary target alone to learn from.
+        weight: weight of the loss; 0 for no teacher, so that the auxiliary target is the only one.
         layers: number of the teacher's last blocks whose outputs make the targets; all blocks of a model that has
             fewer than the default.
-        outputs: what of a block is an output, its feed-forward before the residual is added or the whole block.
+        outputs: output of a block: that of its feed-forward layers before the residual is added, or the whole block's.
         layer_norm: normalisation of each block's outputs, over the channels, over the positions of a row, or none.
         target_norm: normalisation of the mean of these outputs, likewise.
-        half_life: share of the run's updates in which the teacher forgets half of what it was, at the first update.
-        final_half_life: the same share at the end of the rise.
+        half_life: the teacher's half-life at the first update, as a share of the run's updates.
+        final_half_life: the same at the end of the rise.
         rise: share of the run's updates in which the decay rises linearly from the first half-life to the final one.
         beta: difference from which the loss grows linearly; 0 for the squared difference.
         reduction: a position's loss is the sum over the channels, that over the root of their number, or their mean.
@@ -46,7 +46,7 @@ class Teaching:
         at_least(1, "teacher", self, ("layers", "head_layers"))
 
     def decay(self, step: int, total: int) -> float:
-        """What the teacher keeps of itself after an update; it rises linearly, as fairseq's `get_annealed_rate`.
+        """The share of itself that the teacher keeps at an update; it rises linearly, as fairseq's `get_annealed_rate`.
 
         Args:
             step: updates done before.
@@ -63,8 +63,8 @@ class Auxiliary:
 
     Attributes:
         weight: weight of its loss at the first update; 0 for none. The loss is summed over the predicted positions and
-            divided by the number of masked ones, which of sound are fewer.
-        until: share of the run's updates in which the weight falls to 0; by default it stays.
+            divided by the number of masked ones, which are fewer in audio.
+        until: share of the run's updates in which the weight falls to 0; by default it is constant.
     """
 
     weight: float = 0.0
@@ -74,20 +74,20 @@ class Auxiliary:
         at_least(0, "auxiliary", self, ("weight", "until"))
 
     def at(self, step: int, total: int) -> float:
-        """The weight in an update."""
+        """The weight at an update."""
         return self.weight * (1.0 if self.until is None else max(1 - step / max(self.until * total, 1), 0.0))
 
 
 @dataclass
 class Alarm:
-    """When a run stops since the targets have collapsed.
+    """Conditions for stopping a run because the targets have collapsed.
 
     Attributes:
         rank: effective rank of the targets below which they may have collapsed.
         unexplained: share of the targets' variance left unexplained below which targets of low rank count as collapsed.
-        deviation: standard deviation of the targets or predictions below which they have collapsed in any case; so have
-            those that are all alike but for their length.
-        patience: number of lines of the log in a row that have to say so; 0 never stops a run.
+        deviation: standard deviation of the targets or predictions below which they have collapsed in any case; they
+            also have if all have the same direction.
+        patience: number of consecutive log lines that have to show this; 0 never stops a run.
     """
 
     rank: float = 20.0
@@ -101,13 +101,13 @@ class Alarm:
 
 @dataclass
 class Probe:
-    """A look at what the student knows of a few labels, which nothing is learnt from; the loss tells no progress.
+    """Linear classifiers that measure progress on a few labels, which the loss does not; the model does not use them.
 
     Attributes:
-        column: column of labels, such as words or speakers, that linear classifiers of each layer's mean states predict
-            at every evaluation; by default none.
-        rows: number of rows of train that they are fitted to, and largest number of validation's that they are scored
-            on.
+        column: column of labels, such as words or speakers, that linear classifiers predict from each layer's mean
+            states at every evaluation; by default none.
+        rows: number of training rows that they are fitted to, and maximum number of validation rows that they are
+            scored on.
     """
 
     column: str | None = None
@@ -123,11 +123,11 @@ class Economy:
     """data2vec 2.0's economy.
 
     Attributes:
-        views: masked views of each row that share the teacher's pass, of which the student encodes but what they leave
-            unmasked; 0 for version 1, whose student encodes whole rows with the mask embedding in them.
+        views: number of masked views of each row that share the teacher's pass; the student encodes only their unmasked
+            positions. 0 for version 1, whose student encodes whole rows that contain the mask embedding.
         layers: number of the decoder's convolutions, which fill the gaps.
         width: number of the decoder's channels.
-        kernel: number of positions that a convolution sees; of patches in either direction.
+        kernel: number of positions in a convolution's kernel; for patches in either direction.
         groups: number of groups of a convolution's channels.
     """
 
@@ -144,20 +144,20 @@ class Economy:
 
 @dataclass
 class Pretraining:
-    """What the configuration of every pretraining recipe has.
+    """The configuration of every pretraining recipe.
 
     Attributes:
-        mode: train, or prepare: fetch data and model and keep what is found out of every row, so that the same command
-            trains without a network.
-        model: hub id or folder of the model to go on with, or small, which comes with d2v; by default, or with none,
+        mode: train, or prepare: fetch data and model and cache what is computed for every row, so that the same
+            command trains without a network.
+        model: hub id or folder of the model to continue with, or small, which comes with d2v; by default, or with none,
             pretraining starts from random weights.
         arch: fields of the model's configuration to change, such as --arch.hidden_size 192.
-        teacher: the teacher, and the loss of what the student learns from it.
+        teacher: the teacher, and the student's loss of its targets.
         auxiliary: a target that needs no teacher.
-        alarm: when a run stops since the targets have collapsed.
-        probe: a look at what the student knows of a few labels.
+        alarm: conditions for stopping a run because the targets have collapsed.
+        probe: linear classifiers that measure progress on a few labels.
         economy: data2vec 2.0's economy.
-        data: the data, of whose labels only the probe's are looked at.
+        data: the data; only the probe uses labels.
         optim: optimisation by AdamW.
         run: the run.
     """
@@ -200,7 +200,7 @@ def student_and_teacher(
     Args:
         job: whose configuration is a `Pretraining`.
         base_model: from `d2v.training.model.build`.
-        auxiliary: outputs that the auxiliary target takes.
+        auxiliary: number of outputs for the auxiliary target.
         grid: rows and columns of patches of an image.
     """
     options: Teaching = job.config.teacher

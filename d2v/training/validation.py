@@ -1,4 +1,4 @@
-"""Evaluations while training: tried before the first update, with the recipe's loss by the forward that predicts."""
+"""Evaluations during training: a trial before the first update, and the loss from the same forward passes."""
 
 import io
 from collections import deque
@@ -18,11 +18,11 @@ from d2v.models.sharded import is_sharded
 from d2v.training.resume import RandomState
 
 TRYING: ContextVar[str] = ContextVar("trying", default="")
-"""What is tried of an evaluation after two batches, "predictions" or "metrics" too, see `try_evaluation`."""
+"""While `try_evaluation` evaluates two batches: "predictions", or "metrics" if metrics are tried too; else empty."""
 
 
 class Tried(Exception):
-    """Two batches were predicted; what follows needs all of them."""
+    """Raised when two batches were predicted; the rest of an evaluation needs all of them."""
 
 
 LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
@@ -30,11 +30,11 @@ LossFn = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
 
 @dataclass
 class Validation:
-    """The loss of what was predicted so far, on this process.
+    """The loss of all predictions so far, on this process.
 
     Attributes:
         loss_fn: of the recipe, which returns the sum of the losses and the number of items.
-        total, items: what it returned, added up.
+        total, items: sums of what it returned.
         batches: number of batches, whether or not they have labels.
     """
 
@@ -45,19 +45,19 @@ class Validation:
 
 
 VALIDATION: ContextVar[Validation | None] = ContextVar("validation", default=None)
-"""Of the evaluation that goes on while training; `predict` adds to it."""
+"""The loss of the current evaluation during training; `predict` adds to it."""
 
 
 def measured(
     job: Job, evaluate: Callable[[Any], dict[str, float]], model: nn.Module, loss_fn: LossFn | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of an evaluation, and the `loss` of its rows where there is one; the same on every process.
+    """The metrics of an evaluation, and the `loss` of its rows if they have one; the same on every process.
 
     Args:
         job: from `d2v.training.job.start`.
         evaluate: returns metrics.
         model: to evaluate.
-        loss_fn: of the recipe; None where the metrics have the loss.
+        loss_fn: of the recipe; None if the metrics include the loss.
     """
     found = Validation(loss_fn) if loss_fn else None
     token = VALIDATION.set(found)
@@ -75,7 +75,7 @@ def measured(
 
 @contextmanager
 def counting_loss(model: nn.Module, batch: dict[str, Any]) -> Iterator[None]:
-    """Add a batch's loss to the evaluation's, if one goes on; within, what the model computed for it is not repeated.
+    """Add a batch's loss to the current evaluation's, if any; within, the model reuses what it computed for it.
 
     Batches without `labels` have no loss.
     """
@@ -88,7 +88,7 @@ def counting_loss(model: nn.Module, batch: dict[str, Any]) -> Iterator[None]:
     if "labels" in batch:
         with forward_of(model, outputs, keep=True):
             total, items = found.loss_fn(model, batch)
-        if count := float(items):  # of nothing that counts the loss need not be a number
+        if count := float(items):  # the loss of no items may be NaN
             found.total, found.items = found.total + float(total), found.items + count
     with forward_of(model, outputs, keep=False):
         yield
@@ -96,18 +96,18 @@ def counting_loss(model: nn.Module, batch: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def forward_of(model: nn.Module, outputs: list[tuple[Any, Any]], *, keep: bool) -> Iterator[None]:
-    """Within, the model returns what it returned before for equal inputs, whose labels change its loss alone.
+    """Within, the model returns its earlier output for equal inputs; labels, which change only its loss, may differ.
 
     Args:
-        model: in evaluation, where equal inputs have equal outputs.
+        model: in evaluation mode, where equal inputs have equal outputs.
         outputs: inputs and outputs.
-        keep: add to them.
+        keep: whether to add new ones.
     """
-    if is_sharded(model):  # whose processes compute in step, also what one of them has had before
+    if is_sharded(model):  # its processes compute in step, so none may skip a pass
         yield
         return
     forward, own = model.forward, vars(model).get("forward")  # accelerate may have wrapped it
-    expected = deque(outputs)  # the next first: calls come again in their order
+    expected = deque(outputs)  # starting with the next: calls come again in the same order
 
     def once(*args: Any, **kwargs: Any) -> Any:
         for _ in range(len(expected)):
@@ -143,10 +143,10 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def try_evaluation(job: Job, measure: Callable[[Any], Any], model: nn.Module, random: RandomState) -> None:
-    """Predict the two longest batches of validation, so that an evaluation that cannot work shows before the training.
+    """Predict the two longest batches of validation, so that a broken evaluation shows before training.
 
-    Metrics, which may need all rows, are left out; but where `run.metric` names one they are tried, and it has to be
-    among those that two batches give, if they give any. No random number is used up.
+    Metrics may need all rows and are left out, unless `run.metric` names one: then they are tried, and it has to be
+    among those of the two batches, if these give any. The random number generators are left as they were.
 
     Args:
         job: from `d2v.training.job.start`.
@@ -164,7 +164,7 @@ def try_evaluation(job: Job, measure: Callable[[Any], Any], model: nn.Module, ra
                 found = measure(model)
             except Interrupted:
                 raise
-            except Exception:  # what two batches do not say shows after the first evaluation
+            except Exception:  # two batches may be too few; a real fault shows in the first evaluation
                 found = None
         if found:
             chosen_metrics(job.config.run.metric, *found)
@@ -186,9 +186,9 @@ def chosen_metrics(wanted: str, metrics: Mapping[str, float], more: Mapping[str,
     """The metric that chooses the best model, then those that break ties: by default the next of the evaluation's.
 
     Args:
-        wanted: names, with commas; as in the log they may begin with eval_.
+        wanted: names separated by commas; as in the log they may begin with eval_.
         metrics: of the evaluation.
-        more: others that can be named.
+        more: other values that can be named.
 
     Raises:
         InputError: there is no such metric.
