@@ -5,7 +5,10 @@ Shapes: B batch, H heads, T frames or tokens, K width of a head, N real position
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +100,90 @@ def attention_kind(q: Tensor, dropout: float) -> str:
     if q.itemsize >= 4:
         return "fp32"
     return "16 bits, AMX" if has_amx() and not torch.is_grad_enabled() else "16 bits"
+
+
+def linears(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """Linear layers of one input; by one product if autocast computes in 16 bits on a CPU.
+
+    Autocast casts the input for each layer, keeps as many copies for the backward pass, and casts and adds their
+    gradients one by one. Without it there is nothing to gain: the weights would have to be joined.
+
+    Args:
+        x: (N, D).
+        *layers: modules; those of another class than `nn.Linear`, such as adapted ones, are called one by one.
+
+    Returns:
+        Each layer's output, (N, its width).
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    plain = all(type(each) is nn.Linear and each.weight.dtype == torch.float32 for each in layers)
+    if dtype == torch.float32 or not plain or not _eager_on_cpu(x):
+        return tuple(each(x) for each in layers)
+    parameters = [each.weight for each in layers] + [each.bias for each in layers]
+    joined = _JoinedLinear.apply(x, *joined_casts(layers, dtype), *parameters)
+    return joined.split([each.out_features for each in layers], dim=1)
+
+
+class _JoinedLinear(torch.autograd.Function):
+    """The product of `linears`, in 16 bits; gradients of weights are fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor | None) -> Tensor:
+        """(N, D) to (N, sum of the widths).
+
+        Args:
+            ctx: of autograd.
+            x: (N, D).
+            weight, bias: of all layers, from `joined_casts`.
+            *parameters: the layers' weights and then their biases, to which the gradients belong.
+        """
+        low = x.to(weight.dtype)
+        ctx.save_for_backward(low, weight)
+        ctx.dtype, ctx.widths = x.dtype, [len(each) for each in parameters[: len(parameters) // 2]]  # type: ignore[arg-type]
+        return F.linear(low, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the input, and of weights and biases where they are wanted."""
+        x, weight = ctx.saved_tensors
+        of_x, _, _, *wanted = ctx.needs_input_grad
+        parts = gradient.split(ctx.widths, dim=1)
+        # One product for the weights of all layers is slower where positions are few.
+        weights = [(part.t() @ x).float() if each else None for part, each in zip(parts, wanted, strict=False)]
+        biases = [part.sum(0).float() if each else None for part, each in zip(parts, wanted[len(parts) :], strict=True)]
+        return (gradient @ weight).to(ctx.dtype) if of_x else None, None, None, *weights, *biases
+
+
+@torch.no_grad()
+def joined_casts(layers: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weights and biases of linear layers, one below the other, in 16 bits; zeros for a bias that is missing."""
+    if _kept is not None and layers in _kept:
+        return _kept[layers]
+    widths, first = [each.out_features for each in layers], layers[0].weight
+    weight = first.new_empty(sum(widths), first.shape[1], dtype=dtype)
+    bias = first.new_zeros(sum(widths), dtype=dtype)
+    for each, of_weight, of_bias in zip(layers, weight.split(widths), bias.split(widths), strict=True):
+        of_weight.copy_(each.weight)
+        if each.bias is not None:
+            of_bias.copy_(each.bias)
+    if _kept is not None:
+        _kept[layers] = weight, bias
+    return weight, bias
+
+
+_kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+"""By layers, what `joined_casts` returns; None outside of `keeping_joined_casts`."""
+
+
+@contextmanager
+def keeping_joined_casts() -> Iterator[None]:
+    """Within, weights that were cast once are not cast again; nothing may change them meanwhile."""
+    global _kept  # as autocast's own cache, which knows nothing of joined weights
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
 
 
 @cache

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from d2v.errors import InputError
 from d2v.models.configuration import Activation
-from d2v.models.cpu import Dropout, attention_dtype, drop, unmasked_attention
+from d2v.models.cpu import Dropout, attention_dtype, drop, linears, unmasked_attention
 from d2v.models.packing import Packing
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -176,15 +176,16 @@ class Attention(nn.Module):
             keys: packing of all positions then.
         """
         source, source_packing = (x, packing) if memory is None else memory
-        q = self.q_proj(x).unflatten(1, (self.heads, -1))  # (N, H, K)
         dropout = self.dropout if self.training else 0.0
         eager = self.implementation == "eager" or output_attentions
         alone = memory is None and cache is None
         weights = None
         if alone and not eager and packing.by_rows(x.device):
-            k, v = (proj(x).unflatten(1, (self.heads, -1)) for proj in (self.k_proj, self.v_proj))
+            projected = linears(x, self.q_proj, self.k_proj, self.v_proj)
+            q, k, v = (each.unflatten(1, (self.heads, -1)) for each in projected)  # (N, H, K)
             context = attention_by_rows(q, k, v, packing, bias, dropout, self.causal)
         else:
+            q = self.q_proj(x).unflatten(1, (self.heads, -1))  # (N, H, K)
             k, v = self.keys_and_values(source, source_packing, memory is not None, cache)
             mask = attention_mask(packing, source_packing if keys is None else keys, self.causal, x.device)
             attend = eager_attention if eager else sdpa_attention

@@ -10,7 +10,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from d2v.config import Job
 from d2v.data.facts import note
 from d2v.devices import overlaps
 from d2v.errors import InputError
+from d2v.models.cpu import keeping_joined_casts
 from d2v.models.sharded import full_tensor, is_sharded, local
 from d2v.models.transformer import Block
 
@@ -65,13 +66,18 @@ def host_of_sums(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def keeping_casts(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+@contextmanager
+def keeping_casts(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, weights that autocast has cast to 16 bits for one batch are not cast again for the next.
 
-    Nothing may change them meanwhile. The copies belong to autocast, so they are neither saved nor averaged. For a
-    sharded model they would be whole tensors, and are not kept.
+    Nothing may change them meanwhile. The copies are neither saved nor averaged. For a sharded model they would be
+    whole tensors, and are not kept.
     """
-    return nullcontext() if is_sharded(model) else torch.autocast(device.type, enabled=False)
+    if is_sharded(model):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False), keeping_joined_casts():
+        yield
 
 
 def wants(name: str) -> bool:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2v.models import cpu
 from d2v.models.packing import Packing
 from d2v.models.transformer import Encoder, attention_by_rows, attention_mask, eager_attention, sdpa_attention
-from tests.parity import EXACT, apart
+from tests.parity import EXACT, apart, assert_as_close
 
 HEADS, WIDTH = 2, 8
 BLOCK = {
@@ -203,3 +204,76 @@ def test_gradients_agree():
         found, _, _ = model(x, packing_of(LENGTHS, 1, implementation))
         for a, b in zip(torch.autograd.grad((found * target).sum(), list(model.parameters())), expected, strict=True):
             close(a, b)
+
+
+def gradients(layers, x, seed, joined, dtype=torch.bfloat16):
+    """Outputs of layers of one input, and the gradients of all that has one."""
+    for parameter in layers.parameters():
+        parameter.grad = None
+    x = x.detach().requires_grad_(x.requires_grad)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float64):
+        outputs = cpu.linears(x, *layers) if joined else tuple(layer(x) for layer in layers)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(y.shape, generator=generator) for y in outputs]
+    sum((y.to(x.dtype) * w.to(x.dtype)).sum() for y, w in zip(outputs, weights, strict=True)).backward()
+    found = {name: parameter.grad for name, parameter in layers.named_parameters() if parameter.grad is not None}
+    return list(outputs), found | ({"x": x.grad} if x.grad is not None else {})
+
+
+@pytest.mark.parametrize("positions", [1, 64])
+@pytest.mark.parametrize("of_input", [True, False])
+@pytest.mark.parametrize("frozen", [(), ("1.weight",), ("0.weight", "0.bias", "1.weight", "2.weight")])
+def test_joined_layers_are_those_layers(positions, of_input, frozen):
+    """In bf16 under autocast, beside float64; one has no bias, and some are frozen."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Linear(WIDTH, 8), torch.nn.Linear(WIDTH, 4, bias=False)])
+    layers.append(torch.nn.Linear(WIDTH, 12))
+    for name, parameter in layers.named_parameters():
+        parameter.requires_grad = name not in frozen
+    x = torch.randn(positions, WIDTH, requires_grad=of_input)
+    outputs, found = gradients(layers, x, 1, joined=True)
+    apart_outputs, expected = gradients(layers, x, 1, joined=False)
+    exact_outputs, exact = gradients(layers.double(), x.double(), 1, joined=False, dtype=torch.float64)
+    assert [y.dtype for y in outputs] == [torch.bfloat16] * 3
+    assert_as_close(outputs, apart_outputs, exact_outputs, torch.bfloat16)
+    assert found.keys() == expected.keys() == exact.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32 and gradient.is_contiguous(), name
+        assert_as_close(gradient, expected[name], exact[name], torch.bfloat16)
+
+
+def test_layers_are_joined_where_that_pays(monkeypatch):
+    """Plain layers with weights of fp32 that compute in 16 bits; others are called, so that what they add counts."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    monkeypatch.setattr(cpu, "joined_casts", None)  # fails when called
+    x, plain = torch.randn(3, WIDTH), torch.nn.Linear(WIDTH, 4)
+    adapted = Adapted(WIDTH, 4)
+    assert torch.equal(cpu.linears(x, plain, plain)[1], plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cpu.linears(x, plain, adapted)[1], adapted(x))
+        low = torch.nn.Linear(WIDTH, 4).bfloat16()
+        assert torch.equal(cpu.linears(x, low)[0], low(x))
+        with pytest.raises(TypeError):
+            cpu.linears(x, plain, plain)
+
+
+def test_joined_weights_are_cast_once_where_they_are_kept():
+    """And again when the context has ended, so that changed weights are seen."""
+    layers, x = (torch.nn.Linear(WIDTH, 4), torch.nn.Linear(WIDTH, 4)), torch.randn(3, WIDTH)
+
+    def outputs():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.cat(cpu.linears(x, *layers))
+
+    with cpu.keeping_joined_casts():
+        casts = cpu.joined_casts(layers, torch.bfloat16)
+        first = outputs()
+        assert all(a is b for a, b in zip(casts, cpu.joined_casts(layers, torch.bfloat16), strict=True))
+    with torch.no_grad():
+        layers[1].weight.zero_()
+        layers[1].bias.fill_(2)
+    assert torch.equal(outputs()[:3], first[:3]) and (outputs()[3:] == 2).all()
