@@ -81,8 +81,8 @@ def main(config: Config) -> dict[str, Any]:
     settings = model.config
     rows = clip_rows(
         *(job, splits, extractor.sampling_rate, math.ceil(settings.shortest_clip * (1 + data.speed)), references),
-        learn=lambda label, seconds: labels.problem(label),
-        score=lambda label, seconds: labels.problem(label),
+        problem=lambda label, seconds: labels.problem(label),
+        eval_problem=lambda label, seconds: labels.problem(label),
         crop_seconds=data.crop_seconds or math.inf,
     )
     collate_rows = partial(collate, extractor=extractor, labels=labels, data=data)

@@ -55,7 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     student, teacher = student_and_teacher(job, base, auxiliary=MFCCS)
     shortest = base.config.shortest_clip
     cropping: dict[str, Any] = {"crop_seconds": data.crop_seconds, "cropped": ("train", "validation")}
-    rows = clip_rows(job, splits, extractor.sampling_rate, shortest, {}, learn=lambda *_: None, **cropping)
+    rows = clip_rows(job, splits, extractor.sampling_rate, shortest, {}, problem=lambda *_: None, **cropping)
     collate = partial(
         masked_clips,
         extractor=extractor,

@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     model = build(job, Data2VecAudioForXVector, FINE_TUNING, **speaker_head(job, speakers))
     settings, rate = model.config, extractor.sampling_rate
     problem = partial(speaker_problem, column=data.speaker_column)
-    options: dict[str, Any] = {"learn": problem, "score": problem, "crop_seconds": data.crop_seconds}
+    options: dict[str, Any] = {"problem": problem, "eval_problem": problem, "crop_seconds": data.crop_seconds}
     rows = clip_rows(job, splits, rate, shortest_clip(settings, rate, data.crop_seconds), speakers, **options)
     collate_rows = partial(collate, extractor=extractor, data=data, numbers=settings.label2id)
 

@@ -70,8 +70,8 @@ def clip_rows(
     shortest: int,
     references: Mapping[str, Any],
     *,
-    learn: Callable[[Any, float], str | None],
-    score: Callable[[Any, float], str | None] = lambda reference, seconds: None,
+    problem: Callable[[Any, float], str | None],
+    eval_problem: Callable[[Any, float], str | None] = lambda reference, seconds: None,
     crop_seconds: float = math.inf,
     cropped: Sequence[str] = ("train",),
     settle: Settle | None = None,
@@ -85,7 +85,8 @@ def clip_rows(
         shortest: minimum number of samples of a clip.
         references: split -> each row's reference, or for a stream a function that returns those of a block; empty in
             prediction.
-        learn, score: `learn(reference, seconds)` says what is wrong with a row of train, `score` of another split.
+        problem, eval_problem: `problem(reference, seconds)` says what is wrong with a row of train, `eval_problem` with
+            one of another split.
         crop_seconds: as for `clip_batch`; longer clips count as this long.
         cropped: the splits whose clips are cropped.
         settle: adapts references to the part that is read: `settle(reference, seconds, part)` returns a new one, and
@@ -100,8 +101,9 @@ def clip_rows(
         def of(part: Split) -> Rows:
             known = references.get(part.name)
             own = {} if known is None else {part.name: known(part) if callable(known) else known}
-            options: Any = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "cropped": cropped}
-            return clip_rows(job, {part.name: part}, rate, shortest, own, settle=settle, **options)[part.name]
+            options: Any = {"problem": problem, "eval_problem": eval_problem, "settle": settle, "cropped": cropped}
+            options["crop_seconds"] = crop_seconds
+            return clip_rows(job, {part.name: part}, rate, shortest, own, **options)[part.name]
 
         return {name: rows_of(split, of) for name, split in splits.items()}
     rows = {}
@@ -122,9 +124,9 @@ def clip_rows(
             settled = [settle(*each) for each in zip(targets, seconds, parts or [None] * len(split), strict=True)]
             targets, done = [target for target, _ in settled], [facts for _, facts in settled]
         if targets is not None:
-            problem = learn if training else score
+            find = problem if training else eval_problem
             checked = zip(reasons, targets, seconds, strict=True)
-            reasons = [reason or problem(target, length) for reason, target, length in checked]
+            reasons = [reason or find(target, length) for reason, target, length in checked]
         good = check_rows(job, split, reasons)
         note_settled(job, split, {i: done[i] for i in good if done})
         note_headers(job, split, infos, good, rate)

@@ -146,8 +146,8 @@ def speech_rows(
         rate,
         settings.shortest_clip,
         texts,
-        learn=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(round(seconds * rate))),
-        score=lambda text, seconds: text_problem(text),
+        problem=lambda text, seconds: transcript_problem(text, tokenizer, settings.frames(round(seconds * rate))),
+        eval_problem=lambda text, seconds: text_problem(text),
     )
 
 

@@ -226,8 +226,8 @@ def segment_rows(
         segments = matched_segments(job, segments, list(settings.id2label.values()))
     return clip_rows(
         *(job, splits, rate, settings.shortest_clip, segments),
-        learn=lambda segments, seconds: segment_problem(segments, seconds, classes, most=len(settings.id2label)),
-        score=lambda segments, seconds: segment_problem(segments, seconds, classes),
+        problem=lambda segments, seconds: segment_problem(segments, seconds, classes, most=len(settings.id2label)),
+        eval_problem=lambda segments, seconds: segment_problem(segments, seconds, classes),
         crop_seconds=job.config.data.crop_seconds,
         settle=partial(settle_segments, merge=diarization),
     )

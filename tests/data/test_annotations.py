@@ -144,7 +144,7 @@ def loaded(data, inputs=None, mode="predict"):
 def test_intervals_are_rows_that_are_heard(tmp_path):
     job, split = loaded(TranscriptData(path=str(write(tmp_path / "set")), tiers=["A"]))
     assert split.column("text") == ["so", "\u0439\u043e"] * 2 and split.column("speaker") == ["ann"] * 2 + ["A"] * 2
-    rows = clip_rows(job, {"test": split}, 16_000, 400, {}, learn=lambda *_: None)["test"]
+    rows = clip_rows(job, {"test": split}, 16_000, 400, {}, problem=lambda *_: None)["test"]
     assert rows.lengths == pytest.approx([0.5, 1.0] * 2)
     assert [name.rpartition("/")[2] for name in rows.ids][:2] == ["0.wav#t=0.5,1.0", "0.wav#t=1.5,2.5"]
     said = " ".join(fact["line"] for fact in job.facts)

@@ -43,8 +43,8 @@ def sounds(*clips, name="train", **columns):
 def rows_of(
     split,
     references=None,
-    learn=lambda *_: None,
-    score=lambda *_: None,
+    problem=lambda *_: None,
+    eval_problem=lambda *_: None,
     crop_seconds=np.inf,
     cropped=("train",),
     **options,
@@ -52,7 +52,7 @@ def rows_of(
     """The rows of one split that can be used."""
     references = {} if references is None else {split.name: references}
     job = make_job(AudioData(**options))
-    checks = {"learn": learn, "score": score, "crop_seconds": crop_seconds, "cropped": cropped}
+    checks = {"problem": problem, "eval_problem": eval_problem, "crop_seconds": crop_seconds, "cropped": cropped}
     return clip_rows(job, {split.name: split}, 16_000, 400, references, **checks)[split.name]
 
 
@@ -209,7 +209,7 @@ def test_the_recipe_may_find_fault_too():
     def problem(text, seconds):
         return f"{text!r} in {seconds:.1f} s" if text == "b" else None
 
-    for name, check in (("train", "learn"), ("test", "score")):
+    for name, check in (("train", "problem"), ("test", "eval_problem")):
         split = sounds(GOOD, GOOD, name=name)
         with pytest.raises(InputError, match=rf"{name}, row 1: 'b' in 0\.3 s"):
             rows_of(split, ["a", "b"], **{check: problem})

@@ -23,7 +23,7 @@ def rows_of(name="train", clips=None, bad_rows="refuse", rate=RATE, data=None, *
     audio = [{"bytes": flac(clip, rate), "path": "a.wav"} for clip in clips or [STAIRS] * count]
     job = make_job(AudioData(bad_rows=bad_rows, **(data or {})))
     split = make_split(name, audio=audio, **columns)
-    return clip_rows(job, {name: split}, RATE, 400, {}, learn=lambda *_: None)[name], job
+    return clip_rows(job, {name: split}, RATE, 400, {}, problem=lambda *_: None)[name], job
 
 
 def heard(rows, i=0, **options):
@@ -157,7 +157,7 @@ def test_in_every_form_of_sound(kind, tmp_path):
     forms = {"path": str(tmp_path / "a.wav"), "bytes": {"bytes": flac(clip, 44_100)}}
     forms["array"] = {"array": clip, "sampling_rate": 44_100}
     split = make_split("test", audio=[forms[kind]] * 2, start=[0.2, 0.3], duration=[0.3, 0.3])
-    rows = clip_rows(make_job(AudioData()), {"test": split}, RATE, 400, {}, learn=lambda *_: None)["test"]
+    rows = clip_rows(make_job(AudioData()), {"test": split}, RATE, 400, {}, problem=lambda *_: None)["test"]
     assert rows.lengths == pytest.approx([0.3, 0.3])
     _, batch = clip_batch([rows[0] | {"row": 0}], AudioFeatureExtractor(do_normalize=False), AudioData())
     assert batch["input_values"].shape == (1, 4800)
