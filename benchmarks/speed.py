@@ -36,7 +36,7 @@ from torch import nn
 from benchmarks import heads
 from benchmarks.heads import HEADS, Batch, batches_of, loss_of, unlabelled
 from benchmarks.operations import operations
-from d2v.training.machine import environment
+from d2v.training.machine import ask_for_huge_pages, environment
 from d2v.training.report import peak_memory_mb
 
 IMPLEMENTATIONS = EAGER, SDPA, OURS = "transformers-eager", "transformers-sdpa", "ours"
@@ -325,6 +325,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Measure, print the table, and write it as JSON and as a chart."""
     args = parse(argv)
+    ask_for_huge_pages()  # as a run does; for all implementations
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print(step_memory(args.only, args.memory_of, args))

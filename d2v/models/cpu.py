@@ -4,7 +4,6 @@ Shapes: B batch, H heads, T frames or tokens, K width of a head, N real position
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,17 +18,19 @@ from d2v.models.packing import Packing
 LEVELS = 2**16
 """What sixteen random bits can be: a chance of dropout is rounded to so many parts, which the factor allows for."""
 
-LONGEST_MATERIALISED = {"dropout": math.inf, "fp32": 0, "16 bits": 1024, "16 bits, AMX": 0}
+LONGEST_MATERIALISED = {"dropout": math.inf, "fp32": 0, "16 bits": 1024, "16 bits, AVX-512, no gradients": 0}
 """Positions up to which all T * T weights of a row are kept, though torch's kernel could do without.
 
-| what | measured | on |
+| what | its time beside the kernel's | on |
 |---|---|---|
-| dropout of weights | 0.5 to 0.8 of its time in fp32, 0.2 to 0.4 in bf16, rows of 64 to 1000 | AMD Zen 3, AVX2 |
-| fp32 | 0.8 of its time up to 256 positions, longer from 500 on, and more memory: left | AMD Zen 3, AVX2 |
-| 16 bits | half its time | AMD Zen 3, AVX2, which has no instructions for bf16 |
-| 16 bits, AMX, no gradients | 0.90 s beside 0.81 s with torch's kernel, base model of 224 pixels | Xeon with AMX |
-
-AVX-512 with bf16 but without AMX is not measured and counts as 16 bits, as does training with AMX.
+| dropout of weights | 0.5 to 0.8 in fp32, 0.2 to 0.4 in bf16, rows of 64 to 1000 | AMD Zen 3, AVX2 |
+| fp32 | 0.8 up to 256 positions, longer from 500 on, and more memory: left | AMD Zen 3, AVX2 |
+| fp32 | 1.0 to 1.3 up to 512 positions, 2 of 1024; without gradients 1.2 to 3 | Xeon with AMX |
+| 16 bits | 0.5 | AMD Zen 3, AVX2, which has no instructions for bf16 |
+| 16 bits, gradients | 0.2 to 0.5 up to 384 positions, 0.8 to 1.3 beyond; with a bias 0.3 to 0.4 | Xeon with AMX |
+| 16 bits, gradients | 0.2 to 1.0 up to 512 positions, 1.5 of 1024; with a bias 0.7 to 0.8 | the same without AMX |
+| 16 bits, no gradients | 1.1 to 1.8 | Xeon with AMX |
+| 16 bits, no gradients | 1.2 to 2.4 | the same without AMX |
 """
 
 SHORTEST_16_BIT = 128
@@ -99,7 +100,7 @@ def attention_kind(q: Tensor, dropout: float) -> str:
         return "dropout"
     if q.itemsize >= 4:
         return "fp32"
-    return "16 bits, AMX" if has_amx() and not torch.is_grad_enabled() else "16 bits"
+    return "16 bits" if torch.is_grad_enabled() or not has_bf16_kernels() else "16 bits, AVX-512, no gradients"
 
 
 def linears(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -187,10 +188,10 @@ def keeping_joined_casts() -> Iterator[None]:
 
 
 @cache
-def has_amx() -> bool:
-    """Whether this CPU has Intel's matrix instructions, and torch has not been told to do with older ones."""
-    told = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") or "ONEDNN_MAX_CPU_ISA" in os.environ
-    return not told and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+def has_bf16_kernels() -> bool:
+    """Whether torch's kernels use this CPU's instructions for bf16, those of AVX-512 and perhaps AMX."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2") and supported()
 
 
 def attention_dtype(x: Tensor, packing: Packing) -> torch.dtype:

@@ -150,7 +150,7 @@ def test_dropout_at_its_ends(p, training):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "length", "dropout", "amx", "grad", "kernel"),
+    ("dtype", "length", "dropout", "avx512", "grad", "kernel"),
     [
         (torch.float32, 8, 0.0, False, False, True),
         (torch.float32, 8, 0.1, False, True, False),
@@ -160,10 +160,10 @@ def test_dropout_at_its_ends(p, training):
         (torch.bfloat16, 8, 0.0, True, True, False),
     ],
 )
-def test_attention_is_chosen_by_the_table(monkeypatch, dtype, length, dropout, amx, grad, kernel):
+def test_attention_is_chosen_by_the_table(monkeypatch, dtype, length, dropout, avx512, grad, kernel):
     """Torch's kernel, or materialised weights: see `LONGEST_MATERIALISED`."""
     calls, attention = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(cpu, "has_amx", lambda: amx)
+    monkeypatch.setattr(cpu, "has_bf16_kernels", lambda: avx512)
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or attention(*args, **rest)
     )
