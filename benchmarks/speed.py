@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,11 +36,14 @@ from torch import nn
 from benchmarks import heads
 from benchmarks.heads import HEADS, Batch, batches_of, loss_of, unlabelled
 from benchmarks.operations import operations
+from d2v.training.engine import keeping_casts
 from d2v.training.machine import ask_for_huge_pages, environment
 from d2v.training.report import peak_memory_mb
 
 IMPLEMENTATIONS = EAGER, SDPA, OURS = "transformers-eager", "transformers-sdpa", "ours"
 PRODUCTS = "products"  # what a round measures besides
+EVALUATED = 4
+"""How often inference takes a round's batches: ours casts weights once for an evaluation, transformers each time."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLUMNS = {
     "task": "{:<27}",
@@ -137,13 +140,17 @@ def rounds(
         optimizer = torch.optim.AdamW(trained, lr=0, fused=True) if mode == "train" else None  # 0: the weights stay
         step[name] = train_step(task, precision, optimizer) if mode == "train" else inference_step(precision)
     counting = train_step(task, "fp32", None) if mode == "train" else inference_step("fp32")
-    total, positions = work(counting, models[OURS], batches)
-    yield total
+    operations_of_round, positions = work(counting, models[OURS], batches)
+    yield operations_of_round
     measure = products(positions, models[OURS].config, precision)
+    turns = EVALUATED if mode == "inference" else 1
     for i in range(1 + count):
         found = {PRODUCTS: measure()}
         for name, model in models.items():
-            found[name] = sum(seconds(partial(step[name], model, batch)) for batch in batches)
+            keeps = mode == "inference" and name == OURS
+            with keeping_casts(model, torch.device(DEVICE)) if keeps else nullcontext():
+                total = sum(seconds(partial(step[name], model, batch)) for batch in batches * turns)
+            found[name] = total / turns
         if i:
             yield found
 
