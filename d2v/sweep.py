@@ -120,7 +120,7 @@ def run_all(commands: Sequence[list[str]], processes: int) -> None:
 
     def stop(number, frame):
         stopped.append(number)
-        for process, _ in running.values():
+        for process, _ in running.values() if os.name == "posix" else ():  # Windows would end them; Ctrl-C reaches them
             process.send_signal(signal.SIGTERM)
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}

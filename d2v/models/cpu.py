@@ -6,12 +6,14 @@ Shapes: B batch, H heads, T frames or tokens, K width of a head, N real position
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from d2v.models.packing import Packing
 
@@ -111,39 +113,49 @@ def linears(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
 
     Args:
         x: (N, D).
-        *layers: modules; those of another class than `nn.Linear`, such as adapted ones, are called one by one.
+        *layers: modules; unless all are of class `nn.Linear` itself and without hooks, they are called one by one.
 
     Returns:
         Each layer's output, (N, its width).
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    plain = all(type(each) is nn.Linear and each.weight.dtype == torch.float32 for each in layers)
-    if dtype == torch.float32 or not plain or not _eager_on_cpu(x):
+    if dtype == torch.float32 or not all(map(_is_plain, layers)) or not _eager_on_cpu(x):
         return tuple(each(x) for each in layers)
     parameters = [each.weight for each in layers] + [each.bias for each in layers]
-    joined = _JoinedLinear.apply(x, *joined_casts(layers, dtype), *parameters)
+    joined = _JoinedLinear.apply(x.to(dtype), *joined_casts(layers, dtype), *parameters)
     return joined.split([each.out_features for each in layers], dim=1)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling a module is a product with its weights of fp32; hooks may change these, as in pruning."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    hooked = any(getattr(layer, name) for name in hooks)
+    return type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and not hooked
 
 
 class _JoinedLinear(torch.autograd.Function):
     """The product of `linears`, in 16 bits; gradients of weights are fp32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor | None) -> Tensor:
         """(N, D) to (N, sum of the widths).
 
         Args:
-            ctx: of autograd.
-            x: (N, D).
+            x: (N, D), in 16 bits.
             weight, bias: of all layers, from `joined_casts`.
             *parameters: the layers' weights and then their biases, to which the gradients belong.
         """
-        low = x.to(weight.dtype)
-        ctx.save_for_backward(low, weight)
-        ctx.dtype, ctx.widths = x.dtype, [len(each) for each in parameters[: len(parameters) // 2]]  # type: ignore[arg-type]
-        return F.linear(low, weight, bias)
+        return F.linear(x, weight, bias)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what gradients need; by itself, as torch.func asks for."""
+        x, weight, _, *parameters = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.widths = [len(each) for each in parameters[: len(parameters) // 2]]
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of the input, and of weights and biases where they are wanted."""
         x, weight = ctx.saved_tensors
@@ -152,14 +164,15 @@ class _JoinedLinear(torch.autograd.Function):
         # One product for the weights of all layers is slower where positions are few.
         weights = [(part.t() @ x).float() if each else None for part, each in zip(parts, wanted, strict=False)]
         biases = [part.sum(0).float() if each else None for part, each in zip(parts, wanted[len(parts) :], strict=True)]
-        return (gradient @ weight).to(ctx.dtype) if of_x else None, None, None, *weights, *biases
+        return gradient @ weight if of_x else None, None, None, *weights, *biases
 
 
 @torch.no_grad()
 def joined_casts(layers: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The weights and biases of linear layers, one below the other, in 16 bits; zeros for a bias that is missing."""
-    if _kept is not None and layers in _kept:
-        return _kept[layers]
+    kept = KEPT.get()
+    if kept is not None and layers in kept:
+        return kept[layers]
     widths, first = [each.out_features for each in layers], layers[0].weight
     weight = first.new_empty(sum(widths), first.shape[1], dtype=dtype)
     bias = first.new_zeros(sum(widths), dtype=dtype)
@@ -167,24 +180,23 @@ def joined_casts(layers: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, T
         of_weight.copy_(each.weight)
         if each.bias is not None:
             of_bias.copy_(each.bias)
-    if _kept is not None:
-        _kept[layers] = weight, bias
+    if kept is not None:
+        kept[layers] = weight, bias
     return weight, bias
 
 
-_kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
-"""By layers, what `joined_casts` returns; None outside of `keeping_joined_casts`."""
+KEPT: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
+"""By layers, what `joined_casts` returns; None outside of `keeping_joined_casts`. As autocast's own, a thread's."""
 
 
 @contextmanager
 def keeping_joined_casts() -> Iterator[None]:
     """Within, weights that were cast once are not cast again; nothing may change them meanwhile."""
-    global _kept  # as autocast's own cache, which knows nothing of joined weights
-    before, _kept = _kept, {}
+    token = KEPT.set({})
     try:
         yield
     finally:
-        _kept = before
+        KEPT.reset(token)
 
 
 @cache
@@ -212,5 +224,5 @@ def filler(positions: int, x: Tensor) -> int:
 
 
 def _eager_on_cpu(x: Tensor) -> bool:
-    """Whether x is on a CPU, and no compiler writes the kernels."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether x is on a CPU, and neither compiled nor traced."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()

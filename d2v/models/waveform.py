@@ -44,16 +44,20 @@ class StridedConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         """X (T, C), weight (C', C, k) -> (T', C')"""
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
         frames = (len(x) - weight.shape[2]) // stride + 1
         (window, taps), *rest = list(StridedConv.products(x, weight, stride, frames, copy=x.shape[1] == 1))
         y = window @ taps
         for window, taps in rest:
             y.addmm_(window, taps)
         return y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        """Keep what gradients need; by itself, as torch.func asks for."""
+        x, weight, ctx.stride = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -103,7 +107,10 @@ class ConvLayer(nn.Module):
         weight, device = self.conv.weight, x.device.type
         if torch.is_autocast_enabled(device):
             x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
-        x = StridedConv.apply(x.contiguous(), weight, self.stride)
+        if torch.jit.is_tracing():  # which cannot save a function of ours
+            x = F.conv1d(x.T, weight, stride=self.stride).T
+        else:
+            x = StridedConv.apply(x.contiguous(), weight, self.stride)
         return self.activation(self.layer_norm(x if self.conv.bias is None else x + self.conv.bias))
 
 

@@ -18,7 +18,7 @@ from d2v.data.cores import granted_cores
 from d2v.data.facts import everyones
 from d2v.data.tables import read_sample
 from d2v.errors import InputError
-from d2v.hub import read_json, write_json
+from d2v.hub import in_place_of, read_json, write_json
 from d2v.training.engine import check_engine, sharding
 from d2v.training.identity import check_config, check_data, checkpoint_fingerprint, fingerprint, plain
 from d2v.training.machine import ask_for_huge_pages, environment, has_bf16
@@ -184,7 +184,8 @@ def write_beginning(job: Job, begun: str, goes_on: bool, changed: list[str]) -> 
         check_data(config, checkpoints(out)[-1], data)
     out.mkdir(parents=True, exist_ok=True)
     print(to_yaml(config))
-    (out / "config.yaml").write_text(to_yaml(config), "utf-8")
+    with in_place_of(out / "config.yaml") as beside:
+        beside.write_text(to_yaml(config), "utf-8")
     precision = {"no": "fp32"}.get(job.accelerator.mixed_precision, job.accelerator.mixed_precision)
     file = out / "environment.json"
     before = read_json(file).get("precision", precision) if goes_on and file.is_file() else precision

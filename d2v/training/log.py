@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.config import Job
+from d2v.hub import in_place_of
 from d2v.training.trackers import open_trackers
 
 
@@ -67,7 +68,8 @@ class Log:
                 is_evaluation = of_evaluation(entry)
                 kept += [entry] if entry["step"] <= (evaluated if is_evaluation else step) else []
                 self.tracked[is_evaluation] = entry["step"] if tracked else -1
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
+            with in_place_of(path) as beside:
+                beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
         # Not a terminal: no bar, only the lines of evaluations.
         self.bar = tqdm(
             total=total, initial=step, disable=None if self.main else True, unit="update", dynamic_ncols=True

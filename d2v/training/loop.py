@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.config import Job, Optim, Run
-from d2v.data.facts import note_decoded, say_decoded
+from d2v.data.facts import everyones, note_decoded, say_decoded
 from d2v.devices import moved
 from d2v.errors import InputError, Interrupted
 from d2v.lora import save_adapted
@@ -254,6 +254,7 @@ def fit(
                 evaluate_and_keep_best()
             if out_of_time:
                 break
+        stop_if_asked(job)
     return kind.from_pretrained(out / "best", verbose=False)
 
 
@@ -284,6 +285,12 @@ def reasons_to_stop(run: Run, begun: float, saved: float) -> list[bool]:
     now = time.monotonic()
     out_of_time = run.max_minutes is not None and now - begun > 60 * run.max_minutes
     return [bool(received), out_of_time, now - saved > 60 * run.save_minutes]
+
+
+def stop_if_asked(job: Job) -> None:
+    """Raise Interrupted, on all processes, if a signal came after the last update."""
+    if any(everyones(job, bool(received))):
+        raise Interrupted
 
 
 def next_update(job: Job, updates: Iterator[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], float]:

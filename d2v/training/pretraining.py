@@ -39,6 +39,7 @@ from d2v.training.loop import (
     reasons_to_stop,
     schedule,
     set_lr,
+    stop_if_asked,
     wrap_for,
 )
 from d2v.training.memory import TRIMMED, out_of_memory, trim
@@ -271,7 +272,9 @@ def pretrain(
                 metrics = evaluate_and_keep()
             if out_of_time:
                 break
-    return metrics or evaluate()
+        metrics = metrics or evaluate()
+        stop_if_asked(job)
+    return metrics
 
 
 def half_life(decay: float) -> float:

@@ -2,15 +2,19 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2v.models import cpu
+from d2v.models.audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v.models.packing import Packing
+from d2v.models.text import Data2VecTextConfig, Data2VecTextModel
 from d2v.models.transformer import Encoder, attention_by_rows, attention_mask, eager_attention, sdpa_attention
 from tests.parity import EXACT, apart, assert_as_close
 
@@ -29,6 +33,7 @@ BLOCK = {
     "key_bias": True,
     "implementation": "sdpa",
 }
+SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": 12}
 LENGTHS = [5, 1, 3, 3, 1, 7]
 IMPLEMENTATIONS = ["sdpa", "eager", "sdpa, padded"]  # the last as on a GPU: one call with a mask
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=100)
@@ -259,6 +264,95 @@ def test_layers_are_joined_where_that_pays(monkeypatch):
         assert torch.equal(cpu.linears(x, low)[0], low(x))
         with pytest.raises(TypeError):
             cpu.linears(x, plain, plain)
+
+
+@pytest.mark.parametrize("change", ["prune", "weight_norm", "hook"])
+def test_layers_with_hooks_are_called(change):
+    """Which give them other weights in each call, or want to see their outputs."""
+    layers, seen = [torch.nn.Linear(WIDTH, 4) for _ in range(2)], []
+    if change == "prune":
+        torch.nn.utils.prune.l1_unstructured(layers[0], "weight", 0.5)
+    elif change == "weight_norm":
+        torch.nn.utils.weight_norm(layers[0])
+    else:
+        layers[0].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        for parameter in layers[0].parameters():
+            parameter.mul_(2)
+    x = torch.randn(3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cpu.linears(x, *layers)
+        assert len(seen) == (change == "hook")
+        assert all(torch.equal(a, layer(x)) for a, layer in zip(found, layers, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    """It would lack what goes through the casts."""
+    layers, x = [torch.nn.Linear(WIDTH, 4) for _ in range(2)], torch.randn(3, WIDTH, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.cat(cpu.linears(x, *layers)).float().square().sum()
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+class Plain(torch.nn.Module):
+    """A model that returns a tensor, as tracing needs it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).last_hidden_state
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["audio", "text"])
+def test_models_in_bf16_are_traced_and_differentiated_by_torch_func(kind, tmp_path):
+    if kind == "audio":
+        sizes = {
+            "conv_dim": (8,) * 7,
+            "num_conv_pos_embedding_groups": 2,
+            "num_conv_pos_embeddings": 1,
+            "conv_pos_kernel_size": 3,
+            "mask_time_prob": 0.0,
+        }
+        model, given = Data2VecAudioModel(Data2VecAudioConfig(**SMALL, **sizes)), torch.randn(2, 800)
+    else:
+        model, given = Data2VecTextModel(Data2VecTextConfig(vocab_size=11, **SMALL)), torch.randint(3, 11, (2, 5))
+    model.eval()
+
+    def mean(weights):
+        return torch.func.functional_call(model, weights, (given,)).last_hidden_state.float().square().mean()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(given).last_hidden_state
+        mean({}).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.func.grad(mean)({name: value.detach() for name, value in model.named_parameters()})
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad():
+        traced = torch.jit.trace(Plain(model), (given,), check_trace=False)
+        torch.jit.save(traced, tmp_path / "model.pt")
+        output = torch.jit.load(tmp_path / "model.pt")(given)
+    assert apart(output, expected) < 4 * torch.finfo(torch.bfloat16).eps
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert apart(found[name], parameter.grad) < 4 * torch.finfo(torch.bfloat16).eps, name
+
+
+def test_kept_casts_are_a_threads_own():
+    layers = (torch.nn.Linear(WIDTH, 4), torch.nn.Linear(WIDTH, 4))
+
+    def cast():
+        return cpu.joined_casts(layers, torch.bfloat16)[0]
+
+    with cpu.keeping_joined_casts():
+        here = cast()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(cast).result() is not here
+        assert cast() is here
 
 
 def test_joined_weights_are_cast_once_where_they_are_kept():

@@ -438,7 +438,8 @@ def test_the_time_limit_is_of_the_session(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("moment", "saved", "left"), [("evaluation", 8, [1, 2]), ("saving", 9, [2]), ("the trial", 1, [0, 1, 2])]
+    ("moment", "saved", "left"),
+    [("evaluation", 8, [1, 2]), ("saving", 9, [2]), ("the trial", 1, [0, 1, 2]), ("the last metrics", 12, [])],
 )
 def test_a_signal_at_another_moment_loses_nothing(tmp_path, monkeypatch, moment, saved, left):
     straight, _ = train(tmp_path / "straight")
@@ -457,6 +458,8 @@ def test_a_signal_at_another_moment_loses_nothing(tmp_path, monkeypatch, moment,
             if self.count == 2 and moment == "evaluation":
                 os.kill(os.getpid(), signal.SIGUSR1)
                 raise Interrupted  # as `predict` does when it sees the signal
+            if self.count == 3 and moment == "the last metrics":
+                os.kill(os.getpid(), signal.SIGTERM)
             return self.count - 1
 
     if moment == "saving":
@@ -473,7 +476,7 @@ def test_a_signal_at_another_moment_loses_nothing(tmp_path, monkeypatch, moment,
     with pytest.raises(Interrupted, match=f"saved at update {saved}; --run.resume true"):
         train(tmp_path / "cut", scores=Calls())
     monkeypatch.undo()
-    resumed, _ = train(tmp_path / "cut", scores=left, resume=True)
+    resumed, _ = train(tmp_path / "cut", scores=iter(left), resume=True)
     assert torch.equal(weights(resumed), weights(straight))
     for key in ("loss", "eval_score"):
         assert lines(tmp_path / "cut", key) == lines(tmp_path / "straight", key)
