@@ -58,6 +58,12 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
     order = [i for i, name in enumerate(ids) if name in common]
     place = {name: i for i, name in enumerate(others)}
     names = [ids[i] for i in order]
+    other = other_references(runs, names)
+    if 2 * len(other) > len(names):
+        raise InputError(
+            f"{first} and {second}: {len(other)} of {len(names)} rows of one id have other references, the first is "
+            f"{other[0]!r}; should be of the same data (rows without ids are called by their numbers)"
+        )
     a, b = select_rows(a, order), select_rows(b, [place[name] for name in names])
     pairs = paired_differences(a, b, [clusters[i] for i in order], replications=replications, seed=seed)
     metrics = {}
@@ -84,6 +90,7 @@ def compare(first: Path, second: Path, *, replications: int = 1000, seed: int = 
             "matched": len(names),
             "only_first": len(ids) - len(names),
             "only_second": len(others) - len(names),
+            "other_references": len(other),
             "most": [
                 {"id": names[i], "first": predictions[0].get(names[i]), "second": predictions[1].get(names[i])}
                 for i in most
@@ -127,6 +134,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         "environment": dict(flat(environment)),
         "facts": {each["line"]: True for each in facts},
     }
+
+
+def other_references(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """The rows whose predictions say that they were scored against something else; upper case does not count."""
+
+    def reference(row: Mapping[str, Any]) -> str:
+        return json.dumps(next((row[key] for key in ("reference", "references", "transcript") if key in row), None))
+
+    first, second = (run["predictions"] for run in runs)
+    both = [name for name in names if name in first and name in second]
+    return [name for name in both if reference(first[name]).casefold() != reference(second[name]).casefold()]
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -215,6 +233,8 @@ def report(found: Mapping[str, Any]) -> str:
     for side in ("first", "second"):
         if rows[f"only_{side}"]:
             line += f"; {rows[f'only_{side}']} only in the {side}, left out"
+    if rows["other_references"]:
+        line += f"; {rows['other_references']} of them have another reference in the second"
     lines += [line, "", f"{'metric':<24}{'first':>9}{'second':>9}{'difference':>12}  95 % interval       second better"]
     for name, each in found["metrics"].items():
         ends = each["interval"]

@@ -196,3 +196,21 @@ def test_rows_are_shown_by_what_differs():
     assert lines == ['  x {"reference": "b"}', '    {"text": "a"}', '    {"text": "b", "words": []}']
     row = {"id": "x", "first": {"id": "x", "words": words}, "second": {"id": "x", "words": []}}
     assert difference(row) == ["  x", f"    {json.dumps({'words': words})}", '    {"words": []}']
+
+
+def test_rows_of_one_number_that_are_others(tmp_path, capsys):
+    """As where data without ids have lost a row between two runs: pairs of other rows have no paired interval."""
+    words = [f"word {i}" for i in range(21)]
+
+    def write(name, first, **changes):
+        rows = [{"text": word, "reference": changes.get(word, word).title()} for word in words[first : first + 20]]
+        sums = {"sums": {"wer": np.tile([0.0, 2.0], (20, 1))}}
+        return write_run(tmp_path / name, sums, list(map(str, range(20))), rows, {"wer": 0.0})
+
+    one, other = write("one", 0), write("other", 1)
+    with pytest.raises(InputError, match="20 of 20 rows of one id have other references, the first is '0'"):
+        compare(one, other)
+    changed = write("changed", 0, **{"word 3": "ward 3"})
+    assert compare(one, changed)["rows"]["other_references"] == 1
+    main([str(one), str(changed), "--picture", str(tmp_path / "a.png")])
+    assert "20 rows in both; 1 of them have another reference in the second" in capsys.readouterr().out

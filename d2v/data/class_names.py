@@ -24,6 +24,7 @@ ARRAY = re.compile(rf"\[\s*(?:{ITEM.pattern})(?:\s+(?:{ITEM.pattern}))+\s*\]")
 """An array as NumPy prints it, and as pandas writes it to a CSV file: items separated by white space, ['a' 'b']."""
 
 
+NUMBER = re.compile(r"[+-]?\d*\.?\d+")
 UNSEEN = dict.fromkeys(map(ord, INVISIBLE))
 Match = Literal["name", "number", "order"]
 
@@ -105,16 +106,34 @@ def name_values(split: Split, column: str, values: Sequence[Any], ignored: Seque
     return Named([whole[i] for i in split.index], listed or in_order(found), tidied=tidied)
 
 
+def check_kind(names: Sequence[str], column: str) -> None:
+    """Raise InputError for classes that look like values or lists of labels, unless `data.problem_type` was given."""
+    if names and all(map(NUMBER.fullmatch, names)) and (broken := [name for name in names if float(name) % 1]):
+        raise InputError(
+            f"train: {column} has numbers such as {broken[-1]}; --data.problem_type regression predicts values, "
+            "single_label takes them for classes"
+        )
+    if names and all(isinstance(as_list(name, None), list) for name in names):
+        kinds = "--data.problem_type multi_label takes their items, single_label each list, for a class"
+        raise InputError(f"train: {column} has lists such as {names[-1]:.60}; {kinds}")
+
+
 def read_indicators(split: Split, columns: Sequence[str]) -> Named:
-    """The labels of rows with one column of 0 and 1 per class; None for a row with another value."""
+    """The labels of rows with one column of 0 and 1 per class; text on what else there is for another row."""
     there = split.table.column_names
     if missing := [column for column in columns if column not in there]:
         raise InputError(f"{split.name}: no column {missing[0]!r} (data.label_columns); there are {', '.join(there)}")
-    said = {0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
+    said = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
     rows = zip(*(split.column(column) for column in columns), strict=True)
-    flags = [[said.get(value) if isinstance(value, int | float | str) else None for value in row] for row in rows]
-    labels = [None if None in row else [name for name, flag in zip(columns, row, strict=True) if flag] for row in flags]
-    return Named(labels, list(columns))
+
+    def labels_of(row: Sequence[Any]) -> Any:
+        flags = [said.get(str(value).strip()) if isinstance(value, int | float | str) else None for value in row]
+        if None in flags:
+            value = row[flags.index(None)]
+            return None if value is None else f"{value!r} in column {columns[flags.index(None)]}"
+        return [name for name, flag in zip(columns, flags, strict=True) if flag]
+
+    return Named([labels_of(row) for row in rows], list(columns))
 
 
 def as_list(value: Any, separator: str | None) -> Any:

@@ -84,6 +84,10 @@ def columns_of(line: str) -> list[str]:
     return re.findall(r"[^ \t\r]+", line)
 
 
+UNIVERSAL = re.compile(r"\d+(?:[-.]\d+)?\t(?:[^\t]*\t){8}[^\t]*$")
+"""A word of CoNLL-U or CoNLL-X, whose first of ten columns counts; such files have other endings too."""
+
+
 def at_tabs(line: str) -> list[str]:
     """The columns of a line, separated by tabs."""
     return line.rstrip("\r").split("\t")
@@ -98,7 +102,6 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     Raises:
         InputError: it is not UTF-8, or a line has more or fewer columns than those before it.
     """
-    universal = file.suffix.lower() == ".conllu"
     words: list[str] = []
     tags: list[str] = []
     try:
@@ -106,6 +109,7 @@ def sentences(file: Path) -> Iterator[tuple[list[str], list[str]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
     plain = [line for line in lines if line.strip() and not line.startswith(("#", "-DOCSTART-"))]
+    universal = file.suffix.lower() == ".conllu" or (bool(plain) and all(map(UNIVERSAL.match, plain)))
     columns = columns_of
     tabs = {line.count("\t") for line in plain}
     if len({len(columns_of(line)) for line in plain}) > 1 and len(tabs) == 1 and tabs != {0}:

@@ -170,6 +170,10 @@ def folder_labels(files: Sequence[PurePath], level: int | None) -> list[str | No
     return [parts[0] if parts else None for parts in folders] if 2 * sum(map(bool, folders)) > len(folders) else None
 
 
+TIMED = re.compile(r"\s*\d+(\.\d+)?\s+\d+(\.\d+)?\s+\S")
+"""A line of labels with their beginnings and ends, whatever their unit."""
+
+
 def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[PurePath]) -> dict[str, str]:
     """The text of each sound, by path without ending: from LibriSpeech's `*.trans.txt`, or a `.txt` beside it."""
     texts = {}
@@ -183,7 +187,13 @@ def read_transcripts(root: Path, files: Sequence[PurePath], sounds: Sequence[Pur
         beside = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in (".txt", ".lab")}
         for path in sounds:
             if (stem := path.with_suffix("").as_posix()) in beside:
-                texts[stem] = " ".join(read_text(root / beside[stem]).split())
+                content = read_text(root / beside[stem])
+                timed = [TIMED.match(line) for line in content.split("\n") if line.strip()]
+                if timed and all(timed):
+                    should = "should be the text alone, or a table with start and end"
+                    what = f"each line begins with two times, as Audacity's, HTK's and TIMIT's do; {should}"
+                    raise InputError(f"{root / beside[stem]}: {what}")
+                texts[stem] = " ".join(content.split())
     return texts
 
 

@@ -22,6 +22,7 @@ from d2v.data.class_names import (
     Named,
     as_list,
     check_classes,
+    check_kind,
     distinct,
     listed_names,
     name_reader,
@@ -232,6 +233,8 @@ def read_labels(job: Job, splits: Mapping[str, Split]) -> tuple[Labels, dict[str
     columns: dict[str, Named] = {}
     for name, split in splits.items():  # train comes first and decides whether rows are zeros and ones
         columns[name] = read_names(split, data, labels.problem_type, columns.get("train"))
+    if job.training and data.problem_type is None:
+        check_kind(columns["train"].classes, column)
     columns = with_stream(job, splits, columns, column, several=labels.problem_type == "multi_label")
     labels, named = settle_classes(job, labels, columns, data.match)
     if data.positive_class is not None and data.positive_class not in labels.names:

@@ -260,6 +260,8 @@ def readings(value: Any, choices: Sequence[str], names: Sequence[str]) -> dict[s
     if text in names:
         return {"choice": names.index(text)}
     found = {}
+    if text not in choices:
+        text = re.sub(r"^(\d+)\.0+$", r"\1", text)  # a CSV of pandas, where some are missing
     if re.fullmatch(r"\d+", text, re.ASCII) and not names:
         found["number"] = int(text)
     elif re.fullmatch("[A-Za-z]", text) and not names:

@@ -177,7 +177,7 @@ def question_problem(question: Any, context: Any) -> str | None:
 def as_lists(answers: Any) -> Any:
     """Answers as lists `text` and `answer_start`, also where they are objects that have these, or a single one.
 
-    Numbers of characters that are written as text are numbers.
+    Numbers of characters that are written as text, or as 12.0, are numbers; blank texts alone are no answer.
     """
     if isinstance(answers, list) and all(isinstance(each, dict) for each in answers):
         answers = {key: [each.get(key) for each in answers] for key in ("text", "answer_start")}
@@ -185,7 +185,11 @@ def as_lists(answers: Any) -> Any:
         answers = {key: [answers.get(key)] for key in ("text", "answer_start")}
     if isinstance(answers, dict) and isinstance(starts := answers.get("answer_start"), list):
         numbers = [int(it) if isinstance(it, str) and re.fullmatch(r"\s*\d+\s*", it) else it for it in starts]
-        return answers | {"answer_start": numbers}
+        numbers = [int(it) if isinstance(it, float) and it.is_integer() else it for it in numbers]
+        answers = answers | {"answer_start": numbers}
+    texts = answers.get("text") if isinstance(answers, dict) else None
+    if isinstance(texts, list) and texts and all(isinstance(text, str) and not text.strip() for text in texts):
+        return answers | {"text": [], "answer_start": []}
     return answers
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
 from d2v.data.cache import FORMAT, cache_folder, states
+from d2v.data.quotes import check_escapes, check_quotes, quoted_fields
 from d2v.errors import InputError
 from d2v.hub import in_place_of, read_json, write_json
 
@@ -129,9 +130,10 @@ def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
     import pyarrow as pa
 
     bad: list[str] = []
-    schema, batches = open_csv(file, data, bad)
+    quoted: list[str] = []
+    schema, batches = open_csv(file, data, bad, quoted)
     table = pa.Table.from_batches(batches, schema)
-    remarks += ragged_rows(file, data, bad)
+    remarks += ragged_rows(file, data, bad) + kept_quotes(file, quoted)
     return table
 
 
@@ -146,12 +148,14 @@ def kept_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
     with FileLock(f"{place}.lock"):
         if not place.is_file():
             bad: list[str] = []
-            schema, batches = open_csv(file, data, bad)
+            quoted: list[str] = []
+            schema, batches = open_csv(file, data, bad, quoted)
             with in_place_of(place) as beside, pa.ipc.new_stream(str(beside), schema) as stream:
                 for batch in batches:
                     stream.write_batch(batch)
-                write_json(place.with_suffix(".json"), {"bad": bad})
-    remarks += ragged_rows(file, data, read_json(place.with_suffix(".json"))["bad"])
+                write_json(place.with_suffix(".json"), {"bad": bad, "quoted": quoted})
+    found = read_json(place.with_suffix(".json"))
+    remarks += ragged_rows(file, data, found["bad"]) + kept_quotes(file, found["quoted"])
     return datasets.Dataset.from_file(str(place))
 
 
@@ -165,6 +169,11 @@ def ragged_rows(file: Path, data: Data, bad: Sequence[str]) -> list[Remark]:
         line = f"{file}: {count} left out; the first is {bad[0]}"
         return [("rows left out", line, {"file": str(file), "rows": len(bad), "first": bad[0]})]
     return []
+
+
+def kept_quotes(file: Path, found: Sequence[str]) -> list[Remark]:
+    """What is said of fields that keep their quotes, see `quoted_fields`, once for each column."""
+    return [("quotes kept", f"{file}: {line}", {"file": str(file)}) for line in found]
 
 
 def reason(error: BaseException) -> str:
@@ -187,7 +196,9 @@ def joined(tables: list[Any], files: Sequence[Path]) -> "Dataset":
     return datasets.Dataset(whole, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
-def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tuple[Any, Iterator[Any]]:
+def open_csv(
+    file: Path, data: Data, bad: list[str], quoted_in: list[str], block: int = 1 << 24
+) -> tuple[Any, Iterator[Any]]:
     """The pyarrow schema of a CSV file, whose columns are all text, an empty field the empty text, and its batches.
 
     Fields are quoted by `"` where the delimiter is a comma or semicolon; after tabs and bars a `"` is a character.
@@ -196,6 +207,7 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
         file: CSV or TSV, of which the first line names the columns unless `data.header` does.
         data: has `delimiter` and `header`.
         bad: gets what is wrong with rows left out.
+        quoted_in: gets what `quoted_fields` says of the first batch that has such fields.
         block: bytes of a batch.
 
     Raises:
@@ -237,15 +249,19 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
     read = arrow.ReadOptions(column_names=names, skip_rows=skip, block_size=block, use_threads=False)
 
     def batches() -> Iterator[Any]:
-        several, count = False, 0
+        several, escaped, count = False, False, 0
         try:
             with open_binary(file) as stream:
                 for batch in arrow.open_csv(stream, read, parse, convert):
                     several = several or any(pc.any(pc.match_substring(each, "\n")).as_py() for each in batch)
+                    escaped = escaped or any(pc.any(pc.match_substring(each, '\\"')).as_py() for each in batch)
+                    quoted_in.extend([] if quoted_in else quoted_fields(batch, delimiter, count))
                     yield without_names(batch, count) if len(names) > 1 else batch
                     count += len(batch)
             if several:
-                check_quotes(file, delimiter)
+                check_quotes(file, delimiter, open_binary)
+            if escaped and quoted:
+                check_escapes(file, open_binary)
         except (pa.ArrowInvalid, EOFError, zlib.error) as error:
             if "Empty CSV file" not in str(error):
                 raise InputError(
@@ -253,25 +269,6 @@ def open_csv(file: Path, data: Data, bad: list[str], block: int = 1 << 24) -> tu
                 ) from error
 
     return schema, batches()
-
-
-def check_quotes(file: Path, delimiter: str) -> None:
-    """Raise InputError for a field that begins with a quote and does not end with one: it swallowed the next rows."""
-    begun, limit = 1, csv.field_size_limit(2**31 - 1)
-    try:
-        with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-            lines = csv.reader(text, delimiter=delimiter, strict=True)
-            while True:
-                try:
-                    if next(lines, None) is None:
-                        break
-                except csv.Error as error:  # on one line it is a blank behind a quote, or a quote within
-                    if lines.line_num > begun or "end of data" in str(error):
-                        quotes = "should be closed, with two quotes for one within it"
-                        raise InputError(f"{file}: a quote in line {begun} or after it {quotes} ({error})") from error
-                begun = lines.line_num + 1
-    finally:
-        csv.field_size_limit(limit)
 
 
 def undecoded(file: Path) -> str | None:
@@ -393,7 +390,7 @@ WRAPPERS = ("data", "rows", "examples", "samples", "items", "records", "instance
 """What the list of rows is called in JSON that is one object, beside numbers and texts such as its version."""
 PLAIN = r'"[^"]*"\s*:\s*("[^"]*"|[^"\s{}\[\],]+)\s*,\s*'
 ONE_OBJECT = re.compile(
-    r'(\ufeff)?\s*\{\s*("[^"]*"\s*:\s*\{\s*"0"\s*:|' + f'({PLAIN})*"({"|".join(WRAPPERS)})"' + r"\s*:\s*\[\s*\{)"
+    r'(\ufeff)?\s*\{\s*("[^"]*"\s*:\s*\{\s*"\d+"\s*:|' + f'({PLAIN})*"({"|".join(WRAPPERS)})"' + r"\s*:\s*\[\s*\{)"
 )
 
 
@@ -421,7 +418,7 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
     kind = TABLES[ending(file)]
     try:
         if kind == "csv":
-            first = next(open_csv(file, data, [], block=1 << 20)[1], pa.RecordBatch.from_pylist([]))
+            first = next(open_csv(file, data, [], [], block=1 << 20)[1], pa.RecordBatch.from_pylist([]))
             return first.slice(0, SAMPLE).to_pylist()
         if kind == "parquet":
             with parquet.ParquetFile(file) as source:

@@ -122,7 +122,8 @@ def as_words(value: Any, job: Job) -> Any:
     In labelled data, text in brackets that is no list stays: an array that was cut when it was written.
     """
     found = as_list(value, None)
-    return found.split() if isinstance(found, str) and not (job.labelled and found.startswith("[")) else found
+    cut = isinstance(found, str) and found.startswith("[") and (found.rstrip().endswith("]") or "..." in found)
+    return found.split() if isinstance(found, str) and not (job.labelled and cut) else found
 
 
 def words_problem(words: Any, column: str) -> str | None:

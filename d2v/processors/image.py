@@ -83,6 +83,8 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
         red, *others = mask.split()
         opaque = len(others) == 2 or others.pop().getextrema() == (255, 255)
         mask = red if opaque and all(band.tobytes() == red.tobytes() for band in others) else mask
+    if isinstance(mask, Image.Image) and mask.mode == "P":
+        check_palette(mask, name)
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "bui":
         raise InputError(
@@ -90,6 +92,22 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
             "written as a grey or palette PNG"
         )
     return mask.astype(np.int64)
+
+
+def check_palette(mask: Image.Image, name: str) -> None:
+    """Raise InputError for a palette of greys that are not its numbers, as programs write grey files to save space.
+
+    Which of the two are the classes cannot be told. Black and one other grey may be of VOC's palette.
+    """
+    colours = np.array(mask.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
+    used = np.unique(np.asarray(mask))
+    used = used[(used > 0) & (used < len(colours))]
+    greys = colours[used, 0]
+    if len(used) > 1 and (colours[used] == greys[:, None]).all() and (greys != used).any():
+        raise InputError(
+            f"{name}: a palette of greys other than its numbers, such as {greys[-1]} for number {used[-1]}; should be "
+            "grey with the numbers of classes, or a palette of colours"
+        )
 
 
 def reduce_labels(mask: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from d2v.data.tables import read_sample
 from d2v.errors import InputError
 
-ANSWERS = ("label", "labels", "value", "filled", "text_lm", "text", "answer", "tags", "mask", "score")
+ANSWERS = ("label", "labels", "value", "filled", "text_lm", "choice", "text", "answer", "tags", "score")
 """Keys of recipes' predictions; a sample's only column besides the ids gets the prediction, whatever its name."""
 
 
@@ -83,7 +83,7 @@ def plain_path(name: str) -> PurePath:
 def source_of(record: Mapping[str, Any], column: str, *, alone: bool, sample: Path) -> str:
     """The part of a prediction for a column: the value of this name, a class's score, or the prediction itself."""
     scores = record.get("scores")
-    if record.get(column) is not None:
+    if record.get(column) is not None and column != "scores":
         return column
     if isinstance(scores, Mapping) and column in scores:
         return "scores"

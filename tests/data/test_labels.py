@@ -114,6 +114,21 @@ def test_what_cannot_be_a_label_is_shown(values, message):
         read(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["0.37", "2", "-1.25"], r"label has numbers such as 2?.*; --data.problem_type regression predicts values"),
+        (["['a', 'b']", "[]", "['b']"], r"label has lists such as \[\]; --data.problem_type multi_label"),
+    ],
+)
+def test_classes_that_look_like_something_else(values, message):
+    """As a CSV has them; whoever gives the type of the problem gets it."""
+    with pytest.raises(InputError, match=message):
+        read(values)
+    assert len(read(values, problem_type="single_label")[0].names) == 3
+    assert read(["1.0", "2.0", "3"])[0].names == ["1.0", "2.0", "3"]
+
+
 def test_decimals_of_databases_are_numbers():
     assert read([Decimal("1.00"), Decimal("2.00")], [Decimal("1.00")])[0].names == ["1", "2"]
     values = read([Decimal("1.50"), Decimal("2.00")], [Decimal("1.00")], problem_type="regression")[1]
@@ -296,6 +311,11 @@ def test_a_column_for_each_class():
     assert labels.names == ["toxic", "rude"] and data.targets == {"label": None}
     assert references["train"] == [["rude"], ["toxic"], ["toxic", "rude"], None]
     assert labels.problem(None).startswith("toxic, rude is None; should be a list of labels")
+    split = make_split(toxic=["1 ", "0.5", "2"], rude=[0, 1, 0])  # blanks behind commas; a share of raters
+    labels, references = read_labels(make_job(data), {"train": split})
+    assert references["train"] == [["toxic"], "'0.5' in column toxic", "'2' in column toxic"]
+    assert 'in column toxic"; should be a list' in labels.problem(references["train"][1])
+    split = make_split(toxic=[0, 1, 1, None], rude=["1", "0", "1", "0"])
     for test in ({"text": ["a"]}, {"text": ["a"], "toxic": [-1], "rude": [-1]}):  # as competitions have it
         source = {"train": split.table, "validation": split.table, "test": make_split(**test).table}
         job = make_job(data)

@@ -889,6 +889,11 @@ REFUSED = {
         {"wavs/LJ-{}.wav": SOUND, "metadata.csv": "LJ-1|no|no\nLJ-2|NA|na\n"},
         r"metadata.csv: has one column, 'LJ-1\|no\|no'; --data.delimiter '\|' makes several",
     ),
+    "texts with times beside sounds": (
+        "asr_ctc",
+        {"train/{}.wav": SOUND, "train/0.txt": "0.0\t1.5\thello\n1.5\t2\tyou\n", "train/1.txt": "0 46797 She had\n"},
+        r"train/[01].txt: each line begins with two times, as Audacity's, HTK's and TIMIT's do",
+    ),
     "RACE's files": ("multiple_choice", {"train/high/1.txt": '{"answers": ["A"]}'}, "no column 'sent1'"),
     "CoNLL's columns, of which a line lacks one": (
         "token_classification",

@@ -73,6 +73,7 @@ RIGHT = {
     "both fields named": ({"q": "A?", "c": {"text": ["b", "d"], "label": ["A", "B"]}, "k": "B"}, ["c.text", "c.label"]),
     "objects": ({"q": "A?", "c": [{"text": "b", "label": "X"}, {"text": "d", "label": "Y"}], "k": "Y"}, ["c"]),
     "a float, as pandas makes it": ({"q": "A?", "c": ["b", "d"], "k": 1.0}, ["c"]),
+    "such a float as text": ({"q": "A?", "c": ["b", "d"], "k": "1.0"}, ["c"]),
     "the choice itself": ({"q": "A?", "c": ["bee", "dee"], "k": "dee"}, ["c"]),
 }
 

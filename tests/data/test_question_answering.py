@@ -204,6 +204,7 @@ def check(split: str, rows: datasets.Dataset, **options) -> dict[str, Split]:
     return check_questions(job, {split: Split(split, rows, np.arange(len(rows)), ((split, len(rows)),))})
 
 
+NONE: dict[str, list] = {"text": [], "answer_start": []}
 GOOD = {"question": "Who?", "context": "A cat sat.", "answers": {"text": ["cat"], "answer_start": [2]}}
 BAD = {
     "no question": ({"question": " "}, "the question is ' '; should be text"),
@@ -212,7 +213,11 @@ BAD = {
     "no place": ({"answers": {"text": ["cat"]}}, "should be lists 'text' and 'answer_start' of one length"),
     "places are too few": ({"answers": {"text": ["cat"], "answer_start": []}}, "of one length"),
     "no answer": ({"answers": {"text": [], "answer_start": []}}, "no answer; --data.unanswerable true is for"),
-    "an empty answer": ({"answers": {"text": [""], "answer_start": [2]}}, "the answer '' should be text"),
+    "an empty answer": (
+        {"answers": {"text": [""], "answer_start": [-1]}},
+        "no answer; --data.unanswerable true is for",
+    ),
+    "an empty one of two": ({"answers": {"text": ["cat", ""], "answer_start": [2, 0]}}, "the answer '' should be text"),
     "elsewhere": (
         {"answers": {"text": ["cat"], "answer_start": [3]}},
         "the answer 'cat' should begin at character 3 of its context, where 'at ' is",
@@ -223,6 +228,8 @@ BAD = {
 
 def test_places_may_be_written_as_text():
     written = {"text": ["cat"], "answer_start": [" 2"]}
+    assert as_lists({"text": ["cat"], "answer_start": [2.0]}) == GOOD["answers"]
+    assert as_lists({"text": [""], "answer_start": [-1]}) == as_lists({"text": "", "answer_start": None}) == NONE
     assert as_lists(written) == as_lists({"text": "cat", "answer_start": "2"}) == GOOD["answers"]
     assert len(check("train", datasets.Dataset.from_list([GOOD | {"answers": written}]))["train"]) == 1
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import re
 
 import pytest
 
@@ -270,3 +271,32 @@ def test_json_by_column_as_pandas_writes_it(tmp_path):
     lines = '{"a": {"0": 1}, "b": "x"}\n{"a": {"0": 2}, "b": "y"}\n'
     (tmp_path / "c.jsonl").write_text(lines)
     assert read_table([tmp_path / "c.jsonl"], Data(), [])["b"][:] == ["x", "y"]
+
+
+@pytest.mark.usefixtures("size")
+def test_quotes_that_stay_in_their_fields_are_said(tmp_path):
+    """Behind a blank, or where fields are not quoted."""
+    cases = {
+        "a.csv": (
+            'text,label\na, "b"\n"c",d\ne, "f"\n',
+            "2 fields of label have a blank before the quote",
+            [' "b"', "d"],
+        ),
+        "a.tsv": ('text\tlabel\nx\ty\n"a ""b"""\tc\n', "1 fields of text are in quotes.* that of row 1", ["y", "c"]),
+    }
+    for name, (content, said, labels) in cases.items():
+        (tmp_path / name).write_text(content)
+        source = read(Data(path=str(tmp_path / name)))
+        assert source["train"]["label"][:2] == labels
+        assert [bool(re.search(said, line)) for _, line, _ in source.remarks] == [True]
+    assert rows(tmp_path, "b.tsv", 'text\tlabel\nsaid "a"\tb\n')[0] == {"text": 'said "a"', "label": "b"}
+
+
+def test_quotes_with_a_backslash_are_refused(tmp_path):
+    """Spark's writer has them by default, and MySQL's; a backslash that ends a field, or before two quotes, is one."""
+    with pytest.raises(InputError, match=r'a.csv, line 3: has \\" within a field, and 0 other lines have'):
+        rows(tmp_path, "a.csv", 'text,label\na,b\n"He said \\"hi\\" to me",pos\n')
+    assert rows(tmp_path, "b.csv", 'text,label\n"C:\\",a\n"f(\\""x\\"")",b\n') == [
+        {"text": "C:\\", "label": "a"},
+        {"text": 'f(\\"x\\")', "label": "b"},
+    ]

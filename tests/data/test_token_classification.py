@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from d2v.data.conll import sentences
 from d2v.data.token_classification import (
     TokenData,
+    as_words,
     cut_words,
     firsts,
     inside_classes,
@@ -200,3 +201,18 @@ def test_a_type_is_not_needed_to_go_on():
 def test_no_room(tokenizer):
     with pytest.raises(InputError, match="data.max_length is 2; should be at least 3"):
         word_windows(make_job(TokenData(stride=0)), make_split(), [["a"]], tokenizer, 2)
+
+
+def test_files_of_ten_columns_are_universal_by_any_name(tmp_path):
+    """The words of CoNLL-X, and of CoNLL-U called `.conll`, are in the second column."""
+    line = "{0}\t{1}\t{1}\t{2}\t_\t_\t2\tnsubj\t_\tSpaceAfter=No"
+    text = "\n".join(["# text = Dogs bark", line.format(1, "Dogs", "NOUN"), line.format(2, "bark", "VERB"), "", ""])
+    for name in ("a.conll", "a.conllu"):
+        (tmp_path / name).write_text(text)
+        assert list(sentences(tmp_path / name)) == [(["Dogs", "bark"], ["NOUN", "VERB"])]
+
+
+def test_a_bracket_is_a_word():
+    job = make_job(TokenData())
+    assert as_words("[ John ] went home", job) == ["[", "John", "]", "went", "home"]
+    assert as_words("['a' 'b' ... 'c']", job) == "['a' 'b' ... 'c']"

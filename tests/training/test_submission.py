@@ -58,6 +58,14 @@ def fill(tmp_path, sample, records):
             "sentence is filled",
         ),
         ("id,x\n1,\n", [{"id": "1", "text": "helo", "text_lm": "hello"}], "id,x\n1,hello\n", "x is text_lm"),
+        # the number of a choice, not its text; scores of a prediction are no answer
+        ("id,label\n1,\n", [{"id": "1", "choice": 2, "text": "goes home"}], "id,label\n1,2\n", "label is choice"),
+        (
+            "id,scores\n1,\n",
+            [{"id": "1", "label": "a", "scores": {"a": 1.0}}],
+            "id,scores\n1,a\n",
+            "scores is label",
+        ),
         # a trial is a pair of clips
         ("trial,p\na b,\n", [{"enrol": "a", "test": "b", "score": 0.5}], "trial,p\na b,0.5\n", "p is score"),
     ],
@@ -75,6 +83,8 @@ def test_a_sample_is_filled(tmp_path, sample, records, filled, said):
         ("id,x\n0,\n1,2,3\n", CLASSES, "sample.csv, line 3: should have 2 fields, as its first line has"),
         ("id,x,x\n0,,\n", CLASSES, "two of its columns have the same name; there are id, x, x"),
         ("id,x,y\n0,,\n", CLASSES, "predictions have no 'x'; there are label, a, b"),
+        ("id,rle\n1,\n", [{"id": "1", "mask": "masks/1.png"}], "predictions have no 'rle'; there are mask"),
+        ("id,scores,x\n0,,\n", CLASSES, "predictions have no 'scores'"),
         ("id,x\n1,\n", [{"id": "a/1.jpg", "label": "a"}, {"id": "b/1.jpg", "label": "b"}], "1 is the id of 2 predic"),
         (
             "id,x\n1,\n",
