@@ -95,15 +95,15 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
 
 
 def check_palette(mask: Image.Image, name: str) -> None:
-    """Raise InputError for a palette of greys that are not its numbers, as programs write grey files to save space.
+    """Raise InputError for a palette of nothing but greys that are not its numbers: a grey file, made smaller.
 
-    Which of the two are the classes cannot be told. Black and one other grey may be of VOC's palette.
+    Which of the two are the classes cannot be told.
     """
     colours = np.array(mask.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
     used = np.unique(np.asarray(mask))
     used = used[(used > 0) & (used < len(colours))]
     greys = colours[used, 0]
-    if len(used) > 1 and (colours[used] == greys[:, None]).all() and (greys != used).any():
+    if (colours == colours[:, :1]).all() and (greys != used).any():
         raise InputError(
             f"{name}: a palette of greys other than its numbers, such as {greys[-1]} for number {used[-1]}; should be "
             "grey with the numbers of classes, or a palette of colours"

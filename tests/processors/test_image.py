@@ -512,12 +512,14 @@ def test_files_that_do_not_fit(tmp_path):
 
 
 def test_a_palette_of_greys_that_are_not_its_numbers():
-    """As programs write grey files to save space: its numbers are no classes. Black and one grey may be VOC's."""
+    """As programs write grey files to save space: its numbers are no classes. A palette of colours has greys too."""
     mask = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
     mask.putpalette([0, 0, 0, 7, 7, 7, 15, 15, 15])
     with pytest.raises(InputError, match="a palette of greys other than its numbers, such as 15 for number 2"):
         load_mask(mask)
     mask.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert load_mask(mask).tolist() == [[0, 1, 2]]
+    mask.putpalette([0, 0, 0, 120, 120, 120, 230, 230, 230, 6, 51, 255])
     assert load_mask(mask).tolist() == [[0, 1, 2]]
     mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     assert load_mask(mask).tolist() == [[0, 1, 2]]
