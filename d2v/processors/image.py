@@ -97,13 +97,13 @@ def load_mask(source: ImageSource | np.ndarray) -> np.ndarray:
 def check_palette(mask: Image.Image, name: str) -> None:
     """Raise InputError for a palette of nothing but greys that are not its numbers: a grey file, made smaller.
 
-    Which of the two are the classes cannot be told.
+    Which of the two are the classes cannot be told, but for black and white, which show a class and its background.
     """
     colours = np.array(mask.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
     used = np.unique(np.asarray(mask))
     used = used[(used > 0) & (used < len(colours))]
     greys = colours[used, 0]
-    if (colours == colours[:, :1]).all() and (greys != used).any():
+    if len(used) > 1 and (colours == colours[:, :1]).all() and (greys != used).any():
         raise InputError(
             f"{name}: a palette of greys other than its numbers, such as {greys[-1]} for number {used[-1]}; should be "
             "grey with the numbers of classes, or a palette of colours"

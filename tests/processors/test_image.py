@@ -523,3 +523,6 @@ def test_a_palette_of_greys_that_are_not_its_numbers():
     assert load_mask(mask).tolist() == [[0, 1, 2]]
     mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     assert load_mask(mask).tolist() == [[0, 1, 2]]
+    mask = Image.fromarray(np.array([[0, 1, 1]], np.uint8), "P")
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    assert load_mask(mask).tolist() == [[0, 1, 1]]
