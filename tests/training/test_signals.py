@@ -26,8 +26,10 @@ KINDS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 @pytest.fixture
 def handlers():
-    """Those of this process come back."""
+    """Those of this process come back; meanwhile none is ignored, as SIGHUP is under nohup."""
     before = {each: signal.getsignal(each) for each in KINDS}
+    for each, handler in before.items():
+        signal.signal(each, signal.SIG_DFL if handler == signal.SIG_IGN else handler)
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
