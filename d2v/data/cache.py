@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WORTH = 10_000
 """Number of rows from which the cache is faster than reading them all again."""
-FORMAT = 3
+FORMAT = 4
 """To be raised when the results of a mapped function change."""
 NETWORK_READS = 32
 """Files that are checked at once: on network disks each takes a millisecond or more of waiting."""

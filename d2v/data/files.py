@@ -1,10 +1,12 @@
 """The files of a folder, and the split that each belongs to."""
 
+import gzip
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 AUDIO = {
     ".wav",
@@ -222,3 +224,8 @@ def counted(files: Iterable[PurePath]) -> str:
 def described(splits: Mapping[str, int]) -> str:
     """Splits with their rows, such as "train (20 rows), dev (1 row)"."""
     return ", ".join(f"{name} ({rows} row{'s' * (rows != 1)})" for name, rows in splits.items())
+
+
+def open_binary(file: Path) -> Any:
+    """The bytes of a file, unpacked where its name ends in `.gz`."""
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")

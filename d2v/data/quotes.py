@@ -3,37 +3,35 @@
 import csv
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from d2v.data.files import open_binary
 from d2v.errors import InputError
 
 ESCAPED = re.compile(r'\\"[^",;\r\n]')
 """A backslash before a quote that goes on: not how CSV has it, but Spark's and MySQL's writers by default."""
 
 
-def quoted_fields(batch: Any, delimiter: str, before: int) -> list[str]:
-    """What to say of fields of a pyarrow batch that keep their quotes: each column's number of them, and the first row.
+def count_quoted(batch: Any, delimiter: str, before: int, found: dict[str, list[int]]) -> None:
+    """Count the fields of a pyarrow batch that keep their quotes.
 
     Args:
         batch: of a CSV file.
         delimiter: of its fields. Quotes are characters after tabs and bars, and else where a blank stands before them.
         before: rows of the file before the batch.
+        found: by column, how many there are and the row of the first; it is added to.
     """
     import pyarrow.compute as pc
 
-    pattern, why = (r'^ +".*"$', "have a blank before the quote") if delimiter in ",;" else (r'^".*"$', "are in quotes")
-    found = []
+    pattern = r'^ +".*"$' if delimiter in ",;" else r'^".*"$'
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         there = pc.match_substring_regex(column, pattern)
         if count := there.true_count:
-            row = before + there.index(True).as_py()
-            found.append(f"{count} fields of {name} {why}, which stays in them; the first is that of row {row}")
-    return found
+            found.setdefault(name, [0, before + there.index(True).as_py()])[0] += count
 
 
-def check_quotes(file: Path, delimiter: str, open_binary: Callable[[Path], Any]) -> None:
+def check_quotes(file: Path, delimiter: str) -> None:
     """Raise InputError for a field that begins with a quote and does not end with one: it swallowed the next rows."""
     begun, limit = 1, csv.field_size_limit(2**31 - 1)
     try:
@@ -52,7 +50,7 @@ def check_quotes(file: Path, delimiter: str, open_binary: Callable[[Path], Any])
         csv.field_size_limit(limit)
 
 
-def check_escapes(file: Path, open_binary: Callable[[Path], Any]) -> None:
+def check_escapes(file: Path) -> None:
     r"""Raise InputError for `\"` within a field, where it ends the field."""
     found, first = 0, 0
     with open_binary(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:

@@ -1,7 +1,6 @@
 """Files of tables: CSV and TSV as text, JSON with the types it has, parquet, lines of text."""
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -9,7 +8,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from itertools import islice
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from d2v.config import Data
 from d2v.data.cache import FORMAT, cache_folder, states
-from d2v.data.quotes import check_escapes, check_quotes, quoted_fields
+from d2v.data.files import open_binary
+from d2v.data.quotes import check_escapes, check_quotes, count_quoted
 from d2v.errors import InputError
 from d2v.hub import in_place_of, read_json, write_json
 
@@ -130,10 +130,10 @@ def whole_rows(file: Path, data: Data, remarks: list[Remark]) -> Any:
     import pyarrow as pa
 
     bad: list[str] = []
-    quoted: list[str] = []
+    quoted: dict[str, list[int]] = {}
     schema, batches = open_csv(file, data, bad, quoted)
     table = pa.Table.from_batches(batches, schema)
-    remarks += ragged_rows(file, data, bad) + kept_quotes(file, quoted)
+    remarks += ragged_rows(file, data, bad) + kept_quotes(file, data, quoted)
     return table
 
 
@@ -148,14 +148,14 @@ def kept_rows(file: Path, data: Data, remarks: list[Remark]) -> "Dataset":
     with FileLock(f"{place}.lock"):
         if not place.is_file():
             bad: list[str] = []
-            quoted: list[str] = []
+            quoted: dict[str, list[int]] = {}
             schema, batches = open_csv(file, data, bad, quoted)
             with in_place_of(place) as beside, pa.ipc.new_stream(str(beside), schema) as stream:
                 for batch in batches:
                     stream.write_batch(batch)
                 write_json(place.with_suffix(".json"), {"bad": bad, "quoted": quoted})
     found = read_json(place.with_suffix(".json"))
-    remarks += ragged_rows(file, data, found["bad"]) + kept_quotes(file, found["quoted"])
+    remarks += ragged_rows(file, data, found["bad"]) + kept_quotes(file, data, found["quoted"])
     return datasets.Dataset.from_file(str(place))
 
 
@@ -171,9 +171,22 @@ def ragged_rows(file: Path, data: Data, bad: Sequence[str]) -> list[Remark]:
     return []
 
 
-def kept_quotes(file: Path, found: Sequence[str]) -> list[Remark]:
-    """What is said of fields that keep their quotes, see `quoted_fields`, once for each column."""
-    return [("quotes kept", f"{file}: {line}", {"file": str(file)}) for line in found]
+def kept_quotes(file: Path, data: Data, found: Mapping[str, Sequence[int]]) -> list[Remark]:
+    """What is said of fields that keep their quotes, see `count_quoted`, once for each column."""
+    why = "have a blank before the quote" if delimiter_of(file, data) in ",;" else "are in quotes"
+    return [
+        (
+            "quotes kept",
+            f"{file}: {rows} fields of {name} {why}, which stays in them; the first is that of row {first}",
+            {"file": str(file), "column": name, "rows": rows},
+        )
+        for name, (rows, first) in found.items()
+    ]
+
+
+def delimiter_of(file: Path, data: Data) -> str:
+    """What separates the fields of a CSV or TSV file."""
+    return data.delimiter or ("," if ending(file) == ".csv" else "\t")
 
 
 def reason(error: BaseException) -> str:
@@ -197,7 +210,7 @@ def joined(tables: list[Any], files: Sequence[Path]) -> "Dataset":
 
 
 def open_csv(
-    file: Path, data: Data, bad: list[str], quoted_in: list[str], block: int = 1 << 24
+    file: Path, data: Data, bad: list[str], quoted_in: dict[str, list[int]], block: int = 1 << 24
 ) -> tuple[Any, Iterator[Any]]:
     """The pyarrow schema of a CSV file, whose columns are all text, an empty field the empty text, and its batches.
 
@@ -207,7 +220,7 @@ def open_csv(
         file: CSV or TSV, of which the first line names the columns unless `data.header` does.
         data: has `delimiter` and `header`.
         bad: gets what is wrong with rows left out.
-        quoted_in: gets what `quoted_fields` says of the first batch that has such fields.
+        quoted_in: gets what `count_quoted` counts.
         block: bytes of a batch.
 
     Raises:
@@ -217,7 +230,7 @@ def open_csv(
     import pyarrow.compute as pc
     from pyarrow import csv as arrow
 
-    delimiter = data.delimiter or ("," if ending(file) == ".csv" else "\t")
+    delimiter = delimiter_of(file, data)
     quoted = delimiter in ",;"
     names, skip = (data.header, 0) if data.header else read_header(file, delimiter, quoted=quoted, data=data)
     schema = pa.schema([(name, pa.string()) for name in names])
@@ -254,14 +267,16 @@ def open_csv(
             with open_binary(file) as stream:
                 for batch in arrow.open_csv(stream, read, parse, convert):
                     several = several or any(pc.any(pc.match_substring(each, "\n")).as_py() for each in batch)
-                    escaped = escaped or any(pc.any(pc.match_substring(each, '\\"')).as_py() for each in batch)
-                    quoted_in.extend([] if quoted_in else quoted_fields(batch, delimiter, count))
+                    escaped = escaped or (
+                        quoted and any(pc.any(pc.match_substring(each, '\\"')).as_py() for each in batch)
+                    )
+                    count_quoted(batch, delimiter, count, quoted_in)
                     yield without_names(batch, count) if len(names) > 1 else batch
                     count += len(batch)
             if several:
-                check_quotes(file, delimiter, open_binary)
-            if escaped and quoted:
-                check_escapes(file, open_binary)
+                check_quotes(file, delimiter)
+            if escaped:
+                check_escapes(file)
         except (pa.ArrowInvalid, EOFError, zlib.error) as error:
             if "Empty CSV file" not in str(error):
                 raise InputError(
@@ -280,11 +295,6 @@ def undecoded(file: Path) -> str | None:
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8: byte 0x{line[error.start]:02x}"
     return None
-
-
-def open_binary(file: Path) -> Any:
-    """The bytes of a file, unpacked where its name ends in `.gz`."""
-    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def read_header(file: Path, delimiter: str, *, quoted: bool, data: Data) -> tuple[list[str], int]:
@@ -418,7 +428,7 @@ def first_rows(file: Path, data: Data) -> list[dict[str, Any]]:
     kind = TABLES[ending(file)]
     try:
         if kind == "csv":
-            first = next(open_csv(file, data, [], [], block=1 << 20)[1], pa.RecordBatch.from_pylist([]))
+            first = next(open_csv(file, data, [], {}, block=1 << 20)[1], pa.RecordBatch.from_pylist([]))
             return first.slice(0, SAMPLE).to_pylist()
         if kind == "parquet":
             with parquet.ParquetFile(file) as source:
